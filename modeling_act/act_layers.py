@@ -1,0 +1,157 @@
+"""Layers that teacher and student share: mini-PointNet, position MLP, attention call, MLP, drop path."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .point_ops import PointGroups, group_points
+
+
+def make_groups(config: PreTrainedConfig, points: Tensor | None, groups: PointGroups | None) -> PointGroups:
+    """The groups a model works on: those given, or `points` (batch, points, 3) cut as its configuration says."""
+    if (points is None) == (groups is None):
+        raise ValueError("give exactly one of `points` and `groups`")
+    if groups is None:
+        return group_points(points, config.num_groups, config.group_size, skip_near_origin=config.skip_near_origin)
+    return PointGroups(*groups)
+
+
+class ACTGroupEmbedding(nn.Module):
+    """Mini-PointNet: one feature for each group, by max over its points."""
+
+    def __init__(self, dims: list[int], embedding_dim: int):
+        super().__init__()
+        point_dim, group_dim, hidden_dim = dims
+        self.linear1 = nn.Linear(3, point_dim)
+        self.norm1 = nn.BatchNorm1d(point_dim)
+        self.linear2 = nn.Linear(point_dim, group_dim)
+        self.linear3 = nn.Linear(2 * group_dim, hidden_dim)  # reads [group feature, point feature]
+        self.norm2 = nn.BatchNorm1d(hidden_dim)
+        self.linear4 = nn.Linear(hidden_dim, embedding_dim)
+
+    def forward(self, neighborhoods: Tensor, visible: Tensor | None = None) -> Tensor:
+        """(batch, groups, group_size, 3) -> (batch, groups or visible groups, embedding_dim).
+
+        `visible` (batch, visible groups) names the groups to embed. In training the others still take part in the
+        batch statistics, as in the original, but the last layer is spared them.
+        """
+        if visible is not None and not self.training:
+            neighborhoods, visible = _select_groups(neighborhoods, visible), None
+        batch_size, num_groups, group_size, _ = neighborhoods.shape
+        points = neighborhoods.reshape(-1, 3).to(self.linear1.weight.dtype)
+        features = self.linear2(self.norm1(self.linear1(points)).relu())
+        features = features.view(-1, group_size, features.shape[-1])  # (batch * groups, group_size, channels)
+        # linear3 of the concatenation, without repeating the group's half for each of its points
+        group_weight, point_weight = self.linear3.weight.chunk(2, dim=1)
+        group_part = nn.functional.linear(max_pool(features, 1), group_weight, self.linear3.bias)
+        features = nn.functional.linear(features, point_weight) + group_part.unsqueeze(1)
+        features = self.norm2(features.flatten(0, 1)).relu()
+        features = features.view(batch_size, num_groups, group_size, -1)
+        if visible is not None:
+            features = _select_groups(features, visible)
+        return max_pool(self.linear4(features), 2)
+
+
+def _select_groups(values: Tensor, groups: Tensor) -> Tensor:
+    """(batch, groups, ...), (batch, kept) -> (batch, kept, ...)."""
+    rows = torch.arange(values.shape[0], device=values.device).unsqueeze(1)
+    return values[rows, groups]
+
+
+def max_pool(values: Tensor, dim: int) -> Tensor:
+    """Maximum whose gradient goes to the first of equal entries; where none is needed, the faster kernel."""
+    return values.max(dim).values if values.requires_grad else values.amax(dim)
+
+
+class ACTPositionEmbedding(nn.Module):
+    """Where a group lies: an MLP of its center, (..., 3) -> (..., hidden_size)."""
+
+    def __init__(self, position_dim: int, hidden_size: int):
+        super().__init__()
+        self.linear1 = nn.Linear(3, position_dim)
+        self.linear2 = nn.Linear(position_dim, hidden_size)
+
+    def forward(self, centers: Tensor) -> Tensor:
+        centers = centers.to(self.linear1.weight.dtype)
+        return self.linear2(nn.functional.gelu(self.linear1(centers)))
+
+
+class ACTMLP(nn.Module):
+    """The MLP of a Transformer block; gated, and normalised inside, where the backbone has it so."""
+
+    def __init__(self, config: PreTrainedConfig, gated: bool = False, norm: nn.Module | None = None):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.gate = nn.Linear(config.hidden_size, config.intermediate_size) if gated else None
+        self.activation = ACT2FN[config.hidden_act]
+        self.norm = norm if norm is not None else nn.Identity()
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if self.gate is None:
+            hidden_states = self.activation(self.fc1(hidden_states))
+        else:
+            hidden_states = self.activation(self.gate(hidden_states)) * self.fc1(hidden_states)
+        return self.fc2(self.norm(hidden_states))
+
+
+class ACTDropPath(nn.Module):
+    """Stochastic depth: in training, drops a branch for whole clouds and scales up the rest."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        if self.rate == 0 or not self.training:
+            return branch
+        keep = 1 - self.rate
+        kept = branch.new_empty(branch.shape[0], 1, 1).bernoulli_(keep)
+        return branch * kept.div_(keep)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3f}"
+
+
+def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs) -> tuple[Tensor, Tensor | None]:
+    """Attention of (batch, tokens, heads, head_dim) through the implementation chosen in `module.config`.
+
+    Returns (batch, tokens, hidden_size), and the weights where the implementation has them.
+    """
+    attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+        module.config._attn_implementation, eager_attention_forward
+    )
+    query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    context, weights = attention(module, query, key, value, None, scaling=query.shape[-1] ** -0.5, **kwargs)
+    return context.flatten(2), weights
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """Textbook attention, (batch, heads, tokens, head_dim) -> (batch, tokens, heads, head_dim); keeps the weights."""
+    scores = (query * scaling) @ key.transpose(2, 3)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(-1, dtype=torch.promote_types(torch.float32, query.dtype)).to(query.dtype)
+    return (weights @ value).transpose(1, 2), weights
+
+
+def init_torch_linear(linear: nn.Linear) -> None:
+    """What `nn.Linear` does by itself; sparing loaded weights."""
+    init.kaiming_uniform_(linear.weight, a=math.sqrt(5))
+    if linear.bias is not None:
+        bound = 1 / math.sqrt(linear.in_features)
+        init.uniform_(linear.bias, -bound, bound)

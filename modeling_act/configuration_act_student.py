@@ -1,0 +1,111 @@
+"""Configuration of `ACTStudent` and its heads: a plain 3D Transformer over groups of points."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from .configuration_checks import check_choice, check_positive, check_share, check_widths
+
+
+@strict
+class ACTStudentConfig(PreTrainedConfig):
+    r"""
+    The defaults are the paper's.
+
+    num_groups, group_size (`int`):
+        A cloud becomes `num_groups` tokens of `group_size` points each (64 for 1024 points, 128 for 2048, 512 for 8192).
+    skip_near_origin (`bool`):
+        Farthest point sampling never picks points with squared norm <= 1e-3, as the released checkpoints had it.
+    pointnet_dims (`list[int]`):
+        Widths of the mini-PointNet inside a group: first layer, group feature, second layer.
+    embedding_dim (`int`, *optional*):
+        Width the mini-PointNet puts out; `None` means `hidden_size`. Another width adds a projection.
+    position_dim (`int`):
+        Width of the hidden layer of the position MLPs.
+    use_cls_token (`bool`):
+        Whether a class token leads the groups. Without it, `pooler_output` is [mean, max] instead of [cls, max].
+    residual_after_norm (`bool`):
+        Each branch is added to the normalised tokens instead of the raw ones, as ReCon has it.
+    decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size (`int`):
+        The pretraining decoder; heads and MLP width default to the encoder's.
+    teacher_dim (`int`):
+        Width of the teacher's features.
+    mask_ratio (`float`), mask_type (`"random"` or `"block"`):
+        Share of the groups hidden in pretraining, drawn at random or as the nearest groups of a random one.
+    loss_type (`"cosine"`, `"l2"` or `"smooth_l1"`):
+        Distance between predicted and teacher features.
+    head (`"mlp3"` or `"linear"`), classifier_dim, classifier_dropout:
+        The classification head.
+    segmentation_layers (`list[int]`, *optional*):
+        Layers (1-based) whose outputs a segmentation head reads; `None` means a third, two thirds and all of the depth.
+    propagation_dims, segmentation_dims (`list[int]`), segmentation_dropout, num_categories, category_dim:
+        Widths of the segmentation heads; the object categories are read by part segmentation only.
+    """
+
+    model_type = "act_student"
+
+    num_groups: int = 64
+    group_size: int = 32
+    skip_near_origin: bool = False
+    pointnet_dims: list[int] | tuple[int, ...] = (128, 256, 512)
+    embedding_dim: int | None = None
+    position_dim: int = 128
+
+    hidden_size: int = 384
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 6
+    intermediate_size: int = 1536
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-5
+    qkv_bias: bool = False
+    drop_path_rate: float | int = 0.1
+    use_cls_token: bool = True
+    residual_after_norm: bool = False
+    initializer_range: float = 0.02
+
+    decoder_num_hidden_layers: int = 2
+    decoder_num_attention_heads: int | None = None
+    decoder_intermediate_size: int | None = None
+    teacher_dim: int = 384
+    mask_ratio: float | int = 0.8
+    mask_type: str = "random"
+    loss_type: str = "cosine"
+
+    head: str = "mlp3"
+    classifier_dim: int = 256
+    classifier_dropout: float | int = 0.5
+
+    segmentation_layers: list[int] | tuple[int, ...] | None = None
+    propagation_dims: list[int] | tuple[int, ...] = (1536, 1024)
+    segmentation_dims: list[int] | tuple[int, ...] = (512, 256)
+    segmentation_dropout: float | int = 0.5
+    num_categories: int = 16
+    category_dim: int = 64
+
+    def __post_init__(self, **kwargs):
+        self.pointnet_dims = list(self.pointnet_dims)
+        self.propagation_dims = list(self.propagation_dims)
+        self.segmentation_dims = list(self.segmentation_dims)
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Every rule that spans fields or bounds a value; part of `@strict`."""
+        check_positive(
+            self, "num_groups", "group_size", "embedding_dim", "position_dim", "hidden_size", "num_hidden_layers",
+            "num_attention_heads", "intermediate_size", "decoder_num_hidden_layers", "decoder_num_attention_heads",
+            "decoder_intermediate_size", "teacher_dim", "classifier_dim", "num_categories", "category_dim",
+        )  # fmt: skip
+        check_widths(self, pointnet_dims=3, propagation_dims=2, segmentation_dims=2)
+        check_choice(self, mask_type=("random", "block"), loss_type=("cosine", "l2", "smooth_l1"), head=("mlp3", "linear"))
+        check_share(self, "drop_path_rate", "classifier_dropout", "segmentation_dropout", "mask_ratio")
+        for name in ("num_attention_heads", "decoder_num_attention_heads"):
+            heads = getattr(self, name)
+            if heads is not None and self.hidden_size % heads:
+                raise ValueError(f"`hidden_size` must be divisible by `{name}`, got {self.hidden_size} and {heads}")
+        layers = self.segmentation_layers
+        if layers is not None and not (layers and all(1 <= layer <= self.num_hidden_layers for layer in layers)):
+            raise ValueError(
+                f"`segmentation_layers` must name layers from 1 to num_hidden_layers={self.num_hidden_layers}, got {layers}"
+            )
+
+
+__all__ = ["ACTStudentConfig"]

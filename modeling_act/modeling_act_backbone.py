@@ -1,0 +1,170 @@
+"""The Transformer in the middle of the teacher: one canonical block that holds any pretrained family.
+
+`backbone_families.py` reads a pretrained model into it. Tokens are groups, so patch embeddings, class tokens and image
+positions of the original have no place here; every block gets the groups' own positions instead.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .act_layers import ACTMLP, attend
+from .configuration_act_teacher import ACTTeacherConfig
+
+
+class ACTAffine(nn.Module):
+    """ResMLP's stand-in for a norm: a scale and a shift per channel."""
+
+    def __init__(self, hidden_size: int, eps: float = 0.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.bias = nn.Parameter(torch.zeros(hidden_size))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return torch.addcmul(self.bias, hidden_states, self.weight)
+
+
+NORMS = {"layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm, "affine": ACTAffine}
+
+
+def make_norm(config: ACTTeacherConfig, enabled: bool = True, size: int | None = None) -> nn.Module:
+    if not enabled:
+        return nn.Identity()
+    return NORMS[config.norm_type](size or config.hidden_size, eps=config.layer_norm_eps)
+
+
+class ACTBackboneAttention(nn.Module):
+    """Self-attention of the groups, with prompts as further keys and values."""
+
+    def __init__(self, config: ACTTeacherConfig):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.is_causal = False
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
+        self.query_norm = make_norm(config, config.qk_norm, self.head_dim)
+        self.key_norm = make_norm(config, config.qk_norm, self.head_dim)
+        self.norm = make_norm(config, config.attention_norm)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: Tensor, prompts: Tensor | None = None, **kwargs) -> tuple[Tensor, Tensor | None]:
+        batch_size, num_groups, hidden_size = hidden_states.shape
+        query, keys_values = self.qkv(hidden_states).split([hidden_size, 2 * hidden_size], dim=-1)
+        if prompts is not None:
+            # What attention makes of a prompt is thrown away after every block, so a prompt needs no query.
+            bias = None if self.qkv.bias is None else self.qkv.bias[hidden_size:]
+            prompts = nn.functional.linear(prompts, self.qkv.weight[hidden_size:], bias)
+            keys_values = torch.cat([prompts.expand(batch_size, -1, -1), keys_values], dim=1)
+        query = self.query_norm(query.view(batch_size, num_groups, self.num_heads, self.head_dim))
+        keys_values = keys_values.view(batch_size, -1, 2, self.num_heads, self.head_dim)
+        key, value = keys_values.unbind(2)
+        context, weights = attend(self, query, self.key_norm(key), value, **kwargs)
+        return self.proj(self.norm(context)), weights
+
+
+class ACTTokenMixer(nn.Module):
+    """MLP-Mixer's and ResMLP's mixing across a fixed number of tokens: prompts, then groups."""
+
+    def __init__(self, config: ACTTeacherConfig):
+        super().__init__()
+        num_tokens = config.num_mixer_tokens
+        if config.token_mixer == "mlp":
+            mlp = [nn.Linear(num_tokens, config.mixer_dim), nn.GELU(), nn.Linear(config.mixer_dim, num_tokens)]
+            self.mix = nn.Sequential(*mlp)
+        else:
+            self.mix = nn.Linear(num_tokens, num_tokens)
+
+    def forward(self, hidden_states: Tensor, prompts: Tensor | None = None, **kwargs) -> tuple[Tensor, None]:
+        num_groups, tokens = hidden_states.shape[1], hidden_states
+        if prompts is not None:
+            tokens = torch.cat([prompts.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        return self.mix(tokens.transpose(1, 2)).transpose(1, 2)[:, -num_groups:], None
+
+
+class ACTBackboneLayer(GradientCheckpointingLayer):
+    """One block. Without dropout: what is frozen is also deterministic."""
+
+    def __init__(self, config: ACTTeacherConfig):
+        super().__init__()
+        self.post_norm = config.norm_position == "post"
+        self.norm1 = make_norm(config)
+        self.mixer = ACTBackboneAttention(config) if config.token_mixer == "attention" else ACTTokenMixer(config)
+        self.norm2 = make_norm(config)
+        self.mlp = ACTMLP(config, config.gated_mlp, make_norm(config, config.mlp_norm, config.intermediate_size))
+        self.layer_scale1 = nn.Parameter(torch.ones(config.hidden_size)) if config.layer_scale else None
+        self.layer_scale2 = nn.Parameter(torch.ones(config.hidden_size)) if config.layer_scale else None
+
+    def forward(self, hidden_states: Tensor, positions: Tensor, prompts: Tensor | None = None, **kwargs) -> Tensor:
+        """(batch, tokens, hidden_size), the same, (batch or 1, prompts, hidden_size) -> (batch, tokens, hidden_size)."""
+        hidden_states = hidden_states + positions
+        if self.post_norm:
+            hidden_states = self.norm1(hidden_states + self.mixer(hidden_states, prompts, **kwargs)[0])
+            return self.norm2(hidden_states + self.mlp(hidden_states))
+        prompts = None if prompts is None else self.norm1(prompts)
+        mixed, _ = self.mixer(self.norm1(hidden_states), prompts, **kwargs)
+        hidden_states = hidden_states + _scale(mixed, self.layer_scale1)
+        return hidden_states + _scale(self.mlp(self.norm2(hidden_states)), self.layer_scale2)
+
+
+def _scale(branch: Tensor, scale: Tensor | None) -> Tensor:
+    return branch if scale is None else branch * scale
+
+
+class ACTBackbone(nn.Module):
+    """Blocks and norms of a pretrained Transformer, and nothing else of it."""
+
+    def __init__(self, config: ACTTeacherConfig):
+        super().__init__()
+        self.input_norm = make_norm(config, config.input_norm)
+        self.layers = nn.ModuleList([ACTBackboneLayer(config) for _ in range(config.num_hidden_layers)])
+        self.norm = make_norm(config, config.final_norm)
+
+    def forward(self, hidden_states: Tensor, positions: Tensor, prompts: "ACTPrompts", **kwargs) -> Tensor:
+        """Groups (batch, groups, hidden_size) and their positions through every block; prompts come and go inside."""
+        num_groups = hidden_states.shape[1]
+        layer_prompts = [None] * len(self.layers)
+        hidden_states = self.input_norm(hidden_states)
+        if prompts.kind != "none":
+            tokens, prompt_positions = prompts(len(hidden_states))
+            tokens[0] = self.input_norm(tokens[0])
+            if prompts.kind == "deep":
+                layer_prompts = [token + position for token, position in zip(tokens, prompt_positions, strict=True)]
+            else:  # shallow prompts are tokens like any other, from the first block to the last
+                hidden_states, positions = _lead(tokens[0], hidden_states), _lead(prompt_positions[0], positions)
+        for layer, layer_prompt in zip(self.layers, layer_prompts, strict=True):
+            hidden_states = layer(hidden_states, positions, layer_prompt, **kwargs)
+        return self.norm(hidden_states[:, -num_groups:])
+
+
+def _lead(prompts: Tensor, tokens: Tensor) -> Tensor:
+    return torch.cat([prompts.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+
+
+class ACTPrompts(nn.Module):
+    """Learned prompt tokens with positions of their own; "deep": other ones for every block."""
+
+    def __init__(self, config: ACTTeacherConfig):
+        super().__init__()
+        self.kind = config.prompt_type
+        self.dropout = nn.Dropout(config.prompt_dropout)
+        if self.kind != "none":
+            self.tokens = nn.Parameter(torch.empty(1, config.num_prompts, config.hidden_size))
+            self.positions = nn.Parameter(torch.empty(1, config.num_prompts, config.hidden_size))
+        if self.kind == "deep":
+            shape = (config.num_hidden_layers - 1, config.num_prompts, config.hidden_size)
+            self.deep_tokens = nn.Parameter(torch.empty(shape))
+            self.deep_positions = nn.Parameter(torch.empty(shape))
+
+    def forward(self, batch_size: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Tokens and positions of each block that gets new ones, each (batch or 1, prompts, hidden_size).
+
+        Dropout falls on each cloud's tokens separately; without it the whole batch shares one copy.
+        """
+        tokens, positions = [self.tokens], [self.positions]
+        if self.kind == "deep":
+            tokens += self.deep_tokens.split(1)
+            positions += self.deep_positions.split(1)
+        if self.training and self.dropout.p > 0:
+            tokens = [self.dropout(token.expand(batch_size, -1, -1)) for token in tokens]
+        return tokens, positions

@@ -1,0 +1,508 @@
+"""`ACTStudent`, stage 2 and after: a plain Transformer over groups of points, its pretraining and its heads."""
+
+from copy import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .act_layers import (
+    ACTMLP,
+    ACTDropPath,
+    ACTGroupEmbedding,
+    ACTPositionEmbedding,
+    attend,
+    init_torch_linear,
+    make_groups,
+)
+from .configuration_act_student import ACTStudentConfig
+from .point_ops import PointGroups, gather_points, interpolate, interpolation_weights
+
+
+@dataclass
+class ACTStudentOutput(ModelOutput):
+    """
+    last_hidden_state: normalised tokens, (batch, 1 + visible groups, hidden_size); the class token first.
+    pooler_output: [class token, maximum over the groups], (batch, 2 * hidden_size).
+    centers: of all groups, (batch, groups, 3).
+    hidden_states: input of the first layer and outputs of all, before the final norm; on request.
+    attentions: (batch, heads, tokens, tokens) for each layer; on request.
+    """
+
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    centers: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class ACTStudentForPreTrainingOutput(ModelOutput):
+    """
+    loss: distance between predicted and teacher features of the masked groups, where teacher features are given.
+    predicted_features: (batch, masked groups, teacher_dim), the masked groups in ascending order.
+    bool_masked_pos: (batch, groups), True where a group was hidden.
+    last_hidden_state: of the encoder, as in `ACTStudentOutput`.
+    hidden_states, attentions: of the encoder, on request.
+    """
+
+    loss: Tensor | None = None
+    predicted_features: Tensor | None = None
+    bool_masked_pos: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class ACTPredictionOutput(ModelOutput):
+    """
+    loss: cross-entropy, where labels are given.
+    logits: (batch, num_labels) of clouds, or (batch, points, num_labels) of points.
+    hidden_states, attentions: of the encoder, on request.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class ACTStudentAttention(nn.Module):
+    def __init__(self, config: ACTStudentConfig):
+        super().__init__()
+        self.config = config
+        self.head_shape = (3, config.num_attention_heads, config.hidden_size // config.num_attention_heads)
+        self.is_causal = False
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: Tensor, **kwargs) -> tuple[Tensor, Tensor | None]:
+        query, key, value = self.qkv(hidden_states).unflatten(2, self.head_shape).unbind(2)
+        context, weights = attend(self, query, key, value, **kwargs)
+        return self.proj(context), weights
+
+
+class ACTStudentLayer(GradientCheckpointingLayer):
+    def __init__(self, config: ACTStudentConfig, drop_path_rate: float):
+        super().__init__()
+        self.residual_after_norm = config.residual_after_norm
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = ACTStudentAttention(config)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = ACTMLP(config)
+        self.drop_path = ACTDropPath(drop_path_rate)
+
+    def forward(self, hidden_states: Tensor, positions: Tensor, **kwargs) -> Tensor:
+        """Both (batch, tokens, hidden_size); positions are added before every layer."""
+        hidden_states = hidden_states + positions
+        normed = self.norm1(hidden_states)
+        residual = normed if self.residual_after_norm else hidden_states
+        hidden_states = residual + self.drop_path(self.attention(normed, **kwargs)[0])
+        normed = self.norm2(hidden_states)
+        residual = normed if self.residual_after_norm else hidden_states
+        return residual + self.drop_path(self.mlp(normed))
+
+
+def make_layers(config: ACTStudentConfig, num_layers: int) -> nn.ModuleList:
+    """Layers whose drop path grows linearly from 0 to the configured rate."""
+    rates = torch.linspace(0, config.drop_path_rate, num_layers, device="cpu").tolist()
+    return nn.ModuleList([ACTStudentLayer(config, rate) for rate in rates])
+
+
+class ACTStudentDecoder(nn.Module):
+    """Predicts the teacher's features of masked groups from the encoded visible ones."""
+
+    def __init__(self, config: ACTStudentConfig):
+        super().__init__()
+        config = copy(config)
+        config.num_attention_heads = config.decoder_num_attention_heads or config.num_attention_heads
+        config.intermediate_size = config.decoder_intermediate_size or config.intermediate_size
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.position_embedding = ACTPositionEmbedding(config.position_dim, config.hidden_size)
+        self.layers = make_layers(config, config.decoder_num_hidden_layers)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.projection = nn.Linear(config.hidden_size, config.teacher_dim)
+
+    def forward(self, visible_states: Tensor, visible_centers: Tensor, masked_centers: Tensor) -> Tensor:
+        """(batch, visible, hidden_size), (batch, visible, 3), (batch, masked, 3) -> (batch, masked, teacher_dim)."""
+        batch_size, num_masked, _ = masked_centers.shape
+        mask_tokens = self.mask_token.to(visible_states.dtype).expand(batch_size, num_masked, -1)
+        hidden_states = torch.cat([visible_states, mask_tokens], dim=1)
+        positions = self.position_embedding(torch.cat([visible_centers, masked_centers], dim=1))
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, positions)
+        return self.projection(self.norm(hidden_states[:, -num_masked:]))
+
+
+class ACTStudentPreTrainedModel(PreTrainedModel):
+    config: ACTStudentConfig
+    config_class = ACTStudentConfig
+    base_model_prefix = "student"
+    main_input_name = "points"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _no_split_modules = ["ACTStudentLayer", "ACTGroupEmbedding", "ACTStudentDecoder", "ACTSegmentationHead"]
+    _can_record_outputs = {"hidden_states": ACTStudentLayer, "attentions": ACTStudentAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """As the original: truncated normal everywhere, Xavier in the decoder, torch's default in what it leaves alone."""
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=std)
+        elif isinstance(module, ACTStudent) and module.cls_token is not None:
+            init.trunc_normal_(module.cls_token, std=std)
+            init.trunc_normal_(module.cls_position, std=std)
+        elif isinstance(module, ACTStudentDecoder):
+            init.trunc_normal_(module.mask_token, std=std)
+            for linear in module.layers.modules():
+                if isinstance(linear, nn.Linear):
+                    init.xavier_uniform_(linear.weight)
+            for linear in (module.position_embedding.linear1, module.position_embedding.linear2, module.projection):
+                init_torch_linear(linear)
+        elif isinstance(module, ACTClassificationHead):
+            for linear in module.modules():
+                if isinstance(linear, nn.Linear):
+                    init_torch_linear(linear)
+
+    def group(self, points: Tensor) -> PointGroups:
+        """Cuts clouds (batch, points, 3) into the groups that `forward` and a teacher of equal sizes accept."""
+        return make_groups(self.config, points, None)
+
+
+class ACTStudent(ACTStudentPreTrainedModel):
+    """The encoder. `use_cls_token` overrides the configuration where a head has no use for the class token."""
+
+    def __init__(self, config: ACTStudentConfig, use_cls_token: bool | None = None):
+        super().__init__(config)
+        embedding_dim = config.embedding_dim or config.hidden_size
+        self.group_embedding = ACTGroupEmbedding(config.pointnet_dims, embedding_dim)
+        same_width = embedding_dim == config.hidden_size
+        self.projection = nn.Identity() if same_width else nn.Linear(embedding_dim, config.hidden_size)
+        self.position_embedding = ACTPositionEmbedding(config.position_dim, config.hidden_size)
+        self.cls_token = self.cls_position = None
+        if config.use_cls_token if use_cls_token is None else use_cls_token:
+            self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+            self.cls_position = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.layers = make_layers(config, config.num_hidden_layers)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        points: Tensor | None = None,
+        bool_masked_pos: Tensor | None = None,
+        groups: PointGroups | None = None,
+        visible_groups: Tensor | None = None,
+        **kwargs,
+    ) -> ACTStudentOutput:
+        """Encodes clouds (batch, points, 3), or `groups` cut from them.
+
+        `bool_masked_pos` (batch, groups) hides groups where it is True, as many in each cloud; `visible_groups`
+        (batch, visible) says the same as indices, which spares a GPU reading the mask.
+        """
+        centers, neighborhoods = make_groups(self.config, points, groups)
+        if bool_masked_pos is not None:
+            visible_groups, _ = split_mask(bool_masked_pos, centers)
+        tokens = self.projection(self.group_embedding(neighborhoods, visible_groups))
+        visible_centers = centers if visible_groups is None else gather_points(centers, visible_groups)
+        positions = self.position_embedding(visible_centers)
+        if self.cls_token is not None:
+            tokens = torch.cat([self.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
+            positions = torch.cat([self.cls_position.to(tokens.dtype).expand(len(tokens), -1, -1), positions], dim=1)
+        for layer in self.layers:
+            tokens = layer(tokens, positions, **kwargs)
+        tokens = self.norm(tokens)
+        return ACTStudentOutput(last_hidden_state=tokens, pooler_output=self._pool(tokens), centers=centers)
+
+    def _pool(self, tokens: Tensor) -> Tensor:
+        if self.cls_token is None:
+            return torch.cat([tokens.mean(1), tokens.max(1).values], dim=-1)
+        return torch.cat([tokens[:, 0], tokens[:, 1:].max(1).values], dim=-1)
+
+
+class ACTStudentForPreTraining(ACTStudentPreTrainedModel):
+    """Masked distillation: sees some groups and predicts a teacher's features of the others."""
+
+    def __init__(self, config: ACTStudentConfig):
+        super().__init__(config)
+        self.student = ACTStudent(config)
+        self.decoder = ACTStudentDecoder(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        points: Tensor | None = None,
+        teacher_features: Tensor | None = None,
+        bool_masked_pos: Tensor | None = None,
+        groups: PointGroups | None = None,
+        generator: torch.Generator | None = None,
+        **kwargs,
+    ) -> ACTStudentForPreTrainingOutput:
+        """`teacher_features` (batch, groups, teacher_dim) are what `ACTTeacher.get_teacher_features` gives for the
+        same `points` or `groups`. Without `bool_masked_pos` (batch, groups), `generator` draws the mask."""
+        groups = make_groups(self.config, points, groups)
+        centers = groups.centers
+        num_masked = None
+        if bool_masked_pos is None:
+            num_masked = int(self.config.mask_ratio * centers.shape[1])
+            bool_masked_pos = sample_mask(centers, num_masked, self.config.mask_type, generator)
+        visible, masked = split_mask(bool_masked_pos, centers, num_masked)
+        if 0 in (visible.shape[1], masked.shape[1]):
+            raise ValueError(f"pretraining needs visible and masked groups, got {masked.shape[1]} of {centers.shape[1]} masked")
+
+        encoded = self.student(groups=groups, visible_groups=visible, **kwargs)
+        visible_states = encoded.last_hidden_state[:, -visible.shape[1] :]  # the class token stays behind
+        predicted = self.decoder(visible_states, gather_points(centers, visible), gather_points(centers, masked))
+        loss = None
+        if teacher_features is not None:
+            self._check_teacher_features(teacher_features, centers)
+            target = gather_points(teacher_features, masked)
+            loss = distillation_loss(predicted, target, self.config.loss_type)
+        return ACTStudentForPreTrainingOutput(
+            loss=loss,
+            predicted_features=predicted,
+            bool_masked_pos=bool_masked_pos,
+            last_hidden_state=encoded.last_hidden_state,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+    def _check_teacher_features(self, teacher_features: Tensor, centers: Tensor) -> None:
+        expected = (*centers.shape[:2], self.config.teacher_dim)
+        if teacher_features.shape != expected:
+            raise ValueError(
+                "`teacher_features` must have shape (batch, num_groups, teacher_dim) = "
+                f"{expected}, got {tuple(teacher_features.shape)}"
+            )
+
+
+def sample_mask(
+    centers: Tensor, num_masked: int, mask_type: str = "random", generator: torch.Generator | None = None
+) -> Tensor:
+    """Hides `num_masked` groups of each cloud: (batch, groups), True = hidden.
+
+    "random" draws them; "block" takes those nearest to a random center (batch, groups, 3), itself included.
+    """
+    batch_size, num_groups, _ = centers.shape
+    if mask_type == "random":
+        scores = torch.rand(batch_size, num_groups, generator=generator, device=centers.device)
+    elif mask_type == "block":
+        seed = torch.randint(num_groups, (batch_size, 1), generator=generator, device=centers.device)
+        scores = (centers - gather_points(centers, seed)).float().square().sum(-1)
+    else:
+        raise ValueError(f"`mask_type` must be 'random' or 'block', got {mask_type!r}")
+    hidden = scores.argsort(dim=1, stable=True)[:, :num_masked]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, hidden, True)
+
+
+def split_mask(bool_masked_pos: Tensor, centers: Tensor, num_masked: int | None = None) -> tuple[Tensor, Tensor]:
+    """Indices of the visible and of the masked groups, each ascending; reads the mask unless `num_masked` is known."""
+    if bool_masked_pos.dtype != torch.bool or bool_masked_pos.shape != centers.shape[:2]:
+        raise ValueError(
+            f"`bool_masked_pos` must be bool of shape {tuple(centers.shape[:2])}, True = masked, "
+            f"got {bool_masked_pos.dtype} of shape {tuple(bool_masked_pos.shape)}"
+        )
+    if num_masked is None:
+        counts = bool_masked_pos.sum(1).tolist()
+        num_masked = counts[0]
+        if len(set(counts)) > 1:
+            raise ValueError(f"`bool_masked_pos` must mask as many groups in each cloud, got {counts}")
+    order = bool_masked_pos.byte().argsort(dim=1, stable=True)
+    num_visible = bool_masked_pos.shape[1] - num_masked
+    return order[:, :num_visible], order[:, num_visible:]
+
+
+def distillation_loss(predicted: Tensor, target: Tensor, loss_type: str = "cosine") -> Tensor:
+    """Distance of features (batch, masked groups, teacher_dim), mean over groups and clouds."""
+    predicted, target = _at_least_float32(predicted), _at_least_float32(target.detach())
+    if loss_type == "cosine":
+        return 1 - nn.functional.cosine_similarity(predicted, target, dim=-1).mean()
+    if loss_type == "l2":
+        return nn.functional.mse_loss(predicted, target)
+    if loss_type == "smooth_l1":
+        return nn.functional.smooth_l1_loss(predicted, target)
+    raise ValueError(f"`loss_type` must be 'cosine', 'l2' or 'smooth_l1', got {loss_type!r}")
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+class ACTClassificationHead(nn.Module):
+    """[class token, max] to logits: one layer ("linear") or three ("mlp3")."""
+
+    def __init__(self, config: ACTStudentConfig):
+        super().__init__()
+        in_dim, dim = 2 * config.hidden_size, config.classifier_dim
+        if config.head == "linear":
+            self.layers = nn.Sequential(nn.Linear(in_dim, config.num_labels))
+        else:
+            self.layers = nn.Sequential(
+                nn.Linear(in_dim, dim), nn.BatchNorm1d(dim), nn.ReLU(), nn.Dropout(config.classifier_dropout),
+                nn.Linear(dim, dim), nn.BatchNorm1d(dim), nn.ReLU(), nn.Dropout(config.classifier_dropout),
+                nn.Linear(dim, config.num_labels),
+            )  # fmt: skip
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return self.layers(pooled)
+
+
+class ACTStudentForPointCloudClassification(ACTStudentPreTrainedModel):
+    """One label for each cloud."""
+
+    def __init__(self, config: ACTStudentConfig):
+        super().__init__(config)
+        self.student = ACTStudent(config)
+        self.classifier = ACTClassificationHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        points: Tensor | None = None,
+        labels: Tensor | None = None,
+        groups: PointGroups | None = None,
+        **kwargs,
+    ) -> ACTPredictionOutput:
+        """Clouds (batch, points, 3) and labels (batch,) -> logits (batch, num_labels)."""
+        encoded = self.student(points, groups=groups, **kwargs)
+        logits = self.classifier(encoded.pooler_output)
+        loss = None if labels is None else prediction_loss(logits, labels)
+        return ACTPredictionOutput(loss, logits, encoded.hidden_states, encoded.attentions)
+
+
+class ACTSegmentationHead(nn.Module):
+    """Token features of several layers, propagated to every point, beside what describes the whole cloud."""
+
+    def __init__(self, config: ACTStudentConfig, num_layers: int, category_dim: int = 0):
+        super().__init__()
+        in_dim = num_layers * config.hidden_size
+        hidden_dim, point_dim = config.propagation_dims
+        dim1, dim2 = config.segmentation_dims
+        self.propagate1 = nn.Linear(3 + in_dim, hidden_dim)  # reads [point, interpolated token features]
+        self.norm1 = nn.BatchNorm1d(hidden_dim)
+        self.propagate2 = nn.Linear(hidden_dim, point_dim)
+        self.norm2 = nn.BatchNorm1d(point_dim)
+        # reads [propagated, max of tokens, mean of tokens, category]
+        self.linear1 = nn.Linear(point_dim + 2 * in_dim + category_dim, dim1)
+        self.norm3 = nn.BatchNorm1d(dim1)
+        self.dropout = nn.Dropout(config.segmentation_dropout)
+        self.linear2 = nn.Linear(dim1, dim2)
+        self.norm4 = nn.BatchNorm1d(dim2)
+        self.linear3 = nn.Linear(dim2, config.num_labels)
+
+    def forward(self, points: Tensor, centers: Tensor, tokens: Tensor, category: Tensor | None = None) -> Tensor:
+        """(batch, points, 3), (batch, groups, 3), (batch, groups, in_dim) -> (batch, points, num_labels)."""
+        linear = nn.functional.linear
+        # Both first layers are linear in what is repeated for many points, so they see it once, before it is repeated.
+        point_weight, token_weight = self.propagate1.weight.split([3, tokens.shape[-1]], dim=1)
+        weights, indices = interpolation_weights(points, centers)
+        features = interpolate(linear(tokens, token_weight), weights, indices)
+        features = features + linear(points.to(token_weight.dtype), point_weight, self.propagate1.bias)
+        features = _norm_relu(self.norm1, features)
+        features = _norm_relu(self.norm2, self.propagate2(features))  # (batch, points, point_dim)
+
+        whole = [tokens.max(1).values, tokens.mean(1)] + ([] if category is None else [category])
+        local_weight, whole_weight = self.linear1.weight.split([features.shape[-1], sum(w.shape[-1] for w in whole)], dim=1)
+        features = linear(features, local_weight) + linear(torch.cat(whole, -1), whole_weight, self.linear1.bias)[:, None]
+        features = self.dropout(_norm_relu(self.norm3, features))
+        return self.linear3(_norm_relu(self.norm4, self.linear2(features)))
+
+
+def _norm_relu(norm: nn.BatchNorm1d, features: Tensor) -> Tensor:
+    return norm(features.flatten(0, 1)).relu().view_as(features)
+
+
+class ACTStudentSegmenter(ACTStudentPreTrainedModel):
+    """What both segmentation models share: a student without class token, read at several depths."""
+
+    def __init__(self, config: ACTStudentConfig, category_dim: int = 0):
+        super().__init__(config)
+        depth = config.num_hidden_layers
+        self.layers_read = list(config.segmentation_layers or [-(-depth * third // 3) for third in (1, 2, 3)])
+        self.student = ACTStudent(config, use_cls_token=False)
+        self.head = ACTSegmentationHead(config, len(self.layers_read), category_dim)
+
+    def _segment(self, points: Tensor, category: Tensor | None, labels: Tensor | None, **kwargs) -> ACTPredictionOutput:
+        encoded = self.student(points, **{**kwargs, "output_hidden_states": True})
+        # hidden_states[0] is what enters the first layer, so layer n stands at n
+        tokens = torch.cat([self.student.norm(encoded.hidden_states[n]) for n in self.layers_read], dim=-1)
+        logits = self.head(points, encoded.centers, tokens, category)
+        loss = None if labels is None else prediction_loss(logits, labels)
+        wanted = kwargs.get("output_hidden_states", self.config.output_hidden_states)
+        return ACTPredictionOutput(loss, logits, encoded.hidden_states if wanted else None, encoded.attentions)
+
+
+class ACTStudentForSemanticSegmentation(ACTStudentSegmenter):
+    """One label for each point of a scene."""
+
+    def __init__(self, config: ACTStudentConfig):
+        super().__init__(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(self, points: Tensor, labels: Tensor | None = None, **kwargs) -> ACTPredictionOutput:
+        """Points (batch, points, 3), labels (batch, points) with -100 to ignore -> logits (batch, points, num_labels)."""
+        return self._segment(points, None, labels, **kwargs)
+
+
+class ACTStudentForPartSegmentation(ACTStudentSegmenter):
+    """One part label for each point of an object whose category is known."""
+
+    def __init__(self, config: ACTStudentConfig):
+        super().__init__(config, config.category_dim)
+        self.category_embedding = nn.Linear(config.num_categories, config.category_dim, bias=False)
+        self.category_norm = nn.BatchNorm1d(config.category_dim)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, points: Tensor, category: Tensor | None = None, labels: Tensor | None = None, **kwargs
+    ) -> ACTPredictionOutput:
+        """Points (batch, points, 3), category (batch,), labels (batch, points) -> logits (batch, points, num_labels)."""
+        num_categories = self.config.num_categories
+        if category is None:
+            raise ValueError("part segmentation needs `category`, the object category of each cloud, shape (batch,)")
+        if category.shape != points.shape[:1] or category.is_floating_point():
+            raise ValueError(
+                f"`category` must be integers of shape ({points.shape[0]},), got {category.dtype} {tuple(category.shape)}"
+            )
+        if category.device.type == "cpu" and not (0 <= int(category.min()) and int(category.max()) < num_categories):
+            raise ValueError(f"`category` must lie between 0 and {num_categories - 1}, got {category.tolist()}")
+        one_hot = nn.functional.one_hot(category.long(), num_categories).to(self.category_embedding.weight.dtype)
+        embedded = self.category_norm(self.category_embedding(one_hot))
+        return self._segment(points, nn.functional.leaky_relu(embedded, 0.2), labels, **kwargs)
+
+
+def prediction_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of logits (..., num_labels) and labels (...); -100 is ignored."""
+    if labels.shape != logits.shape[:-1] or labels.is_floating_point():
+        raise ValueError(
+            f"`labels` must be integers of shape {tuple(logits.shape[:-1])}, got {labels.dtype} {tuple(labels.shape)}"
+        )
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling() and int(labels.max()) >= logits.shape[-1]:
+        raise ValueError(f"`labels` must be below num_labels={logits.shape[-1]}, got {int(labels.max())}")
+    return nn.functional.cross_entropy(_at_least_float32(logits).flatten(0, -2), labels.flatten().long())
+
+
+__all__ = [
+    "ACTStudent",
+    "ACTStudentForPartSegmentation",
+    "ACTStudentForPointCloudClassification",
+    "ACTStudentForPreTraining",
+    "ACTStudentForSemanticSegmentation",
+    "ACTStudentPreTrainedModel",
+]

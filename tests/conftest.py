@@ -1,0 +1,57 @@
+"""Set-up shared by all tests: no network, a Hub cache of their own, fixed seeds, subprocesses that inherit it."""
+
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = ROOT / "tests" / "environment"
+
+# Read by huggingface_hub and transformers at import, so set before them. The Hub cache is a new one every run: remote
+# code left by an earlier run would be imported in place of the code under test.
+_hub_cache = tempfile.TemporaryDirectory(prefix="modeling_act_tests_")
+os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", HF_HOME=_hub_cache.name)
+
+# Makes torchvision importable beside a CPU-only torch, here and in every subprocess; the file says why that is needed.
+_torchvision_operators = runpy.run_path(str(ENVIRONMENT / "sitecustomize.py"))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ENVIRONMENT), os.environ.get("PYTHONPATH")]))
+
+import torch  # noqa: E402
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def run_python():
+    """Runs `python *arguments` from the root of the project, asserts its exit code and returns its CompletedProcess.
+
+    `run_python("-c", code)`, `run_python("training/demo.py", "--help")`,
+    `run_python("-c", code, returncode=1, environment={"HF_HUB_OFFLINE": "0"})`.
+    """
+
+    def run(*arguments, returncode=0, environment=None, timeout=300, **options):
+        command = [sys.executable, *map(str, arguments)]
+        options = {"cwd": ROOT, "stdin": subprocess.DEVNULL, "capture_output": True, "text": True} | options
+        process = subprocess.run(command, env=os.environ | (environment or {}), timeout=timeout, **options)
+        output = f"{' '.join(command)}\n{process.stdout}\n{process.stderr}"
+        assert process.returncode == returncode, f"exit code {process.returncode}, not {returncode}: {output}"
+        return process
+
+    return run

@@ -1,0 +1,229 @@
+"""The layout rules of CONTRIBUTING.md, checked on the source itself.
+
+A rule is a function of a file's path and text that yields (line, message) for each thing it refuses. Every rule runs
+over the tree, and over snippets it must refuse or accept.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "modeling_act"
+SCRIPTS = ("training", "benchmarks", "model_cards")
+SOURCES = (PACKAGE, *SCRIPTS, "tests")
+# What an installation without extras brings; huggingface_hub comes with transformers.
+LIGHT_DEPENDENCIES = {"torch", "transformers", "huggingface_hub", "numpy", "safetensors"}
+
+
+def imports_of(tree, skip_guarded=False):
+    """Every import statement below `tree`, without those inside try/except ImportError if `skip_guarded`."""
+    for node in ast.iter_child_nodes(tree):
+        handlers = node.handlers if skip_guarded and isinstance(node, ast.Try) else []
+        if any(handler.type and "ImportError" in ast.unparse(handler.type) for handler in handlers):
+            continue
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        yield from imports_of(node, skip_guarded)
+
+
+def absolute_names(node):
+    """The dotted names of the modules an import statement takes from outside its own package."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module] if node.level == 0 else []
+
+
+# The rules -----------------------------------------------------------------------------------------------------------
+
+
+def package_is_flat(path, text):
+    if len(path.parts) != 2 or path.suffix != ".py":
+        yield 1, f"{PACKAGE}/ holds Python modules and nothing else: the Hub copies it file by file"
+
+
+def package_imports_name_their_file(path, text):
+    for node in imports_of(ast.parse(text)):
+        if any(name.split(".")[0] == PACKAGE for name in absolute_names(node)):
+            yield node.lineno, f"import from the package as `from .file import name`, got `{ast.unparse(node)}`"
+        if isinstance(node, ast.ImportFrom) and node.level > 0:
+            if node.level > 1 or not node.module or "." in node.module or node.names[0].name == "*":
+                yield node.lineno, f"import from the package as `from .file import name`, got `{ast.unparse(node)}`"
+            elif not (ROOT / PACKAGE / f"{node.module}.py").is_file():
+                yield node.lineno, f"there is no file {PACKAGE}/{node.module}.py"
+
+
+def text_never_looks_like_an_import(path, text):
+    # transformers finds the files to copy by this regular expression, in docstrings and comments too.
+    real = {node.lineno for node in imports_of(ast.parse(text)) if isinstance(node, ast.ImportFrom)}
+    for number, line in enumerate(text.splitlines(), start=1):
+        if re.match(r"\s*(from\s+\.\S+\s+import|import\s+\.\S+\s*$)", line) and number not in real:
+            yield number, "begins like a relative import, which transformers would follow; reword the line"
+
+
+def dependencies_are_light(path, text):
+    for node in imports_of(ast.parse(text), skip_guarded=True):
+        for name in absolute_names(node):
+            if name.split(".")[0] not in LIGHT_DEPENDENCIES | {PACKAGE} | sys.stdlib_module_names:
+                yield node.lineno, f"`{name}` is optional: import it inside try/except ImportError, in functions too"
+
+
+def point_ops_stand_alone(path, text):
+    for node in imports_of(ast.parse(text)):
+        if path.name == "point_ops.py" and isinstance(node, ast.ImportFrom) and node.level > 0:
+            yield node.lineno, f"point_ops.py imports nothing from the package, got `{ast.unparse(node)}`"
+
+
+def imports_point_downwards(path, text):
+    for node in imports_of(ast.parse(text)):
+        for name in absolute_names(node):
+            folder = name.split(".")[0]
+            if folder in {"tests", "conftest"} or folder.startswith("test_"):
+                yield node.lineno, f"nothing imports the tests, got `{ast.unparse(node)}`"
+            if folder == "benchmarks" or (folder in SCRIPTS and path.parts[0] == PACKAGE):
+                yield node.lineno, f"{path.parts[0]}/ does not import {folder}/, got `{ast.unparse(node)}`"
+
+
+def files_are_short(path, text):
+    limit = 700 if path.name.startswith("modeling_") else 400
+    lines = len(text.splitlines())
+    if lines > limit:
+        yield lines, f"{lines} lines, the limit is {limit}: split the file by meaning"
+
+
+def functions_are_short(path, text):
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            limit = 150 if node.name == "main" and path.parts[0] in SCRIPTS else 60
+            lines = node.end_lineno - node.lineno + 1
+            if ast.get_docstring(node) is not None:  # a docstring counts nothing
+                lines -= node.body[0].end_lineno - node.body[0].lineno + 1
+            if lines > limit:
+                yield node.lineno, f"`{node.name}` has {lines} lines without its docstring, the limit is {limit}"
+
+
+def package_never_prints(path, text):
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "print" and path.name != "convert_checkpoint.py":
+            yield node.lineno, "no print() in the package: raise, warn, or use a transformers logger"
+
+
+def text_is_ascii(path, text):
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.isascii():
+            yield number, f"not ASCII: {[character for character in line if not character.isascii()]}"
+
+
+def no_machine_paths(path, text):
+    for number, line in enumerate(text.splitlines(), start=1):
+        for match in re.finditer(r"(?<![\w./~$}<>-])/(?:work|tmp|root|home|Users)\b[\w./-]*", line):
+            yield number, f"`{match[0]}` is a path of one machine"
+
+
+# rule: (folders it runs over, suffix of the files, "" for all)
+RULES = {
+    package_is_flat: ((PACKAGE,), ""),
+    package_imports_name_their_file: ((PACKAGE,), ".py"),
+    text_never_looks_like_an_import: ((PACKAGE,), ".py"),
+    dependencies_are_light: ((PACKAGE,), ".py"),
+    point_ops_stand_alone: ((PACKAGE,), ".py"),
+    imports_point_downwards: ((PACKAGE, *SCRIPTS), ".py"),
+    files_are_short: (SOURCES, ".py"),
+    functions_are_short: (SOURCES, ".py"),
+    package_never_prints: ((PACKAGE,), ".py"),
+    text_is_ascii: (SOURCES, ".py"),
+    no_machine_paths: ((), ""),
+}
+
+
+# The tree ------------------------------------------------------------------------------------------------------------
+
+
+def project_files(folders, suffix):
+    """Paths, relative to the root, of the tracked and not yet ignored files; all folders if none is named."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout, so there is no list of the project's files")
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for path in sorted(map(PurePosixPath, filter(None, listing.split("\0")))):
+        if (not folders or path.parts[0] in folders) and path.name.endswith(suffix) and (ROOT / path).is_file():
+            yield path
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_tree_keeps(rule):
+    refused = []
+    for path in project_files(*RULES[rule]):
+        try:
+            text = (ROOT / path).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            text = ""  # a binary file has a place in the tree, and no lines
+        refused += [f"{path}:{line}: {message}" for line, message in rule(path, text)]
+    assert not refused, "\n" + "\n".join(refused)
+
+
+# The rules themselves ------------------------------------------------------------------------------------------------
+
+MODELING = f"{PACKAGE}/modeling_act_student.py"
+LONG_FUNCTION = "def {}():\n" + "    x = 1\n" * 100
+DOCUMENTED_FUNCTION = 'def f():\n    """\n' + "    words\n" * 100 + '    """\n    return 1\n'
+HOME = "/" + "home/someone/data"
+
+# rule, path, text, the line refused (None: accepted)
+CASES = [
+    (package_is_flat, f"{PACKAGE}/layers/attention.py", "", 1),
+    (package_is_flat, f"{PACKAGE}/kernel.cpp", "", 1),
+    (package_is_flat, f"{PACKAGE}/point_ops.py", "", None),
+    (package_imports_name_their_file, MODELING, "\nfrom . import point_ops", 2),
+    (package_imports_name_their_file, MODELING, "from .. import point_ops", 1),
+    (package_imports_name_their_file, MODELING, "from ..point_ops import knn", 1),
+    (package_imports_name_their_file, MODELING, "from .layers.attention import Attention", 1),
+    (package_imports_name_their_file, MODELING, "from .point_ops import *", 1),
+    (package_imports_name_their_file, MODELING, "from .no_such_file import name", 1),
+    (package_imports_name_their_file, MODELING, f"import {PACKAGE}.point_ops", 1),
+    (package_imports_name_their_file, MODELING, f"def f():\n    from {PACKAGE} import point_ops", 2),
+    (package_imports_name_their_file, MODELING, f"from {PACKAGE}.point_ops import knn", 1),
+    (package_imports_name_their_file, MODELING, "import torch\nfrom .point_ops import knn", None),
+    (text_never_looks_like_an_import, MODELING, '"""Use it as\n\n    from .point_ops import knn\n"""', 3),
+    (text_never_looks_like_an_import, MODELING, '"""\nimport .point_ops\n"""', 2),
+    (text_never_looks_like_an_import, MODELING, "from .point_ops import (\n    knn,\n)", None),
+    (dependencies_are_light, MODELING, "import torch\nimport timm", 2),
+    (dependencies_are_light, MODELING, "def f():\n    from timm.models import create_model", 2),
+    (dependencies_are_light, MODELING, "try:\n    import timm\nexcept ValueError:\n    timm = None", 2),
+    (dependencies_are_light, MODELING, "try:\n    import timm\nexcept (ImportError, RuntimeError):\n    pass", None),
+    (dependencies_are_light, MODELING, "import math\nimport torch.nn as nn\nfrom .point_ops import knn", None),
+    (point_ops_stand_alone, f"{PACKAGE}/point_ops.py", "def f():\n    from .act_layers import Block", 2),
+    (point_ops_stand_alone, f"{PACKAGE}/point_ops.py", "from torch import Tensor", None),
+    (imports_point_downwards, "training/distill.py", "from tests.test_layout import RULES", 1),
+    (imports_point_downwards, "model_cards/render.py", "import conftest", 1),
+    (imports_point_downwards, "training/distill.py", "import benchmarks.speed", 1),
+    (imports_point_downwards, MODELING, "from training.data import load", 1),
+    (imports_point_downwards, "training/distill.py", f"from {PACKAGE} import ACTStudentModel", None),
+    (files_are_short, MODELING, "x = 1\n" * 701, 701),
+    (files_are_short, MODELING, "x = 1\n" * 700, None),
+    (files_are_short, f"{PACKAGE}/point_ops.py", "x = 1\n" * 401, 401),
+    (functions_are_short, MODELING, "class A:\n    def f(self):\n" + "        x = 1\n" * 60, 2),
+    (functions_are_short, MODELING, LONG_FUNCTION.format("main"), 1),
+    (functions_are_short, "training/distill.py", LONG_FUNCTION.format("main"), None),
+    (functions_are_short, MODELING, DOCUMENTED_FUNCTION, None),
+    (package_never_prints, MODELING, "def f(x):\n    print(x)", 2),
+    (package_never_prints, f"{PACKAGE}/convert_checkpoint.py", "print(1)", None),
+    (text_is_ascii, MODELING, "x = 1\n# 2 \N{MULTIPLICATION SIGN} 2", 2),
+    (text_is_ascii, MODELING, "x = 1", None),
+    (no_machine_paths, "README.md", f"Data lies\nin `{HOME}`.", 2),
+    (no_machine_paths, "Makefile", "\tcp x " + "/" + "tmp", 1),
+    (no_machine_paths, "README.md", "https://example.org/home/x, ~/work, a/tmp/b, <home>/work, /path/to/python", None),
+]
+
+
+@pytest.mark.parametrize(("rule", "path", "text", "line"), CASES)
+def test_rule_refuses_and_accepts(rule, path, text, line):
+    assert [number for number, _ in rule(PurePosixPath(path), text)] == ([] if line is None else [line])
+
+
+def test_every_rule_has_a_case_it_refuses():
+    assert {rule for rule, _, _, line in CASES if line is not None} == set(RULES)

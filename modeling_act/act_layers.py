@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .point_ops import PointGroups, group_points
 
@@ -119,14 +118,13 @@ class ACTDropPath(nn.Module):
         return f"rate={self.rate:.3f}"
 
 
-def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs) -> tuple[Tensor, Tensor | None]:
-    """Attention of (batch, tokens, heads, head_dim) through the implementation chosen in `module.config`.
+def attend(
+    module: nn.Module, attention: Callable, query: Tensor, key: Tensor, value: Tensor, **kwargs
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of (batch, tokens, heads, head_dim) through one of transformers' implementations.
 
-    Returns (batch, tokens, hidden_size), and the weights where the implementation has them.
+    Returns (batch, tokens, heads * head_dim), and the weights where the implementation has them.
     """
-    attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-        module.config._attn_implementation, eager_attention_forward
-    )
     query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     context, weights = attention(module, query, key, value, None, scaling=query.shape[-1] ** -0.5, **kwargs)
     return context.flatten(2), weights

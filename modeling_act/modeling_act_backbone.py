@@ -7,8 +7,9 @@ positions of the original have no place here; every block gets the groups' own p
 import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .act_layers import ACTMLP, attend
+from .act_layers import ACTMLP, attend, eager_attention_forward
 from .configuration_act_teacher import ACTTeacherConfig
 
 
@@ -59,7 +60,8 @@ class ACTBackboneAttention(nn.Module):
         query = self.query_norm(query.view(batch_size, num_groups, self.num_heads, self.head_dim))
         keys_values = keys_values.view(batch_size, -1, 2, self.num_heads, self.head_dim)
         key, value = keys_values.unbind(2)
-        context, weights = attend(self, query, self.key_norm(key), value, **kwargs)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        context, weights = attend(self, attention, query, self.key_norm(key), value, **kwargs)
         return self.proj(self.norm(context)), weights
 
 
@@ -161,10 +163,10 @@ class ACTPrompts(nn.Module):
 
         Dropout falls on each cloud's tokens separately; without it the whole batch shares one copy.
         """
-        tokens, positions = [self.tokens], [self.positions]
+        tokens, positions = self.tokens, self.positions
         if self.kind == "deep":
-            tokens += self.deep_tokens.split(1)
-            positions += self.deep_positions.split(1)
+            tokens, positions = torch.cat([tokens, self.deep_tokens]), torch.cat([positions, self.deep_positions])
+        tokens, positions = list(tokens.split(1)), list(positions.split(1))
         if self.training and self.dropout.p > 0:
             tokens = [self.dropout(token.expand(batch_size, -1, -1)) for token in tokens]
         return tokens, positions

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
@@ -18,6 +19,7 @@ from .act_layers import (
     ACTGroupEmbedding,
     ACTPositionEmbedding,
     attend,
+    eager_attention_forward,
     init_torch_linear,
     make_groups,
 )
@@ -85,7 +87,8 @@ class ACTStudentAttention(nn.Module):
 
     def forward(self, hidden_states: Tensor, **kwargs) -> tuple[Tensor, Tensor | None]:
         query, key, value = self.qkv(hidden_states).unflatten(2, self.head_shape).unbind(2)
-        context, weights = attend(self, query, key, value, **kwargs)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        context, weights = attend(self, attention, query, key, value, **kwargs)
         return self.proj(context), weights
 
 
@@ -240,6 +243,11 @@ class ACTStudentForPreTraining(ACTStudentPreTrainedModel):
         self.student = ACTStudent(config)
         self.decoder = ACTStudentDecoder(config)
         self.post_init()
+
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """As `PreTrainedModel.save_pretrained`; where this package is absent, `AutoModel` finds the encoder in it."""
+        self.config.auto_map = {"AutoModel": f"{ACTStudent.__module__.rpartition('.')[2]}.{ACTStudent.__name__}"}
+        super().save_pretrained(*args, **kwargs)
 
     @can_return_tuple
     def forward(

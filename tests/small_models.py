@@ -1,0 +1,84 @@
+"""Configurations of models that are really small: every width of the point networks, not only the Transformer's."""
+
+import torch
+
+from modeling_act import (
+    ACTStudent,
+    ACTStudentConfig,
+    ACTStudentForPartSegmentation,
+    ACTStudentForPointCloudClassification,
+    ACTStudentForPreTraining,
+    ACTStudentForSemanticSegmentation,
+    ACTTeacher,
+    ACTTeacherConfig,
+)
+
+
+def small_student_config(**overrides) -> ACTStudentConfig:
+    fields = {
+        "num_groups": 16,
+        "group_size": 8,
+        "pointnet_dims": [8, 12, 16],
+        "position_dim": 8,
+        "hidden_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 40,
+        "teacher_dim": 20,
+        "classifier_dim": 12,
+        "propagation_dims": [20, 16],
+        "segmentation_dims": [16, 12],
+        "num_categories": 4,
+        "category_dim": 6,
+        "num_labels": 5,
+    }
+    return ACTStudentConfig(**(fields | overrides))
+
+
+def small_teacher_config(**overrides) -> ACTTeacherConfig:
+    fields = {
+        "num_groups": 16,
+        "group_size": 8,
+        "pointnet_dims": [8, 12, 16],
+        "dgcnn_dims": [8, 12, 16, 16, 20],
+        "embedding_dim": 16,
+        "code_dim": 12,
+        "feature_dim": 20,
+        "codebook_size": 32,
+        "position_dim": 8,
+        "decoder_dim": 24,
+        "folding_dim": 16,
+        "hidden_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 40,
+        "num_prompts": 5,
+    }
+    return ACTTeacherConfig(**(fields | overrides))
+
+
+def small_models() -> dict[str, tuple[type, object, dict]]:
+    """Name -> class, configuration and what `forward` needs beside two clouds of 64 points to return a loss."""
+    student = small_student_config()
+    labels = torch.tensor([1, 4])
+    point_labels = torch.arange(128).view(2, 64) % 5
+    return {
+        "teacher": (ACTTeacher, small_teacher_config(), {}),
+        "student": (ACTStudent, student, {}),
+        "pretraining": (
+            ACTStudentForPreTraining,
+            student,
+            {
+                "teacher_features": torch.randn(2, 16, 20),
+                "bool_masked_pos": torch.arange(16).ge(4).expand(2, -1),
+            },
+        ),
+        "classification": (ACTStudentForPointCloudClassification, student, {"labels": labels}),
+        "linear": (ACTStudentForPointCloudClassification, small_student_config(head="linear"), {"labels": labels}),
+        "parts": (
+            ACTStudentForPartSegmentation,
+            student,
+            {"category": torch.tensor([0, 3]), "labels": point_labels},
+        ),
+        "semantic": (ACTStudentForSemanticSegmentation, student, {"labels": point_labels}),
+    }

@@ -1,7 +1,8 @@
 """Reads pretrained Transformers of transformers and timm into the canonical block of `modeling_act_backbone.py`.
 
 A family needs no code of its own: its parameters are recognised by the names in `ROLES`, and whatever no role and no
-entry of `DROPPED` names is an error. Used by `ACTTeacher.from_backbone` and the checkpoint converter.
+entry of `DROPPED` names is an error, as is a block that differs from the canonical one. Used by
+`ACTTeacher.from_backbone` and the checkpoint converter.
 """
 
 import os
@@ -11,14 +12,22 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
+from .configuration_act_teacher import ACTTeacherConfig
+from .modeling_act_backbone import ACTBackbone
+
 # Where the library normalises: before each branch, or after adding it.
 PRE_NORM = {
     "vit", "deit", "beit", "data2vec-vision", "dinov2", "dinov2_with_registers", "dinov3_vit", "ijepa", "vit_mae",
-    "vit_msn", "vivit", "audio-spectrogram-transformer", "clip_vision_model", "siglip_vision_model",
-    "siglip2_vision_model",
+    "vit_msn", "vivit", "videomae", "yolos", "audio-spectrogram-transformer", "clip_vision_model",
+    "chinese_clip_vision_model", "siglip_vision_model", "siglip2_vision_model",
 }  # fmt: skip
-POST_NORM = {"bert", "roberta", "xlm-roberta", "camembert", "electra", "ernie", "distilbert"}
-TIMM_BLOCKS = {"Block", "EvaBlock", "MixerBlock", "ResBlock"}
+POST_NORM = {"bert", "roberta", "xlm-roberta", "camembert", "data2vec-text", "electra", "ernie", "distilbert"}
+# timm calls many different things Block, and lets any attention and MLP be put into one.
+TIMM_BLOCKS = {
+    "timm.models.vision_transformer.Block", "timm.models.beit.Block", "timm.models.eva.EvaBlock",
+    "timm.models.mlp_mixer.MixerBlock", "timm.models.mlp_mixer.ResBlock",
+}  # fmt: skip
+TIMM_PARTS = {"Attention", "AttentionRope", "EvaAttention", "Mlp", "GluMlp", "SwiGLU"}
 
 LAYERS = ("layers", "encoder.layers", "encoder.layer", "layer", "model.layer", "transformer.layer", "blocks")
 FINAL_NORMS = ("layernorm", "norm", "post_layernorm")
@@ -53,7 +62,9 @@ ROLES = {
     "mixer.mix.0": ("mlp_tokens.fc1",),
     "mixer.mix.2": ("mlp_tokens.fc2",),
     "mixer.mix": ("linear_tokens",),
-    "mlp.fc1": ("mlp.fc1", "intermediate.dense", "ffn.lin1", "mlp.up_proj", "mlp.fc1_x", "mlp.c_fc", "mlp_channels.fc1"),
+    "mlp.fc1": (
+        "mlp.fc1", "intermediate.dense", "ffn.lin1", "mlp.up_proj", "mlp.fc1_x", "mlp.c_fc", "mlp_channels.fc1",
+    ),
     "mlp.gate": ("mlp.gate_proj", "mlp.fc1_g"),
     "mlp.packed": ("mlp.weights_in",),
     "mlp.norm": ("mlp.norm",),
@@ -63,25 +74,38 @@ ROLES = {
     "layer_scale1": ("layer_scale1.lambda1", "lambda_1", "ls1.gamma", "gamma_1", "ls1"),
     "layer_scale2": ("layer_scale2.lambda1", "lambda_2", "ls2.gamma", "gamma_2", "ls2"),
     "query.bias": ("attn.q_bias",),
+    "key.bias": ("attn.k_bias",),
     "value.bias": ("attn.v_bias",),
 }  # fmt: skip
 CANONICAL = {name: role for role, names in ROLES.items() for name in names}
 # Tied to an image's grid, which groups of points do not have.
-DROPPED = ("relative_position_bias_table", "relative_position_index", "attn.k_bias")
+DROPPED = ("relative_position_bias_table", "relative_position_index")
 
-ACTIVATIONS = {"GELU": "gelu", "QuickGELU": "quick_gelu", "GELUTanh": "gelu_pytorch_tanh", "SiLU": "silu", "ReLU": "relu"}
+NORM_TYPES = {"LayerNorm": "layer_norm", "RMSNorm": "rms_norm", "RmsNorm": "rms_norm", "Affine": "affine"}
+ACTIVATIONS = {
+    "GELU": "gelu",
+    "QuickGELU": "quick_gelu",
+    "GELUTanh": "gelu_pytorch_tanh",
+    "SiLU": "silu",
+    "ReLU": "relu",
+}
 
 
 def load_backbone(
-    backbone: str | nn.Module, pretrained: bool = True, trust_remote_code: bool = False, **hub
+    backbone: str | os.PathLike | nn.Module, pretrained: bool = True, trust_remote_code: bool = False, **hub
 ) -> tuple[dict, dict[str, Tensor]]:
     """Fields of `ACTTeacherConfig` and weights of `ACTBackbone` for a model or the name of one."""
     if isinstance(backbone, nn.Module):
+        if not pretrained:
+            raise ValueError("`pretrained=False` takes the name of a model; a model itself is read with its weights")
         model, name = backbone, getattr(backbone, "name_or_path", "") or type(backbone).__name__
-    elif is_timm_name(backbone):
-        model, name = load_timm(backbone, pretrained, hub.get("cache_dir")), backbone
     else:
-        model, name = load_transformers(backbone, pretrained, trust_remote_code, **hub), backbone
+        name = os.fspath(backbone)
+        if is_timm_name(name):
+            model = load_timm(name, pretrained, **hub)
+        else:
+            model = load_transformers(name, pretrained, trust_remote_code, **hub)
+    model = getattr(model, "timm_model", model)  # transformers' wrapper of a timm model
     fields, weights = read_transformers(model) if isinstance(model, PreTrainedModel) else read_timm(model)
     return {"backbone": name, **fields}, weights
 
@@ -94,10 +118,12 @@ def is_timm_name(name: str) -> bool:
             raise ValueError(f"{name} is a folder without config.json, so no model can be read from it")
         with open(config, encoding="utf-8") as file:
             return '"pretrained_cfg"' in file.read()
-    return name.startswith(("timm/", "hf-hub:timm/", "hf_hub:timm/")) or ("/" not in name and "_" in name)
+    return name.startswith(("timm/", "hf-hub:", "hf_hub:")) or ("/" not in name and "_" in name)
 
 
-def load_timm(name: str, pretrained: bool, cache_dir: str | None) -> nn.Module:
+def load_timm(
+    name: str, pretrained: bool, revision: str | None = None, cache_dir: str | None = None, **options
+) -> nn.Module:
     try:
         import timm
     except (ImportError, RuntimeError) as error:
@@ -105,29 +131,49 @@ def load_timm(name: str, pretrained: bool, cache_dir: str | None) -> nn.Module:
             f"{name} is a timm model and timm cannot be imported ({error}). Install it with "
             "`pip install modeling_act[timm]`, with a torchvision build that matches your torch."
         ) from error
+    if given := [option for option, value in options.items() if value]:
+        raise ValueError(f"timm takes no {', '.join(given)}; the variables HF_TOKEN and HF_HUB_OFFLINE do that for it")
     if os.path.isdir(name):
         name = f"local-dir:{name}"
     elif name.startswith("timm/"):
         name = f"hf-hub:{name}"
+    if revision is not None:
+        if not name.startswith(("hf-hub:", "hf_hub:")):
+            raise ValueError(f"`revision` needs the Hub id of a timm model, as in timm/{name}, got {name}")
+        name = f"{name}@{revision}"
     return timm.create_model(name, pretrained=pretrained, cache_dir=cache_dir)
 
 
 def load_transformers(name: str, pretrained: bool, trust_remote_code: bool, **hub) -> PreTrainedModel:
-    if pretrained:
-        return AutoModel.from_pretrained(name, trust_remote_code=trust_remote_code, dtype=torch.float32, **hub)
-    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **hub)
-    return AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+    hub |= {"trust_remote_code": trust_remote_code}
+    if not pretrained:
+        config = AutoConfig.from_pretrained(name, **hub)
+        return AutoModel.from_config(config, trust_remote_code=trust_remote_code, dtype=torch.float32)
+    model, report = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **hub)
+    # transformers draws what a checkpoint lacks, and says so in a warning only
+    parts = find_parts(getattr(model, "timm_model", None) or encoder_of(model))
+    used = {id(weight) for part in parts if part is not None for weight in part.parameters()}
+    absent = [key for key, weight in model.named_parameters() if key in report["missing_keys"] and id(weight) in used]
+    if absent:
+        raise ValueError(f"the checkpoint {name} lacks {len(absent)} weights of its Transformer, {absent[0]} first")
+    return model
+
+
+def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The Transformer in a model with heads; of CLIP and SigLIP the image half."""
+    model = model.base_model
+    model = getattr(model, "vision_model", model)
+    if model.config.model_type not in PRE_NORM | POST_NORM:
+        raise ValueError(
+            f"transformers models of type {model.config.model_type!r} cannot be backbones; "
+            f"these can: {', '.join(sorted(PRE_NORM | POST_NORM))}"
+        )
+    return model
 
 
 def read_transformers(model: PreTrainedModel) -> tuple[dict, dict[str, Tensor]]:
-    model = model.base_model
-    model = getattr(model, "vision_model", model)  # of CLIP and SigLIP, the image half
+    model = encoder_of(model)
     config = model.config
-    if config.model_type not in PRE_NORM | POST_NORM:
-        raise ValueError(
-            f"transformers models of type {config.model_type!r} cannot be backbones; "
-            f"these can: {', '.join(sorted(PRE_NORM | POST_NORM))}"
-        )
     fields = {
         "num_attention_heads": config.num_attention_heads,
         "hidden_act": getattr(config, "hidden_act", None) or config.activation,
@@ -141,29 +187,52 @@ def read_transformers(model: PreTrainedModel) -> tuple[dict, dict[str, Tensor]]:
 def read_timm(model: nn.Module) -> tuple[dict, dict[str, Tensor]]:
     kind = type(model).__name__
     blocks = getattr(model, "blocks", None)
-    block_kind = type(blocks[0]).__name__ if blocks is not None and len(blocks) else "no blocks"
-    if block_kind not in TIMM_BLOCKS or not hasattr(model, "norm"):
+    blocks = list(blocks) if isinstance(blocks, (nn.Sequential, nn.ModuleList)) else []
+    block_kinds = {f"{type(block).__module__}.{type(block).__name__}" for block in blocks}
+    if not blocks or not block_kinds <= TIMM_BLOCKS or not hasattr(model, "norm"):
         raise ValueError(
-            f"timm models of type {kind} with {block_kind} cannot be backbones; ViT, DeiT, BEiT, EVA, their hybrids, "
-            "MLP-Mixer and ResMLP can"
+            f"models of type {kind} with {', '.join(sorted(block_kinds)) or 'no blocks'} cannot be backbones; "
+            "of timm, ViT, DeiT, BEiT, EVA, their hybrids, MLP-Mixer and ResMLP can"
         )
-    block = blocks[0]
-    attention = getattr(block, "attn", None)
-    activation = (block.mlp if attention is not None else block.mlp_channels).act
+    names = ("attn", "mlp", "mlp_tokens", "mlp_channels")
+    parts = [getattr(block, name) for block in blocks for name in names if hasattr(block, name)]
+    if strange := {type(part).__name__ for part in parts} - TIMM_PARTS:
+        raise ValueError(f"{kind}: {', '.join(sorted(strange))} has no place in the canonical block")
+    heads = {part.num_heads for part in parts if hasattr(part, "num_heads")} or {1}
+    activations = {activation_name(part.act) for part in parts if hasattr(part, "act")}
     fields = {
-        "num_attention_heads": attention.num_heads if attention is not None else 1,
-        "hidden_act": ACTIVATIONS.get(type(activation).__name__, type(activation).__name__),
+        "num_attention_heads": only(heads, f"{kind}: number of heads"),
+        "hidden_act": only(activations, f"{kind}: activation"),
         "norm_position": "pre",
     }
-    if getattr(activation, "approximate", "none") == "tanh":
-        fields["hidden_act"] = "gelu_pytorch_tanh"
     return read_model(model, fields, kind)
+
+
+def activation_name(activation: nn.Module) -> str:
+    """transformers' name for one of timm's activations."""
+    name = type(activation).__name__
+    if name not in ACTIVATIONS:
+        raise ValueError(f"a backbone's activation must be one of {', '.join(ACTIVATIONS)}, got {name}")
+    return "gelu_pytorch_tanh" if getattr(activation, "approximate", "none") == "tanh" else ACTIVATIONS[name]
+
+
+def only(values: set, what: str) -> int | str:
+    if len(values) != 1:
+        raise ValueError(f"{what} must be the same in all blocks, got {', '.join(map(str, sorted(values)))}")
+    return values.pop()
+
+
+def find_parts(model: nn.Module) -> tuple[nn.Module, nn.Module | None, nn.Module | None]:
+    """Blocks, the norm before the first and the norm after the last."""
+    layers = first_module(model, LAYERS)
+    if layers is None:
+        raise ValueError(f"{type(model).__name__} has no blocks under any of {', '.join(LAYERS)}")
+    return layers, first_module(model, INPUT_NORMS), first_module(model, FINAL_NORMS)
 
 
 def read_model(model: nn.Module, fields: dict, kind: str) -> tuple[dict, dict[str, Tensor]]:
     """Blocks and norms of either library, recognised by name."""
-    layers = first_module(model, LAYERS)
-    input_norm, final_norm = first_module(model, INPUT_NORMS), first_module(model, FINAL_NORMS)
+    layers, input_norm, final_norm = find_parts(model)
     weights = {}
     for index, layer in enumerate(layers):
         gate_last = getattr(getattr(layer, "mlp", None), "gate_last", False)
@@ -173,6 +242,7 @@ def read_model(model: nn.Module, fields: dict, kind: str) -> tuple[dict, dict[st
         if norm is not None:
             weights |= {f"{role}.{name}": tensor for name, tensor in flatten_affine(norm.state_dict())}
     fields |= shape_fields(weights) | norm_fields(layers, input_norm, final_norm)
+    fit_weights(weights, fields, kind)
     return fields, weights
 
 
@@ -188,7 +258,11 @@ def read_block(state: dict[str, Tensor], where: str, gate_last: bool = False) ->
         elif dot and end in ("weight", "bias") and stem in CANONICAL:
             role = f"{CANONICAL[stem]}.{end}"
         else:
-            raise ValueError(f"{where}: parameter {name} of shape {tuple(tensor.shape)} has no place in the canonical block")
+            raise ValueError(
+                f"{where}: parameter {name} of shape {tuple(tensor.shape)} has no place in the canonical block"
+            )
+        if role in found:
+            raise ValueError(f"{where}: parameter {name} takes the place {role} a second time")
         found[role] = tensor
     fuse_query_key_value(found)
     split_packed_gate(found, gate_last)
@@ -197,12 +271,10 @@ def read_block(state: dict[str, Tensor], where: str, gate_last: bool = False) ->
 
 def flatten_affine(state: dict[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
     """ResMLP's affine norms say alpha and beta, (1, 1, width), for weight and bias."""
+    names = {"alpha": "weight", "beta": "bias"}
     for name, tensor in state.items():
-        if name.endswith(("alpha", "beta")):
-            name, tensor = name.removesuffix("alpha").removesuffix("beta") + (
-                "weight" if name.endswith("alpha") else "bias"
-            ), tensor.flatten()
-        yield name, tensor
+        stem, dot, end = name.rpartition(".")
+        yield (f"{stem}{dot}{names[end]}", tensor.flatten()) if end in names else (name, tensor)
 
 
 def fuse_query_key_value(found: dict[str, Tensor]) -> None:
@@ -253,18 +325,38 @@ def shape_fields(weights: dict[str, Tensor]) -> dict:
     return fields
 
 
-def norm_fields(layers: nn.ModuleList, *norms: nn.Module | None) -> dict:
+def norm_fields(layers: nn.Module, *norms: nn.Module | None) -> dict:
     """Kind and epsilon of the norms, which must be the same throughout."""
-    modules = [module for part in (layers, *norms) if part is not None for module in part.modules()]
-    modules = [module for module in modules if "Norm" in type(module).__name__ or type(module).__name__ == "Affine"]
+    modules = [norm for norm in norms if norm is not None]
+    for layer in layers:
+        modules += [module for name, module in layer.named_modules() if "norm" in CANONICAL.get(name, "")]
+    modules = [module for module in modules if not isinstance(module, nn.Identity)]
     kinds = {type(module).__name__ for module in modules}
-    epsilons = {module.eps for module in modules if hasattr(module, "eps")}
-    norm_type = "rms_norm" if all("Rms" in k or "RMS" in k for k in kinds) else "layer_norm"
-    if kinds == {"Affine"}:
-        return {"norm_type": "affine"}
-    if len(kinds) != 1 or len(epsilons) != 1:
-        raise ValueError(f"a backbone must have one kind of norm, got {sorted(kinds)} with epsilons {sorted(epsilons)}")
-    return {"norm_type": norm_type, "layer_norm_eps": float(epsilons.pop())}
+    epsilons = {getattr(module, "eps", 0.0) for module in modules}  # ResMLP's affine maps have none
+    if len(kinds) != 1 or not kinds <= NORM_TYPES.keys() or len(epsilons) != 1 or None in epsilons:
+        raise ValueError(
+            f"a backbone's norms must be of one kind among {', '.join(NORM_TYPES)} and of one epsilon, "
+            f"got {', '.join(sorted(kinds))} with {', '.join(map(str, epsilons))}"
+        )
+    return {"norm_type": NORM_TYPES[kinds.pop()], "layer_norm_eps": float(epsilons.pop())}
+
+
+def fit_weights(weights: dict[str, Tensor], fields: dict, kind: str) -> None:
+    """Makes `weights` exactly those of the canonical model, or raises; a bias that the original lacks is zero."""
+    num_groups = fields.get("num_mixer_tokens", 1)
+    config = ACTTeacherConfig(**fields, num_groups=num_groups, dgcnn_neighbors=1, prompt_type="none")
+    with torch.device("meta"):
+        canonical = {name: tuple(tensor.shape) for name, tensor in ACTBackbone(config).state_dict().items()}
+    for name, shape in canonical.items():
+        if name.endswith(".bias"):
+            weights.setdefault(name, torch.zeros(shape))
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    for name in canonical | shapes:
+        if shapes.get(name) != canonical.get(name):
+            raise ValueError(
+                f"{kind} differs from the canonical block: {name} has shape {shapes.get(name)}, "
+                f"which should be {canonical.get(name)}"
+            )
 
 
 def first_module(model: nn.Module, paths: tuple[str, ...]) -> nn.Module | None:

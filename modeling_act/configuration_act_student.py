@@ -12,7 +12,7 @@ class ACTStudentConfig(PreTrainedConfig):
     The defaults are the paper's.
 
     num_groups, group_size (`int`):
-        A cloud becomes `num_groups` tokens of `group_size` points each (64 for 1024 points, 128 for 2048, 512 for 8192).
+        A cloud becomes `num_groups` tokens of `group_size` points (64 for 1024 points, 128 for 2048, 512 for 8192).
     skip_near_origin (`bool`):
         Farthest point sampling never picks points with squared norm <= 1e-3, as the released checkpoints had it.
     pointnet_dims (`list[int]`):
@@ -36,7 +36,7 @@ class ACTStudentConfig(PreTrainedConfig):
     head (`"mlp3"` or `"linear"`), classifier_dim, classifier_dropout:
         The classification head.
     segmentation_layers (`list[int]`, *optional*):
-        Layers (1-based) whose outputs a segmentation head reads; `None` means a third, two thirds and all of the depth.
+        Layers (1-based) whose outputs a segmentation head reads; `None`: a third, two thirds and all of the depth.
     propagation_dims, segmentation_dims (`list[int]`), segmentation_dropout, num_categories, category_dim:
         Widths of the segmentation heads; the object categories are read by part segmentation only.
     """
@@ -95,16 +95,17 @@ class ACTStudentConfig(PreTrainedConfig):
             "decoder_intermediate_size", "teacher_dim", "classifier_dim", "num_categories", "category_dim",
         )  # fmt: skip
         check_widths(self, pointnet_dims=3, propagation_dims=2, segmentation_dims=2)
-        check_choice(self, mask_type=("random", "block"), loss_type=("cosine", "l2", "smooth_l1"), head=("mlp3", "linear"))
+        check_choice(self, mask_type=("random", "block"), head=("mlp3", "linear"))
+        check_choice(self, loss_type=("cosine", "l2", "smooth_l1"))
         check_share(self, "drop_path_rate", "classifier_dropout", "segmentation_dropout", "mask_ratio")
         for name in ("num_attention_heads", "decoder_num_attention_heads"):
             heads = getattr(self, name)
             if heads is not None and self.hidden_size % heads:
                 raise ValueError(f"`hidden_size` must be divisible by `{name}`, got {self.hidden_size} and {heads}")
-        layers = self.segmentation_layers
-        if layers is not None and not (layers and all(1 <= layer <= self.num_hidden_layers for layer in layers)):
+        layers, depth = self.segmentation_layers, self.num_hidden_layers
+        if layers is not None and not (layers and all(1 <= layer <= depth for layer in layers)):
             raise ValueError(
-                f"`segmentation_layers` must name layers from 1 to num_hidden_layers={self.num_hidden_layers}, got {layers}"
+                f"`segmentation_layers` must name layers from 1 to num_hidden_layers={depth}, got {layers}"
             )
 
 

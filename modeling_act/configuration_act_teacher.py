@@ -9,14 +9,14 @@ from .configuration_checks import check_choice, check_positive, check_share, che
 @strict
 class ACTTeacherConfig(PreTrainedConfig):
     r"""
-    The defaults are the paper's teacher on ViT-B/16. `ACTTeacher.from_backbone` fills in the fields of the Transformer.
+    The defaults are the paper's, on ViT-B/16. `ACTTeacher.from_backbone` fills in the fields of the Transformer.
 
     num_groups, group_size (`int`), skip_near_origin (`bool`):
         How a cloud is cut into groups, as in `ACTStudentConfig`. `group_size` must be divisible by 4.
     pointnet_dims, dgcnn_dims (`list[int]`), dgcnn_neighbors (`int`):
-        Widths of the mini-PointNet, and of both DGCNNs: input, then four edge layers on a graph of that many neighbours.
+        Widths of the mini-PointNet, and of both DGCNNs: input, then four edge layers; neighbours in their graph.
     embedding_dim, code_dim, feature_dim (`int`):
-        Widths of the group embeddings, of a code, and of the features that the student learns (after the second DGCNN).
+        Widths of a group's embedding, of a code, and of the features the student learns (after the second DGCNN).
     codebook_size (`int`):
         Number of codes.
     decoder_dim, folding_dim (`int`):
@@ -29,7 +29,7 @@ class ACTTeacherConfig(PreTrainedConfig):
     freeze_backbone (`bool`):
         Whether its weights stay as pretrained.
     hidden_size ... `rms_norm`:
-        The Transformer, block by block: `norm_position` "pre" or "post"; `norm_type` "layer_norm", "rms_norm" or "affine";
+        The Transformer's blocks: `norm_position` "pre" or "post"; `norm_type` "layer_norm", "rms_norm" or "affine";
         `input_norm` before the first block (CLIP) and `final_norm` after the last; `layer_scale`; `gated_mlp`;
         `mlp_norm` and `attention_norm` inside the branches (EVA-02); `qk_norm` per head.
     token_mixer (`"attention"`, `"mlp"` or `"linear"`), num_mixer_tokens, mixer_dim:
@@ -109,7 +109,9 @@ class ACTTeacherConfig(PreTrainedConfig):
         if self.temperature <= 0:
             raise ValueError(f"`temperature` must be positive, got {self.temperature}")
         if self.prompt_type != "none" and self.num_prompts < 1:
-            raise ValueError(f"`num_prompts` must be at least 1 with {self.prompt_type} prompts, got {self.num_prompts}")
+            raise ValueError(
+                f"`num_prompts` must be at least 1 for {self.prompt_type} prompts, got {self.num_prompts}"
+            )
         if self.group_size % 4:
             raise ValueError(f"`group_size` must be divisible by 4, the points folded from one, got {self.group_size}")
         if self.dgcnn_neighbors > self.num_groups:
@@ -133,8 +135,8 @@ class ACTTeacherConfig(PreTrainedConfig):
                 )
         elif self.num_groups + self.num_prompts != self.num_mixer_tokens:
             raise ValueError(
-                f"a {self.token_mixer} token mixer is tied to num_mixer_tokens={self.num_mixer_tokens}, which `num_groups` "
-                f"and `num_prompts` must add up to, got {self.num_groups} + {self.num_prompts}"
+                f"a {self.token_mixer} token mixer is tied to num_mixer_tokens={self.num_mixer_tokens}, which "
+                f"`num_groups` and `num_prompts` must add up to, got {self.num_groups} + {self.num_prompts}"
             )
 
 

@@ -10,7 +10,6 @@ import argparse
 import pickle
 import re
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,102 +30,23 @@ from .modeling_act_student import (
     ACTStudentForSemanticSegmentation,
 )
 from .modeling_act_teacher import ACTTeacher
-
-State = dict[str, Tensor]
-Rules = list[tuple[str, str]]  # what a key starts with (a regular expression), and what stands there instead
-
-GROUP_EMBEDDING: Rules = [
-    (r"encoder\.first_conv\.0\.", "group_embedding.linear1."),
-    (r"encoder\.first_conv\.1\.", "group_embedding.norm1."),
-    (r"encoder\.first_conv\.3\.", "group_embedding.linear2."),
-    (r"encoder\.second_conv\.0\.", "group_embedding.linear3."),
-    (r"encoder\.second_conv\.1\.", "group_embedding.norm2."),
-    (r"encoder\.second_conv\.3\.", "group_embedding.linear4."),
-]
-ENCODER: Rules = GROUP_EMBEDDING + [
-    (r"cls_token$", "cls_token"),
-    (r"cls_pos$", "cls_position"),
-    (r"reduce_dim\.", "projection."),
-    (r"pos_embed\.0\.", "position_embedding.linear1."),
-    (r"pos_embed\.2\.", "position_embedding.linear2."),
-    (r"blocks\.blocks\.(\d+)\.attn\.", r"layers.\1.attention."),
-    (r"blocks\.blocks\.(\d+)\.", r"layers.\1."),
-    (r"norm\.", "norm."),
-]
-DECODER: Rules = [
-    (r"mask_token$", "decoder.mask_token"),
-    (r"decoder_pos_embed\.0\.", "decoder.position_embedding.linear1."),
-    (r"decoder_pos_embed\.2\.", "decoder.position_embedding.linear2."),
-    (r"ACT_decoder\.blocks\.(\d+)\.attn\.", r"decoder.layers.\1.attention."),
-    (r"ACT_decoder\.blocks\.(\d+)\.", r"decoder.layers.\1."),
-    (r"ACT_decoder\.norm\.", "decoder.norm."),
-    (r"proj_head\.(0\.)?", "decoder.projection."),
-]
-CLASSIFIER: Rules = [(r"cls_head_finetune\.", "classifier.layers.")]
-SEGMENTER: Rules = [
-    (r"label_conv(_cls)?\.0\.", "category_embedding."),
-    (r"label_conv(_cls)?\.1\.", "category_norm."),
-    (r"propagation_0(_cls)?\.mlp_convs\.0\.", "head.propagate1."),
-    (r"propagation_0(_cls)?\.mlp_convs\.1\.", "head.propagate2."),
-    (r"propagation_0(_cls)?\.mlp_bns\.0\.", "head.norm1."),
-    (r"propagation_0(_cls)?\.mlp_bns\.1\.", "head.norm2."),
-    (r"convs1(_cls)?\.", "head.linear1."),
-    (r"convs2(_cls)?\.", "head.linear2."),
-    (r"convs3(_cls)?\.", "head.linear3."),
-    (r"bns1(_cls)?\.", "head.norm3."),
-    (r"bns2(_cls)?\.", "head.norm4."),
-]
-TEACHER: Rules = GROUP_EMBEDDING + [
-    *(
-        (rf"{official}\.{key}", f"{ours}.{name}")
-        for official, ours in (("dgcnn_1", "code_network"), ("dgcnn_2", "feature_network"))
-        for key, name in [(rf"layer{n}\.0\.", f"layers.{n - 1}.linear.") for n in range(1, 5)]
-        + [(rf"layer{n}\.1\.", f"layers.{n - 1}.norm.") for n in range(1, 5)]
-        + [(r"input_trans\.", "input."), (r"layer5\.0\.", "output."), (r"layer5\.1\.", "norm.")]
-    ),
-    (r"codebook$", "codebook"),
-    (r"proj_pre\.", "code_projection."),
-    (r"proj_post\.", "feature_projection."),
-    (r"visual_pos_embed\.0\.", "position_embedding.linear1."),
-    (r"visual_pos_embed\.2\.", "position_embedding.linear2."),
-    (r"visual_prompt_token$", "prompts.tokens"),
-    (r"visual_prompt_pos$", "prompts.positions"),
-    (r"deep_prompt_tokens$", "prompts.deep_tokens"),
-    (r"deep_prompt_pos$", "prompts.deep_positions"),
-    (r"decoder\.mlp\.0\.", "decoder.linear1."),
-    (r"decoder\.mlp\.2\.", "decoder.linear2."),
-    (r"decoder\.mlp\.4\.", "decoder.linear3."),
-    (r"decoder\.final_conv\.0\.", "decoder.fold1."),
-    (r"decoder\.final_conv\.1\.", "decoder.norm1."),
-    (r"decoder\.final_conv\.3\.", "decoder.fold2."),
-    (r"decoder\.final_conv\.4\.", "decoder.norm2."),
-    (r"decoder\.final_conv\.6\.", "decoder.fold3."),
-]
-# How `visual_embed` holds a backbone: its blocks, its norms, and what the names alone do not tell.
-BACKBONE_STYLES = {
-    "timm": (r"visual_embed\.0\.(\d+)\.", {"visual_embed.1.": "norm."}, ("gelu", 1e-6, "pre")),
-    "clip": (
-        r"visual_embed\.1\.(\d+)\.",
-        {"visual_embed.0.": "input_norm.", "visual_embed.2.": "norm."},
-        ("quick_gelu", 1e-5, "pre"),
-    ),
-    "bert": (r"visual_embed\.0\.layer\.(\d+)\.", {}, ("gelu", 1e-12, "post")),
-}
-UNUSED_HEADS: Rules = [(r"(lm_head|cls_head)\.", "head of Point-BERT, untrained here")]
-UNUSED_POINT_MAE: Rules = [
-    (r"(MAE_decoder|decoder_pos_embed|increase_dim)\.|mask_token$", "decoder of masked autoencoding"),
-    (r"(img_encoder|text_encoder|img_proj|text_proj|cls_proj|contrastive_head)\.", "contrast with images and text"),
-]
-UNUSED_RECON: Rules = [
-    (r"(img|text)_(token|pos)$", "ReCon's image and text queries"),
-    (r"blocks\.blocks\.\d+\.\w+_contrast\.", "ReCon's branch of global queries"),
-]
-UNUSED_POINT_BERT: Rules = [
-    (r"transformer_k\.", "momentum copy of the encoder"),
-    (r"dvae\.", "tokenizer of Point-BERT"),
-    (r"queue(_ptr)?$", "queue of the contrastive loss"),
-]
-UNUSED_POINT_BERT_ENCODER: Rules = [(r"mask_token$", "replaces masked groups in pretraining"), *UNUSED_HEADS]
+from .official_keys import (
+    BACKBONE_STYLES,
+    CLASSIFIER,
+    DECODER,
+    ENCODER,
+    SEGMENTER,
+    TEACHER,
+    UNUSED_HEADS,
+    UNUSED_POINT_BERT,
+    UNUSED_POINT_BERT_ENCODER,
+    UNUSED_POINT_MAE,
+    UNUSED_RECON,
+    Rules,
+    State,
+    rename,
+    split_prefix,
+)
 
 
 class Converted(NamedTuple):
@@ -151,7 +71,8 @@ def convert(state: State, options: argparse.Namespace) -> tuple[Converted, Conve
         return convert_classifier(state, options), None
     if any(key.startswith("propagation_0") for key in state):
         return convert_segmenter(state, options), None
-    raise ValueError(f"no known checkpoint: its keys begin with {', '.join(sorted({k.split('.')[0] for k in state})[:12])}")
+    beginnings = sorted({key.split(".")[0] for key in state})
+    raise ValueError(f"no known checkpoint: its keys begin with {', '.join(beginnings[:12])}")
 
 
 def convert_pretraining(state: State, options: argparse.Namespace) -> tuple[Converted, Converted | None]:
@@ -348,30 +269,6 @@ def checked_num_labels(weight: Tensor, options: argparse.Namespace) -> int:
     return weight.shape[0]
 
 
-def split_prefix(state: State, prefix: str) -> tuple[State, State]:
-    inside = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
-    return inside, {key: tensor for key, tensor in state.items() if not key.startswith(prefix)}
-
-
-def rename(
-    state: State, rules: Rules, unused: Iterable[tuple[str, str]] = (), prefix: str = "", target: str = ""
-) -> tuple[State, list[str]]:
-    """Places every key by the first rule it matches; the report says where each went. Fails on any that is left."""
-    placed, report, left = {}, [], []
-    for key, tensor in state.items():
-        if reason := next((reason for pattern, reason in unused if re.match(pattern, key)), None):
-            report.append(f"{prefix}{key} unused: {reason}")
-        elif rule := next((rule for rule in rules if re.match(rule[0], key)), None):
-            ours = target + re.sub("^" + rule[0], rule[1], key, count=1)
-            placed[ours] = tensor
-            report.append(f"{prefix}{key} -> {ours}")
-        else:
-            left.append(f"{prefix}{key}")
-    if left:
-        raise ValueError(f"no place for {len(left)} keys: {', '.join(left[:8])}{', ...' if len(left) > 8 else ''}")
-    return placed, report
-
-
 def build(model_class: type, config_class: type, fields: dict, placed: State) -> PreTrainedModel:
     """The model with exactly these weights; shapes may differ by dimensions of one (convolutions, tokens)."""
     model = model_class(config_class(**fields))
@@ -431,7 +328,8 @@ def write(converted: Converted, folder: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m modeling_act.convert_checkpoint", description=__doc__.splitlines()[0])
+    description = __doc__.splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m modeling_act.convert_checkpoint", description=description)
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR")
     parser.add_argument("--teacher_output", type=Path, metavar="DIR", help="where the teacher of a stage-2 file goes")

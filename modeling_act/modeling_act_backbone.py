@@ -6,6 +6,7 @@ positions of the original have no place here; every block gets the groups' own p
 
 import torch
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -72,8 +73,11 @@ class ACTTokenMixer(nn.Module):
         super().__init__()
         num_tokens = config.num_mixer_tokens
         if config.token_mixer == "mlp":
-            mlp = [nn.Linear(num_tokens, config.mixer_dim), nn.GELU(), nn.Linear(config.mixer_dim, num_tokens)]
-            self.mix = nn.Sequential(*mlp)
+            self.mix = nn.Sequential(
+                nn.Linear(num_tokens, config.mixer_dim),
+                ACT2FN[config.hidden_act],
+                nn.Linear(config.mixer_dim, num_tokens),
+            )
         else:
             self.mix = nn.Linear(num_tokens, num_tokens)
 
@@ -98,7 +102,7 @@ class ACTBackboneLayer(GradientCheckpointingLayer):
         self.layer_scale2 = nn.Parameter(torch.ones(config.hidden_size)) if config.layer_scale else None
 
     def forward(self, hidden_states: Tensor, positions: Tensor, prompts: Tensor | None = None, **kwargs) -> Tensor:
-        """(batch, tokens, hidden_size), the same, (batch or 1, prompts, hidden_size) -> (batch, tokens, hidden_size)."""
+        """(batch, tokens, hidden_size) twice, (batch or 1, prompts, hidden_size) -> (batch, tokens, hidden_size)."""
         hidden_states = hidden_states + positions
         if self.post_norm:
             hidden_states = self.norm1(hidden_states + self.mixer(hidden_states, prompts, **kwargs)[0])
@@ -122,11 +126,16 @@ class ACTBackbone(nn.Module):
         self.layers = nn.ModuleList([ACTBackboneLayer(config) for _ in range(config.num_hidden_layers)])
         self.norm = make_norm(config, config.final_norm)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.layers[0].norm1.weight.dtype
+
     def forward(self, hidden_states: Tensor, positions: Tensor, prompts: "ACTPrompts", **kwargs) -> Tensor:
         """Groups (batch, groups, hidden_size) and their positions through every block; prompts come and go inside."""
         num_groups = hidden_states.shape[1]
         layer_prompts = [None] * len(self.layers)
-        hidden_states = self.input_norm(hidden_states)
+        # Under autocast the residual stream keeps the precision of the weights: groups differ little from each other.
+        hidden_states = self.input_norm(hidden_states.to(self.layers[0].mlp.fc1.weight.dtype))
         if prompts.kind != "none":
             tokens, prompt_positions = prompts(len(hidden_states))
             tokens[0] = self.input_norm(tokens[0])

@@ -136,7 +136,7 @@ class ACTStudentDecoder(nn.Module):
     def forward(self, visible_states: Tensor, visible_centers: Tensor, masked_centers: Tensor) -> Tensor:
         """(batch, visible, hidden_size), (batch, visible, 3), (batch, masked, 3) -> (batch, masked, teacher_dim)."""
         batch_size, num_masked, _ = masked_centers.shape
-        mask_tokens = self.mask_token.to(visible_states.dtype).expand(batch_size, num_masked, -1)
+        mask_tokens = self.mask_token.expand(batch_size, num_masked, -1)
         hidden_states = torch.cat([visible_states, mask_tokens], dim=1)
         positions = self.position_embedding(torch.cat([visible_centers, masked_centers], dim=1))
         for layer in self.layers:
@@ -157,7 +157,7 @@ class ACTStudentPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """As the original: truncated normal everywhere, Xavier in the decoder, torch's default in what it leaves alone."""
+        """As the original: truncated normal, Xavier in the decoder, and torch's default in what it leaves alone."""
         super()._init_weights(module)
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
@@ -219,11 +219,12 @@ class ACTStudent(ACTStudentPreTrainedModel):
         if bool_masked_pos is not None:
             visible_groups, _ = split_mask(bool_masked_pos, centers)
         tokens = self.projection(self.group_embedding(neighborhoods, visible_groups))
+        tokens = tokens.to(self.norm.weight.dtype)  # under autocast, the residual stream keeps the weights' precision
         visible_centers = centers if visible_groups is None else gather_points(centers, visible_groups)
         positions = self.position_embedding(visible_centers)
         if self.cls_token is not None:
-            tokens = torch.cat([self.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
-            positions = torch.cat([self.cls_position.to(tokens.dtype).expand(len(tokens), -1, -1), positions], dim=1)
+            tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+            positions = torch.cat([self.cls_position.expand(len(tokens), -1, -1), positions], dim=1)
         for layer in self.layers:
             tokens = layer(tokens, positions, **kwargs)
         tokens = self.norm(tokens)
@@ -269,7 +270,8 @@ class ACTStudentForPreTraining(ACTStudentPreTrainedModel):
             bool_masked_pos = sample_mask(centers, num_masked, self.config.mask_type, generator)
         visible, masked = split_mask(bool_masked_pos, centers, num_masked)
         if 0 in (visible.shape[1], masked.shape[1]):
-            raise ValueError(f"pretraining needs visible and masked groups, got {masked.shape[1]} of {centers.shape[1]} masked")
+            num_masked, num_groups = masked.shape[1], centers.shape[1]
+            raise ValueError(f"pretraining needs visible and masked groups, got {num_masked} of {num_groups} masked")
 
         encoded = self.student(groups=groups, visible_groups=visible, **kwargs)
         visible_states = encoded.last_hidden_state[:, -visible.shape[1] :]  # the class token stays behind
@@ -424,8 +426,9 @@ class ACTSegmentationHead(nn.Module):
         features = _norm_relu(self.norm2, self.propagate2(features))  # (batch, points, point_dim)
 
         whole = [tokens.max(1).values, tokens.mean(1)] + ([] if category is None else [category])
-        local_weight, whole_weight = self.linear1.weight.split([features.shape[-1], sum(w.shape[-1] for w in whole)], dim=1)
-        features = linear(features, local_weight) + linear(torch.cat(whole, -1), whole_weight, self.linear1.bias)[:, None]
+        whole = torch.cat(whole, dim=-1)
+        local_weight, whole_weight = self.linear1.weight.split([features.shape[-1], whole.shape[-1]], dim=1)
+        features = linear(features, local_weight) + linear(whole, whole_weight, self.linear1.bias).unsqueeze(1)
         features = self.dropout(_norm_relu(self.norm3, features))
         return self.linear3(_norm_relu(self.norm4, self.linear2(features)))
 
@@ -444,7 +447,9 @@ class ACTStudentSegmenter(ACTStudentPreTrainedModel):
         self.student = ACTStudent(config, use_cls_token=False)
         self.head = ACTSegmentationHead(config, len(self.layers_read), category_dim)
 
-    def _segment(self, points: Tensor, category: Tensor | None, labels: Tensor | None, **kwargs) -> ACTPredictionOutput:
+    def _segment(
+        self, points: Tensor, category: Tensor | None, labels: Tensor | None, **kwargs
+    ) -> ACTPredictionOutput:
         encoded = self.student(points, **{**kwargs, "output_hidden_states": True})
         # hidden_states[0] is what enters the first layer, so layer n stands at n
         tokens = torch.cat([self.student.norm(encoded.hidden_states[n]) for n in self.layers_read], dim=-1)
@@ -463,7 +468,7 @@ class ACTStudentForSemanticSegmentation(ACTStudentSegmenter):
 
     @can_return_tuple
     def forward(self, points: Tensor, labels: Tensor | None = None, **kwargs) -> ACTPredictionOutput:
-        """Points (batch, points, 3), labels (batch, points) with -100 to ignore -> logits (batch, points, num_labels)."""
+        """Points (batch, points, 3), labels (batch, points), -100 to ignore -> logits (batch, points, num_labels)."""
         return self._segment(points, None, labels, **kwargs)
 
 
@@ -480,15 +485,16 @@ class ACTStudentForPartSegmentation(ACTStudentSegmenter):
     def forward(
         self, points: Tensor, category: Tensor | None = None, labels: Tensor | None = None, **kwargs
     ) -> ACTPredictionOutput:
-        """Points (batch, points, 3), category (batch,), labels (batch, points) -> logits (batch, points, num_labels)."""
+        """Points (batch, points, 3), category (batch,), labels as above -> logits (batch, points, num_labels)."""
         num_categories = self.config.num_categories
         if category is None:
             raise ValueError("part segmentation needs `category`, the object category of each cloud, shape (batch,)")
         if category.shape != points.shape[:1] or category.is_floating_point():
             raise ValueError(
-                f"`category` must be integers of shape ({points.shape[0]},), got {category.dtype} {tuple(category.shape)}"
+                f"`category` must be integers of shape ({points.shape[0]},), "
+                f"got {category.dtype} {tuple(category.shape)}"
             )
-        if category.device.type == "cpu" and not (0 <= int(category.min()) and int(category.max()) < num_categories):
+        if category.device.type == "cpu" and not (int(category.min()) >= 0 and int(category.max()) < num_categories):
             raise ValueError(f"`category` must lie between 0 and {num_categories - 1}, got {category.tolist()}")
         one_hot = nn.functional.one_hot(category.long(), num_categories).to(self.category_embedding.weight.dtype)
         embedded = self.category_norm(self.category_embedding(one_hot))

@@ -1,6 +1,6 @@
 """`ACTTeacher`, stage 1: a discrete autoencoder of point clouds around a frozen pretrained Transformer.
 
-Groups -> mini-PointNet -> DGCNN -> codes -> Transformer with prompts -> DGCNN (the features a student learns) -> points.
+Groups -> mini-PointNet -> DGCNN -> codes -> Transformer with prompts -> DGCNN (what a student learns) -> points.
 """
 
 import math
@@ -56,7 +56,7 @@ class ACTTeacherOutput(ModelOutput):
 
 
 class ACTGraphLayer(nn.Module):
-    """One DGCNN layer: a linear map of each edge [neighbour - group, group], normalised, and the max over the edges."""
+    """One DGCNN layer: a linear map of each edge [neighbour - group, group], a norm, and the max over the edges."""
 
     def __init__(self, in_dim: int, out_dim: int):
         super().__init__()
@@ -129,7 +129,7 @@ class ACTPointDecoder(nn.Module):
 
 
 class ACTTeacher(PreTrainedModel):
-    """Discrete point-cloud autoencoder whose middle is a pretrained Transformer; teaches `ACTStudentForPreTraining`."""
+    """Discrete point-cloud autoencoder around a pretrained Transformer; teaches `ACTStudentForPreTraining`."""
 
     config: ACTTeacherConfig
     config_class = ACTTeacherConfig
@@ -177,9 +177,8 @@ class ACTTeacher(PreTrainedModel):
         """
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         fields, weights = load_backbone(backbone, pretrained, trust_remote_code, **hub)
-        known = set(ACTTeacherConfig.__dataclass_fields__)
-        if unknown := sorted(set(config) - known):
-            raise ValueError(f"ACTTeacherConfig has no field {', '.join(unknown)}; its fields are {', '.join(sorted(known))}")
+        if unknown := sorted(set(config) - set(ACTTeacherConfig.__dataclass_fields__)):
+            raise ValueError(f"ACTTeacherConfig has no field {', '.join(unknown)}")
         if clash := sorted(set(config) & set(fields)):
             raise ValueError(f"{', '.join(clash)} describe the backbone and are read from it; leave them out")
         model = cls(ACTTeacherConfig(**fields, **config))
@@ -246,8 +245,7 @@ class ACTTeacher(PreTrainedModel):
         neighbors = self._neighbors(centers)
         logits = self.code_network(self.group_embedding(neighborhoods), neighbors)
         codes = self._select_codes(logits, temperature, code_mode, generator)
-        backbone_features = self._transform(codes, centers, **kwargs)
-        teacher_features = self.feature_network(backbone_features, neighbors)
+        backbone_features, teacher_features = self._transform(codes, centers, neighbors, **kwargs)
         coarse, fine = self.decoder(teacher_features)
 
         target = neighborhoods.flatten(0, 1)
@@ -285,7 +283,7 @@ class ACTTeacher(PreTrainedModel):
         if code_mode == "gumbel":
             logits, code_mode = add_gumbel_noise(logits, generator), "argmax"
         codes = self._select_codes(logits, None, code_mode, None)
-        return self.feature_network(self._transform(codes, centers), neighbors)
+        return self._transform(codes, centers, neighbors)[1]
 
     def _neighbors(self, centers: Tensor) -> Tensor:
         return k_nearest_neighbors(centers, centers, self.config.dgcnn_neighbors)[1]
@@ -306,11 +304,15 @@ class ACTTeacher(PreTrainedModel):
             logits = add_gumbel_noise(logits, generator)
         return (logits / temperature).softmax(-1).to(self.codebook.dtype) @ self.codebook
 
-    def _transform(self, codes: Tensor, centers: Tensor, **kwargs) -> Tensor:
-        """Codes through the pretrained Transformer and back, (batch, groups, code_dim)."""
+    def _transform(self, codes: Tensor, centers: Tensor, neighbors: Tensor, **kwargs) -> tuple[Tensor, Tensor]:
+        """Codes through the Transformer and back, (batch, groups, code_dim), and through the second DGCNN."""
         hidden_states = self.code_projection(codes)
         hidden_states = self.backbone(hidden_states, self.position_embedding(centers), self.prompts, **kwargs)
-        return self.feature_projection(hidden_states)
+        # Groups differ little from each other here, and the DGCNN's norm enlarges what differs, rounding too. This
+        # is 3 % of the teacher's work, so under autocast it keeps the precision of its weights.
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            backbone_features = self.feature_projection(hidden_states)
+            return backbone_features, self.feature_network(backbone_features, neighbors)
 
 
 def add_gumbel_noise(logits: Tensor, generator: torch.Generator | None) -> Tensor:

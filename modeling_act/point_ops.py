@@ -43,10 +43,15 @@ def check_points(points: Tensor, name: str = "points", mask: Tensor | None = Non
         return
     bad = ~points.isfinite().all(-1)
     if mask is not None:
-        bad = bad & mask
+        bad, empty = bad & mask, ~mask.any(1)
+        if empty.any():
+            cloud = int(empty.nonzero()[0])
+            raise ValueError(f"the mask of `{name}` must leave every cloud a valid point, got none in cloud {cloud}")
     if bad.any():
         cloud, point = bad.nonzero()[0].tolist()
-        raise ValueError(f"`{name}` must be finite, got {points[cloud, point].tolist()} at cloud {cloud}, point {point}")
+        raise ValueError(
+            f"`{name}` must be finite, got {points[cloud, point].tolist()} at cloud {cloud}, point {point}"
+        )
 
 
 def gather_points(values: Tensor, indices: Tensor) -> Tensor:
@@ -83,13 +88,13 @@ def _farthest_point_sample(points: Tensor, num_samples: int, mask: Tensor | None
         distances.masked_fill_(~mask, -torch.inf)
         current = mask.int().argmax(1)
 
-    chosen = []
+    chosen, difference = [], torch.empty_like(coordinates)
     for _ in range(num_samples):
         chosen.append(current)
         center = coordinates.gather(2, current.expand(3, -1).unsqueeze(-1))  # (3, batch, 1)
-        difference = (coordinates - center).square_()
+        torch.sub(coordinates, center, out=difference).square_()
         squared = difference[0].add_(difference[1]).add_(difference[2])
-        distances = torch.minimum(distances, squared, out=distances)
+        torch.minimum(distances, squared, out=distances)
         current = distances.argmax(1)
     return torch.stack(chosen, dim=1)
 
@@ -103,7 +108,9 @@ def k_nearest_neighbors(queries: Tensor, points: Tensor, k: int, mask: Tensor | 
     check_points(queries, "queries")
     check_points(points, mask=mask)
     if queries.shape[0] != points.shape[0]:
-        raise ValueError(f"`queries` and `points` must share a batch, got {queries.shape[0]} and {points.shape[0]} clouds")
+        raise ValueError(
+            f"`queries` and `points` must share a batch, got {queries.shape[0]} and {points.shape[0]} clouds"
+        )
     _check_count("k", k, points, mask)
     return _k_nearest_neighbors(queries, points, k, mask)
 
@@ -151,7 +158,11 @@ def interpolate(features: Tensor, weights: Tensor, indices: Tensor) -> Tensor:
 
 
 def chamfer_l1(
-    points: Tensor, target: Tensor, mask: Tensor | None = None, target_mask: Tensor | None = None, reduction: str = "mean"
+    points: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    target_mask: Tensor | None = None,
+    reduction: str = "mean",
 ) -> Tensor:
     """Half the sum of both mean nearest distances between clouds (batch, points, 3) and (batch, target points, 3).
 
@@ -164,7 +175,11 @@ def chamfer_l1(
 
 
 def chamfer_l2(
-    points: Tensor, target: Tensor, mask: Tensor | None = None, target_mask: Tensor | None = None, reduction: str = "mean"
+    points: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    target_mask: Tensor | None = None,
+    reduction: str = "mean",
 ) -> Tensor:
     """The sum of both mean squared nearest distances; otherwise as `chamfer_l1`."""
     there, back = _nearest_residuals(points, target, mask, target_mask)
@@ -214,10 +229,11 @@ def _nearest_pairs(
 
 def _squared_distances(queries: Tensor, points: Tensor) -> Tensor:
     """(batch, queries, 3), (batch, points, 3) -> (batch, queries, points)."""
-    total = None
-    for axis in range(3):
-        squared = (queries[:, :, None, axis] - points[:, None, :, axis]).square_()
-        total = squared if total is None else total.add_(squared)
+    queries = queries.movedim(2, 0).contiguous().unsqueeze(3)  # (3, batch, queries, 1)
+    points = points.movedim(2, 0).contiguous().unsqueeze(2)  # (3, batch, 1, points): rows without gaps vectorise
+    total = (queries[0] - points[0]).square_()
+    for axis in (1, 2):
+        total.add_((queries[axis] - points[axis]).square_())
     return total
 
 
@@ -225,9 +241,9 @@ def _smallest(distances: Tensor, k: int) -> Tensor:
     """Indices of the k smallest entries of the last dimension, ascending, the lower index first on a tie."""
     if distances.dtype != torch.float32:
         return distances.sort(dim=-1, stable=True).indices[..., :k]
-    # topk breaks ties at will. A float32 leaves the low 29 bits of a float64 empty: the index put there breaks them.
-    keys = distances.double()
-    keys.view(torch.int64).add_(torch.arange(distances.shape[-1], device=distances.device))
+    # topk breaks ties at will. The bits of a float32 >= 0 order as it does; the index put below them breaks the ties.
+    keys = distances.view(torch.int32).long().bitwise_left_shift_(32)
+    keys.add_(torch.arange(distances.shape[-1], device=distances.device))
     return keys.topk(k, dim=-1, largest=False, sorted=True).indices
 
 
@@ -266,9 +282,11 @@ def _check_count(name: str, count: int, points: Tensor, mask: Tensor | None) -> 
         raise ValueError(f"`{name}` must be at least 1, got {count}")
     if count > points.shape[1]:
         raise ValueError(
-            f"`{name}` must not exceed the number of points, got {name}={count} and points of shape {tuple(points.shape)}"
+            f"`{name}` must not exceed the number of points, got {name}={count} and points of shape "
+            f"{tuple(points.shape)}"
         )
-    if mask is not None and not torch.compiler.is_compiling() and (valid := int(mask.sum(1).min())) < count:
+    if mask is not None and not torch.compiler.is_compiling() and (mask.sum(1) < count).any():
         raise ValueError(
-            f"`{name}` must not exceed the number of valid points, got {name}={count} and a cloud with {valid} of them"
+            f"`{name}` must not exceed the number of valid points, got {name}={count} and a cloud with "
+            f"{int(mask.sum(1).min())} of them"
         )

@@ -1,7 +1,7 @@
 """The authors' tensors and the official state dicts behind them, rebuilt from key, shape and seed.
 
-`golden/act_vit_tiny.safetensors` was computed by the authors' released code (commit d580115) with these weights, in eval
-mode and float32, with distances of FPS and kNN in float64 and `gumbel_softmax` in its noise-free form.
+`golden/act_vit_tiny.safetensors` was computed by the authors' released code (commit d580115) with these weights, in
+eval mode and float32, with distances of FPS and kNN in float64 and `gumbel_softmax` in its noise-free form.
 """
 
 import json

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from golden_weights import golden_tensors, save_official
 
+from golden_weights import golden_tensors, save_official
 from modeling_act import (
     ACTStudent,
     ACTStudentForPartSegmentation,
@@ -89,6 +89,22 @@ def test_teacher(tmp_path, stage):
     assert_golden("teacher.targets", hard.teacher_features)
     assert_golden("teacher.code_index", hard.code_indices)
     assert_golden("teacher.targets", teacher.get_teacher_features(GOLDEN["points"]))
+
+
+def test_teacher_in_bf16(tmp_path):
+    """Under autocast, within 2e-2 of the authors' fp32; the same codes, whose margins allow it."""
+    teacher = converted(tmp_path, "teacher_state", "--num_groups=16", model_class=ACTTeacher)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hard = teacher(GOLDEN["points"])
+    assert torch.equal(hard.code_indices, GOLDEN["teacher.code_index"])
+    for name, value in {
+        "teacher.hard.fine": hard.fine_points,
+        "teacher.targets": hard.teacher_features,
+        "teacher.targets_before_dgcnn_2": hard.backbone_features,
+        "teacher.logits": hard.logits,
+    }.items():
+        error = (value.float() - GOLDEN[name]).abs().max()
+        assert error <= 2e-2 * (1 + GOLDEN[name].abs().max()), f"{name}: {error}"
 
 
 def test_student(tmp_path):

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import small_models, small_student_config, small_teacher_config
 
 from modeling_act import ACTStudent, ACTStudentConfig, ACTStudentForPreTraining, ACTTeacher, ACTTeacherConfig
 from modeling_act.modeling_act_student import distillation_loss, sample_mask
+from small_models import small_models, small_student_config, small_teacher_config
 
 MODELS = list(small_models())
 HEADS = [name for name in MODELS if name not in ("teacher", "student")]
@@ -97,7 +97,7 @@ def test_gradients_reach_every_trainable_parameter_and_no_frozen_one(name, promp
 
 @pytest.mark.parametrize("name", MODELS)
 def test_bf16_autocast_stays_close_to_fp32(name):
-    """Whole outputs within 2e-2 of fp32, relative to their norm; arg-max codes wherever the margin allows it."""
+    """Every output within 2e-2 * (1 + its maximum) of fp32; arg-max codes wherever the margin allows it."""
     model, inputs = build(name)
     model.eval()
     # Groups once: the question is the network, not which of two equally near points comes first.
@@ -114,7 +114,7 @@ def test_bf16_autocast_stays_close_to_fp32(name):
             clear = top[..., 0] - top[..., 1] > 0.05
             assert clear.any() and (output[key] == value)[clear].all()
         elif value.is_floating_point():
-            error = (output[key].float() - value).norm() / value.norm()
+            error = (output[key].float() - value).abs().max() / (1 + value.abs().max())
             assert error <= 2e-2, f"{key}: {error}"
 
 
@@ -132,7 +132,8 @@ def test_bf16_autocast_trains(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_gradient_checkpointing_changes_nothing(name):
-    model, inputs = build(name, drop_path_rate=0.0, prompt_dropout=0.0, classifier_dropout=0.0, segmentation_dropout=0.0)
+    rates = ("drop_path_rate", "prompt_dropout", "classifier_dropout", "segmentation_dropout")
+    model, inputs = build(name, **dict.fromkeys(rates, 0.0))
     model.train()
     gradients = []
     for checkpointing in (False, True):
@@ -199,7 +200,8 @@ def test_drop_path_drops_whole_clouds_and_keeps_the_mean():
     assert torch.equal(branch, kept[:, None, None].expand_as(branch))
     assert abs(kept.mean().item() - 1) < 0.05
     assert torch.equal(drop.eval()(branch), branch)
-    rates = [layer.drop_path.rate for layer in ACTStudent(ACTStudentConfig(hidden_size=24, intermediate_size=8)).layers]
+    layers = ACTStudent(small_student_config(num_hidden_layers=5)).layers
+    rates = [layer.drop_path.rate for layer in layers]
     assert rates[0] == 0 and rates[-1] == pytest.approx(0.1) and rates == sorted(rates)
 
 
@@ -231,7 +233,8 @@ def test_distillation_losses():
 
 
 def test_groups_are_shared_and_the_teacher_stays_outside():
-    teacher, student = ACTTeacher(small_teacher_config()).eval(), ACTStudentForPreTraining(small_student_config()).eval()
+    teacher = ACTTeacher(small_teacher_config()).eval()
+    student = ACTStudentForPreTraining(small_student_config()).eval()
     points = torch.randn(2, 64, 3)
     groups = teacher.group(points)
     with torch.no_grad():
@@ -255,9 +258,7 @@ def test_code_modes():
     soft = teacher(points, temperature=0.5, code_mode="soft")
     codes = (soft.logits / 0.5).softmax(-1) @ teacher.codebook
     expected = teacher.feature_projection(
-        teacher.backbone(
-            teacher.code_projection(codes), teacher.position_embedding(soft.centers), teacher.prompts
-        )
+        teacher.backbone(teacher.code_projection(codes), teacher.position_embedding(soft.centers), teacher.prompts)
     )
     torch.testing.assert_close(soft.backbone_features, expected)
     cold = teacher(points, temperature=1e-4, code_mode="soft")  # no noise and no warmth: the arg-max

@@ -1,16 +1,16 @@
-"""Our models do less work than the textbook form and compute the same: float64, losses to 1e-12, gradients to 1e-10."""
+"""Our models do less work than the textbook form and compute the same: in float64, gradients to 1e-10."""
 
 import pytest
-import textbook
 import torch
-from small_models import small_student_config, small_teacher_config
 
+import textbook
 from modeling_act import (
     ACTStudentForPartSegmentation,
     ACTStudentForPreTraining,
     ACTStudentForSemanticSegmentation,
     ACTTeacher,
 )
+from small_models import small_student_config, small_teacher_config
 
 
 def double_model(model_class, config, training):

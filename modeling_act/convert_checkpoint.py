@@ -304,7 +304,8 @@ def read_state(path: Path) -> State:
         with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line), str(error).splitlines()[0])
+        lines = str(error).splitlines() or [type(error).__name__]
+        reason = next((line for line in lines if "GLOBAL" in line), lines[0])
         raise ValueError(f"{path} cannot be read as a checkpoint of plain tensors: {reason.strip()}") from error
     for wrapper in ("base_model", "model_state_dict", "model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
@@ -349,8 +350,11 @@ def main(arguments: list[str] | None = None) -> int:
             print("dvae_tokenizer.* not written: the teacher; give --teacher_output to keep it")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    except KeyError as error:
+        print(f"error: {options.checkpoint} lacks what belongs at {error}", file=sys.stderr)
+    else:
+        return 0
+    return 1
 
 
 if __name__ == "__main__":

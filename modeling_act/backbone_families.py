@@ -32,6 +32,7 @@ TIMM_PARTS = {"Attention", "AttentionRope", "EvaAttention", "Mlp", "GluMlp", "Sw
 LAYERS = ("layers", "encoder.layers", "encoder.layer", "layer", "model.layer", "transformer.layer", "blocks")
 FINAL_NORMS = ("layernorm", "norm", "post_layernorm")
 INPUT_NORMS = ("pre_layrnorm", "norm_pre")
+OTHER_NORMS = ("fc_norm",)  # of pooled features
 
 # Canonical name -> the names it has inside a block of the libraries.
 ROLES = {
@@ -161,7 +162,10 @@ def load_transformers(name: str, pretrained: bool, trust_remote_code: bool, **hu
 
 def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
     """The Transformer in a model with heads; of CLIP and SigLIP the image half."""
-    model = model.base_model
+    if (
+        first_module(model, LAYERS) is None
+    ):  # else this is it, and DINOv3's `base_model` is its blocks without the norm
+        model = model.base_model
     model = getattr(model, "vision_model", model)
     if model.config.model_type not in PRE_NORM | POST_NORM:
         raise ValueError(
@@ -227,6 +231,9 @@ def find_parts(model: nn.Module) -> tuple[nn.Module, nn.Module | None, nn.Module
     layers = first_module(model, LAYERS)
     if layers is None:
         raise ValueError(f"{type(model).__name__} has no blocks under any of {', '.join(LAYERS)}")
+    for name, module in model.named_children():
+        if type(module).__name__ in NORM_TYPES and name not in FINAL_NORMS + INPUT_NORMS + OTHER_NORMS:
+            raise ValueError(f"{type(model).__name__}: whether the norm {name} belongs to the blocks is not known")
     return layers, first_module(model, INPUT_NORMS), first_module(model, FINAL_NORMS)
 
 

@@ -126,10 +126,6 @@ class ACTBackbone(nn.Module):
         self.layers = nn.ModuleList([ACTBackboneLayer(config) for _ in range(config.num_hidden_layers)])
         self.norm = make_norm(config, config.final_norm)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.layers[0].norm1.weight.dtype
-
     def forward(self, hidden_states: Tensor, positions: Tensor, prompts: "ACTPrompts", **kwargs) -> Tensor:
         """Groups (batch, groups, hidden_size) and their positions through every block; prompts come and go inside."""
         num_groups = hidden_states.shape[1]

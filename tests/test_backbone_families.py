@@ -37,7 +37,7 @@ from transformers import (
 )
 
 from modeling_act import ACTTeacher
-from modeling_act.backbone_families import POST_NORM, PRE_NORM, encoder_of, find_parts, is_timm_name
+from modeling_act.backbone_families import NORM_TYPES, POST_NORM, PRE_NORM, is_timm_name
 
 try:
     import timm
@@ -176,7 +176,16 @@ def case_params(*names):
 
 
 def library_parts(model):
-    return find_parts(encoder_of(model) if hasattr(model, "config") else model)
+    """Blocks, input norm and final norm, found without the code under test."""
+    blocks = getattr(model, "blocks", None)  # timm
+    if blocks is None:
+        lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+        (blocks,) = [modules for modules in lists if len(modules) == model.config.num_hidden_layers]
+    norms = {name: module for name, module in model.named_children() if type(module).__name__ in NORM_TYPES}
+    norms.pop("fc_norm", None)  # of the pooled features
+    first = next((norm for name, norm in norms.items() if "pre" in name), nn.Identity())
+    (last,) = [norm for name, norm in norms.items() if "pre" not in name] or [nn.Identity()]
+    return blocks, first, last
 
 
 def run_layer(layer, tokens):
@@ -204,7 +213,6 @@ def drop_relative_positions(layers):
 @torch.no_grad()
 def library_forward(model, groups, positions, prompt_type, prompts):
     layers, input_norm, norm = library_parts(model)
-    input_norm, norm = input_norm or nn.Identity(), norm or nn.Identity()
     batch_size, num_groups, _ = groups.shape
 
     def lead(prompt, tokens):
@@ -249,6 +257,36 @@ def test_agrees_with_the_library(case):
     model = make_backbone(case)
     for prompt_type in ("none", "shallow", "deep"):
         compare(model, prompt_type)
+
+
+WHOLE = case_params(
+    "transformers/vit", "transformers/dinov2", "transformers/siglip_vision_model", "transformers/bert",
+    "timm/vit", "timm/vit-fc-norm", "timm/deit-distilled", "timm/clip", "timm/siglip", "timm/dinov2-giant",
+    "timm/hybrid", "timm/mixer", "timm/resmlp",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_agrees_with_the_whole_model(case):
+    """What the original makes of an image or a text out of the tokens that enter its blocks: nothing is left out."""
+    model = make_backbone(case)
+    blocks, input_norm, _ = library_parts(model)
+    entry = blocks[0] if isinstance(input_norm, nn.Identity) else input_norm
+    entered = []
+    entry.register_forward_pre_hook(lambda module, inputs: entered.append(inputs[0]))
+    with torch.no_grad():
+        if case == "transformers/bert":
+            expected = model(torch.tensor([[3, 14, 15, 9]])).last_hidden_state
+        elif case.startswith("transformers/"):
+            expected = model(torch.randn(1, 3, 32, 32)).last_hidden_state
+        else:
+            size = 32 if "mix" in case or "mlp" in case else model.patch_embed.img_size[0]
+            expected = model.forward_features(torch.randn(1, 3, size, size))
+        groups = entered[0]
+        fields = SMALL | {"prompt_type": "none", "num_groups": groups.shape[1]}
+        teacher = ACTTeacher.from_backbone(model, **fields).eval()
+        actual = teacher.backbone(groups, torch.zeros_like(groups), teacher.prompts)
+    assert (actual - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def minilm_folder():
@@ -499,6 +537,14 @@ def test_a_parameter_without_a_place_is_refused():
     model = make_backbone("transformers/vit")
     model.layers[2].scale = nn.Parameter(torch.ones(24))
     with pytest.raises(ValueError, match=r"vit, block 2: parameter scale of shape \(24,\) has no place"):
+        ACTTeacher.from_backbone(model, **SMALL)
+
+
+def test_a_norm_without_a_place_is_refused():
+    model = make_backbone("transformers/vit")
+    model.last_norm = model.layernorm
+    del model.layernorm
+    with pytest.raises(ValueError, match="ViTModel: whether the norm last_norm belongs to the blocks is not known"):
         ACTTeacher.from_backbone(model, **SMALL)
 
 

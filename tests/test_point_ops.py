@@ -216,13 +216,14 @@ def test_a_batch_of_two_is_two_of_one(kind, dtype):
 
 @CLOUDS
 @FLOATS
-def test_a_ragged_batch_is_each_cloud_alone(kind, dtype):
+@pytest.mark.parametrize("padding", [math.nan, 0.0])  # a NaN is never near: only a zero can be taken for a neighbor
+def test_a_ragged_batch_is_each_cloud_alone(kind, dtype, padding):
     points, queries = make_clouds(kind, 3, 12, dtype), make_clouds(kind, 3, 5, dtype)
     features = torch.randn(3, 12, 6, dtype=dtype)
     mask = torch.ones(3, 12, dtype=torch.bool)
     mask[0, 4:] = False
     mask[1, [0, 1, 5, 8]] = False  # padding may stand anywhere
-    points[~mask], features[~mask] = torch.nan, torch.nan
+    points[~mask], features[~mask] = padding, torch.nan
     together = every_operation(points, queries, features, mask)
     for i in range(3):
         alone = every_operation(points[i : i + 1, mask[i]], queries[i : i + 1], features[i : i + 1, mask[i]])

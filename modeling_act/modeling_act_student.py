@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -33,6 +34,7 @@ class ACTStudentOutput(ModelOutput):
     last_hidden_state: normalised tokens, (batch, 1 + visible groups, hidden_size); the class token first.
     pooler_output: [class token, maximum over the groups], (batch, 2 * hidden_size).
     centers: of all groups, (batch, groups, 3).
+    layer_states: outputs of the layers asked for by `read_layers`, before the final norm.
     hidden_states: input of the first layer and outputs of all, before the final norm; on request.
     attentions: (batch, heads, tokens, tokens) for each layer; on request.
     """
@@ -40,6 +42,7 @@ class ACTStudentOutput(ModelOutput):
     last_hidden_state: Tensor | None = None
     pooler_output: Tensor | None = None
     centers: Tensor | None = None
+    layer_states: tuple[Tensor, ...] | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
@@ -49,14 +52,14 @@ class ACTStudentForPreTrainingOutput(ModelOutput):
     """
     loss: distance between predicted and teacher features of the masked groups, where teacher features are given.
     predicted_features: (batch, masked groups, teacher_dim), the masked groups in ascending order.
-    bool_masked_pos: (batch, groups), True where a group was hidden.
+    mask: (batch, groups), 1 where a group was hidden.
     last_hidden_state: of the encoder, as in `ACTStudentOutput`.
     hidden_states, attentions: of the encoder, on request.
     """
 
     loss: Tensor | None = None
     predicted_features: Tensor | None = None
-    bool_masked_pos: Tensor | None = None
+    mask: Tensor | None = None
     last_hidden_state: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
@@ -149,11 +152,18 @@ class ACTStudentPreTrainedModel(PreTrainedModel):
     config_class = ACTStudentConfig
     base_model_prefix = "student"
     main_input_name = "points"
+    accepts_loss_kwargs = False  # losses are means, whatever transformers' Trainer counts in `num_items_in_batch`
+    _input_embed_layer = "group_embedding"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
     _no_split_modules = ["ACTStudentLayer", "ACTGroupEmbedding", "ACTStudentDecoder", "ACTSegmentationHead"]
     _can_record_outputs = {"hidden_states": ACTStudentLayer, "attentions": ACTStudentAttention}
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # Of custom code, transformers passes over modules without parameters of their own or with all of them loaded.
+        # `_init_weights` must see them to initialise what lies below, and spares loaded tensors by itself.
+        super()._initialize_weights(module)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -208,12 +218,14 @@ class ACTStudent(ACTStudentPreTrainedModel):
         bool_masked_pos: Tensor | None = None,
         groups: PointGroups | None = None,
         visible_groups: Tensor | None = None,
-        **kwargs,
+        read_layers: list[int] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> ACTStudentOutput:
         """Encodes clouds (batch, points, 3), or `groups` cut from them.
 
         `bool_masked_pos` (batch, groups) hides groups where it is True, as many in each cloud; `visible_groups`
-        (batch, visible) says the same as indices, which spares a GPU reading the mask.
+        (batch, visible) says the same as indices, which spares a GPU reading the mask. `read_layers` (1-based) names
+        layers whose outputs are wanted.
         """
         centers, neighborhoods = make_groups(self.config, points, groups)
         if bool_masked_pos is not None:
@@ -225,10 +237,17 @@ class ACTStudent(ACTStudentPreTrainedModel):
         if self.cls_token is not None:
             tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
             positions = torch.cat([self.cls_position.expand(len(tokens), -1, -1), positions], dim=1)
+        states = []
         for layer in self.layers:
             tokens = layer(tokens, positions, **kwargs)
+            states.append(tokens)
         tokens = self.norm(tokens)
-        return ACTStudentOutput(last_hidden_state=tokens, pooler_output=self._pool(tokens), centers=centers)
+        return ACTStudentOutput(
+            last_hidden_state=tokens,
+            pooler_output=self._pool(tokens),
+            centers=centers,
+            layer_states=None if read_layers is None else tuple(states[number - 1] for number in read_layers),
+        )
 
     def _pool(self, tokens: Tensor) -> Tensor:
         if self.cls_token is None:
@@ -258,7 +277,7 @@ class ACTStudentForPreTraining(ACTStudentPreTrainedModel):
         bool_masked_pos: Tensor | None = None,
         groups: PointGroups | None = None,
         generator: torch.Generator | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> ACTStudentForPreTrainingOutput:
         """`teacher_features` (batch, groups, teacher_dim) are what `ACTTeacher.get_teacher_features` gives for the
         same `points` or `groups`. Without `bool_masked_pos` (batch, groups), `generator` draws the mask."""
@@ -284,7 +303,7 @@ class ACTStudentForPreTraining(ACTStudentPreTrainedModel):
         return ACTStudentForPreTrainingOutput(
             loss=loss,
             predicted_features=predicted,
-            bool_masked_pos=bool_masked_pos,
+            mask=bool_masked_pos.long(),
             last_hidden_state=encoded.last_hidden_state,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
@@ -307,12 +326,11 @@ def sample_mask(
     "random" draws them; "block" takes those nearest to a random center (batch, groups, 3), itself included.
     """
     batch_size, num_groups, _ = centers.shape
-    if mask_type == "random":
-        scores = torch.rand(batch_size, num_groups, generator=generator, device=centers.device)
-    elif mask_type == "block":
-        seed = torch.randint(num_groups, (batch_size, 1), generator=generator, device=centers.device)
+    scores = torch.empty(batch_size, num_groups, device=centers.device).uniform_(generator=generator)
+    if mask_type == "block":
+        seed = scores.argmax(1, keepdim=True)
         scores = (centers - gather_points(centers, seed)).float().square().sum(-1)
-    else:
+    elif mask_type != "random":
         raise ValueError(f"`mask_type` must be 'random' or 'block', got {mask_type!r}")
     hidden = scores.argsort(dim=1, stable=True)[:, :num_masked]
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, hidden, True)
@@ -385,7 +403,7 @@ class ACTStudentForPointCloudClassification(ACTStudentPreTrainedModel):
         points: Tensor | None = None,
         labels: Tensor | None = None,
         groups: PointGroups | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> ACTPredictionOutput:
         """Clouds (batch, points, 3) and labels (batch,) -> logits (batch, num_labels)."""
         encoded = self.student(points, groups=groups, **kwargs)
@@ -450,13 +468,11 @@ class ACTStudentSegmenter(ACTStudentPreTrainedModel):
     def _segment(
         self, points: Tensor, category: Tensor | None, labels: Tensor | None, **kwargs
     ) -> ACTPredictionOutput:
-        encoded = self.student(points, **{**kwargs, "output_hidden_states": True})
-        # hidden_states[0] is what enters the first layer, so layer n stands at n
-        tokens = torch.cat([self.student.norm(encoded.hidden_states[n]) for n in self.layers_read], dim=-1)
+        encoded = self.student(points, read_layers=self.layers_read, **kwargs)
+        tokens = torch.cat([self.student.norm(states) for states in encoded.layer_states], dim=-1)
         logits = self.head(points, encoded.centers, tokens, category)
         loss = None if labels is None else prediction_loss(logits, labels)
-        wanted = kwargs.get("output_hidden_states", self.config.output_hidden_states)
-        return ACTPredictionOutput(loss, logits, encoded.hidden_states if wanted else None, encoded.attentions)
+        return ACTPredictionOutput(loss, logits, encoded.hidden_states, encoded.attentions)
 
 
 class ACTStudentForSemanticSegmentation(ACTStudentSegmenter):
@@ -467,7 +483,9 @@ class ACTStudentForSemanticSegmentation(ACTStudentSegmenter):
         self.post_init()
 
     @can_return_tuple
-    def forward(self, points: Tensor, labels: Tensor | None = None, **kwargs) -> ACTPredictionOutput:
+    def forward(
+        self, points: Tensor, labels: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> ACTPredictionOutput:
         """Points (batch, points, 3), labels (batch, points), -100 to ignore -> logits (batch, points, num_labels)."""
         return self._segment(points, None, labels, **kwargs)
 
@@ -483,7 +501,11 @@ class ACTStudentForPartSegmentation(ACTStudentSegmenter):
 
     @can_return_tuple
     def forward(
-        self, points: Tensor, category: Tensor | None = None, labels: Tensor | None = None, **kwargs
+        self,
+        points: Tensor,
+        category: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> ACTPredictionOutput:
         """Points (batch, points, 3), category (batch,), labels as above -> logits (batch, points, num_labels)."""
         num_categories = self.config.num_categories
@@ -494,7 +516,8 @@ class ACTStudentForPartSegmentation(ACTStudentSegmenter):
                 f"`category` must be integers of shape ({points.shape[0]},), "
                 f"got {category.dtype} {tuple(category.shape)}"
             )
-        if category.device.type == "cpu" and not (int(category.min()) >= 0 and int(category.max()) < num_categories):
+        readable = category.device.type == "cpu" and not torch.compiler.is_compiling()
+        if readable and not (int(category.min()) >= 0 and int(category.max()) < num_categories):
             raise ValueError(f"`category` must lie between 0 and {num_categories - 1}, got {category.tolist()}")
         one_hot = nn.functional.one_hot(category.long(), num_categories).to(self.category_embedding.weight.dtype)
         embedded = self.category_norm(self.category_embedding(one_hot))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -135,6 +136,8 @@ class ACTTeacher(PreTrainedModel):
     config_class = ACTTeacherConfig
     base_model_prefix = "teacher"
     main_input_name = "points"
+    accepts_loss_kwargs = False
+    _input_embed_layer = "group_embedding"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
@@ -197,6 +200,11 @@ class ACTTeacher(PreTrainedModel):
         """Stops training of the Transformer's weights (not of what lies before it) if the configuration says so."""
         self.backbone.requires_grad_(not self.config.freeze_backbone)
 
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # Of custom code, transformers passes over modules without parameters of their own or with all of them loaded.
+        # `_init_weights` must see them to initialise what lies below, and spares loaded tensors by itself.
+        super()._initialize_weights(module)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """torch's own defaults for all point networks, as the original has them; the Transformer like any other."""
@@ -234,7 +242,7 @@ class ACTTeacher(PreTrainedModel):
         groups: PointGroups | None = None,
         kl_weight: float | None = None,
         generator: torch.Generator | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> ACTTeacherOutput:
         """Autoencodes clouds (batch, points, 3), or `groups` cut from them.
 

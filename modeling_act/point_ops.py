@@ -152,9 +152,13 @@ def interpolation_weights(queries: Tensor, points: Tensor, mask: Tensor | None =
 
 def interpolate(features: Tensor, weights: Tensor, indices: Tensor) -> Tensor:
     """Features (batch, points, channels) at the queries of `interpolation_weights` -> (batch, queries, channels)."""
-    weights = weights.to(features.dtype).unsqueeze(2)  # (batch, queries, 1, 3)
-    neighbors = (gather_points(features, indices[..., i]) * weights[..., i] for i in range(indices.shape[-1]))
-    return sum(neighbors)
+    batch_size, num_points, num_channels = features.shape
+    rows = indices + torch.arange(batch_size, device=features.device).view(-1, 1, 1) * num_points
+    weights = weights.to(features.dtype).flatten(0, 1)
+    mixed = torch.nn.functional.embedding_bag(
+        rows.flatten(0, 1), features.reshape(-1, num_channels), per_sample_weights=weights, mode="sum"
+    )
+    return mixed.view(batch_size, -1, num_channels)
 
 
 def chamfer_l1(

@@ -46,6 +46,16 @@ try:
 except ImportError:
     timm = None
 
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """On a busy machine, threads that wait for each other make tensors as small as these thirty times slower."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
 needs_timm = pytest.mark.skipif(timm is None, reason="timm is not installed")
 
 TOKENS = 16  # groups and prompts of a mixer

@@ -1,13 +1,14 @@
 """The converter as a command: what it recognises, prints and refuses. Parity of its results is in test_golden.py."""
 
 import pickle
+import re
 
 import numpy as np
 import pytest
 import torch
-from golden_weights import golden_tensors, official_state, save_official
 from safetensors.torch import save_file
 
+from golden_weights import golden_tensors, official_state, save_official
 from modeling_act import ACTStudent, ACTStudentConfig, ACTStudentForPointCloudClassification, ACTTeacher
 from modeling_act.convert_checkpoint import main as convert
 from modeling_act.convert_checkpoint import read_state
@@ -123,7 +124,8 @@ def test_stage_1_files_of_other_backbones(tmp_path, style):
         blocks = [torch.nn.TransformerEncoderLayer(192, 3, 256, batch_first=True, norm_first=True) for _ in range(3)]
         for index, block in enumerate(blocks):
             block.activation = lambda x: x * torch.sigmoid(1.702 * x)
-            names = {"norm1": "ln_1", "norm2": "ln_2", "self_attn": "attn", "linear1": "mlp.c_fc", "linear2": "mlp.c_proj"}
+            names = {"norm1": "ln_1", "norm2": "ln_2", "self_attn": "attn"}
+            names |= {"linear1": "mlp.c_fc", "linear2": "mlp.c_proj"}
             for key, value in block.state_dict().items():
                 head, _, tail = key.partition(".")
                 state[f"visual_embed.1.{index}.{names[head]}.{tail}"] = value
@@ -214,13 +216,12 @@ def refusals():
     yield "no teacher", classifier, ["--teacher_output=teacher"], "carries no teacher"
 
 
-@pytest.mark.parametrize(("what", "state", "options", "message"), refusals(), ids=lambda v: v if isinstance(v, str) else "")
-def test_refuses_with_one_line(tmp_path, capsys, what, state, options, message):
+@pytest.mark.parametrize("refusal", refusals(), ids=lambda refusal: refusal[0])
+def test_refuses_with_one_line(tmp_path, capsys, refusal):
+    _, state, options, message = refusal
     assert run(tmp_path, state, *SIZES, *options) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
-    import re
-
     assert re.search(message, error), error
     assert not (tmp_path / "out").exists()
 

@@ -55,6 +55,9 @@ def test_missing_weights_are_initialised_as_in_a_new_model(name, tmp_path):
     loaded = type(model).from_pretrained(tmp_path)
     for key, expected in state.items():
         value = loaded.state_dict()[key]
+        if not value.is_floating_point():
+            assert value == 0, key
+            continue
         assert value.shape == expected.shape
         assert value.isfinite().all(), key
         if expected.numel() > 200:
@@ -244,7 +247,7 @@ def test_groups_are_shared_and_the_teacher_stays_outside():
     apart = student(points, teacher.get_teacher_features(points), mask)
     assert_equal(shared, apart, rtol=0, atol=0)
     drawn = [student(points, features, generator=torch.Generator().manual_seed(1)) for _ in range(2)]
-    assert torch.equal(drawn[0].bool_masked_pos, drawn[1].bool_masked_pos) and drawn[0].loss == drawn[1].loss
+    assert torch.equal(drawn[0].mask, drawn[1].mask) and drawn[0].loss == drawn[1].loss
     assert not any("teacher" in key for key in student.state_dict())
 
 

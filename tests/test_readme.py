@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+
 from conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

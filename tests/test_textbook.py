@@ -78,7 +78,7 @@ def test_pretraining(training):
     groups = model.group(torch.randn(3, 80, 3, dtype=torch.float64))
     features = torch.randn(3, config.num_groups, config.teacher_dim, dtype=torch.float64)
     output = model(groups=groups, teacher_features=features)
-    mask = output.bool_masked_pos
+    mask = output.mask.bool()
     assert mask.sum(1).tolist() == [int(0.8 * config.num_groups)] * 3
     assert_same_as_textbook(
         model, output.loss, lambda weights: textbook.pretraining(weights, config, groups, mask, features, training)

@@ -22,7 +22,7 @@ BATCH_SIZE, NUM_POINTS = 32, 512
 
 
 def sample_shapes(count: int, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Clouds (count, NUM_POINTS, 3) in the unit sphere, randomly stretched and turned about z, and their kinds (count,)."""
+    """Clouds (count, NUM_POINTS, 3) in the unit sphere, stretched and turned about z at random, and their kinds."""
     kinds = random.integers(len(KINDS), size=count)
     clouds = np.stack([surface_points(KINDS[kind], random) for kind in kinds])
     clouds *= random.uniform(0.6, 1.4, (count, 1, 3))
@@ -86,8 +86,9 @@ def train(model: torch.nn.Module, loss_of, steps: int, learning_rate: float, ran
 
 @torch.no_grad()
 def nearest_neighbor_accuracy(student: torch.nn.Module, gallery: tuple, queries: tuple) -> float:
-    embedded = [torch.nn.functional.normalize(student(points).pooler_output, dim=-1) for points, _ in (gallery, queries)]
-    nearest = (embedded[1] @ embedded[0].T).argmax(1)
+    embeddings = (student(points).pooler_output for points, _ in (gallery, queries))
+    known, new = (torch.nn.functional.normalize(embedding, dim=-1) for embedding in embeddings)
+    nearest = (new @ known.T).argmax(1)
     return (gallery[1][nearest] == queries[1]).float().mean().item()
 
 
@@ -96,7 +97,9 @@ def save_ply(path: Path, clouds: list[Tensor]) -> None:
     points = torch.cat([cloud + torch.tensor([2.5 * place, 0, 0]) for place, cloud in enumerate(clouds)])
     header = f"ply\nformat ascii 1.0\nelement vertex {len(points)}\n"
     header += "".join(f"property float {axis}\n" for axis in "xyz") + "end_header\n"
-    path.write_text(header + "\n".join(" ".join(f"{value:.5f}" for value in point) for point in points.tolist()) + "\n")
+    path.write_text(
+        header + "\n".join(" ".join(f"{value:.5f}" for value in point) for point in points.tolist()) + "\n"
+    )
 
 
 def main() -> None:
@@ -145,7 +148,8 @@ def main() -> None:
     with torch.no_grad():
         output = teacher(held_out[0])
     rebuilt = (output.fine_points + output.centers.unsqueeze(2)).flatten(1, 2)
-    save_ply(options.output_dir / "reconstruction.ply", [cloud for i in range(4) for cloud in (held_out[0][i], rebuilt[i])])
+    pairs = [cloud for pair in zip(held_out[0][:4], rebuilt[:4], strict=True) for cloud in pair]
+    save_ply(options.output_dir / "reconstruction.ply", pairs)
     trained = nearest_neighbor_accuracy(encoder, gallery, held_out)
 
     codes = output.code_indices.unique().numel()

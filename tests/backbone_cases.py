@@ -1,5 +1,7 @@
 """Tiny random models of every family that `backbone_families.py` reads, and the small teacher around them."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -82,6 +84,7 @@ TIMM = {
     "vit": ("vit_tiny_patch16_224", {}),
     "vit-augreg": ("vit_base_patch16_224.augreg_in21k", {}),
     "vit-no-qkv-bias": ("vit_base_patch16_224_miil", {}),
+    "vit-gelu-tanh": ("vit_tiny_patch16_224", {"act_layer": partial(nn.GELU, approximate="tanh")}),
     "vit-qk-norm": ("vit_tiny_patch16_224", {"qk_norm": True}),
     "vit-fc-norm": ("vit_base_patch16_reg4_gap_256", {}),
     "vit-rms-norm": ("test_vit4", {}),

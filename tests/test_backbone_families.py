@@ -217,6 +217,10 @@ def test_a_parameter_without_a_place_is_refused():
     model.layers[2].scale = nn.Parameter(torch.ones(24))
     with pytest.raises(ValueError, match=r"vit, block 2: parameter scale of shape \(24,\) has no place"):
         ACTTeacher.from_backbone(model, **SMALL)
+    model = make_backbone("transformers/vit")
+    model.layers[2].norm1 = nn.LayerNorm(24)
+    with pytest.raises(ValueError, match="vit, block 2: parameter norm1.weight takes the place norm1.weight a second"):
+        ACTTeacher.from_backbone(model, **SMALL)
 
 
 def test_a_norm_without_a_place_is_refused():

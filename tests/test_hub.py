@@ -72,6 +72,18 @@ def test_the_encoder_of_a_pretraining_folder_is_its_student(tmp_path):
     assert torch.equal(encoder(points).last_hidden_state, model.student(points).last_hidden_state)
 
 
+def test_a_head_leaves_no_trace_of_the_folder_it_came_from(tmp_path):
+    pretraining, config, _ = small_models()["pretraining"]
+    pretraining(config).save_pretrained(tmp_path / "pretrained")
+    classifier = small_models()["classification"][0].from_pretrained(tmp_path / "pretrained")
+    classifier.save_pretrained(tmp_path / "finetuned")
+    auto_map = json.loads((tmp_path / "finetuned" / "config.json").read_text())["auto_map"]
+    assert auto_map == {
+        "AutoConfig": "configuration_act_student.ACTStudentConfig",
+        "AutoModel": "modeling_act_student.ACTStudentForPointCloudClassification",
+    }
+
+
 @pytest.mark.parametrize("name", list(small_models()))
 def test_folders_hold_code_config_and_safetensors_only(tmp_path, name):
     model_class, config, _ = small_models()[name]

@@ -108,6 +108,7 @@ def load_backbone(
             model = load_transformers(name, pretrained, trust_remote_code, **hub)
     model = getattr(model, "timm_model", model)  # transformers' wrapper of a timm model
     fields, weights = read_transformers(model) if isinstance(model, PreTrainedModel) else read_timm(model)
+    name = os.path.basename(os.path.abspath(name)) if os.path.isdir(name) else name  # no local path gets published
     return {"backbone": name, **fields}, weights
 
 

@@ -86,9 +86,10 @@ class ACTStudentConfig(PreTrainedConfig):
         self.propagation_dims = list(self.propagation_dims)
         self.segmentation_dims = list(self.segmentation_dims)
         super().__post_init__(**kwargs)
+        self.validate_architecture()  # from here it raises a plain ValueError, which @strict would wrap
 
     def validate_architecture(self):
-        """Every rule that spans fields or bounds a value; part of `@strict`."""
+        """Every rule that spans fields or bounds a value."""
         check_positive(
             self, "num_groups", "group_size", "embedding_dim", "position_dim", "hidden_size", "num_hidden_layers",
             "num_attention_heads", "intermediate_size", "decoder_num_hidden_layers", "decoder_num_attention_heads",

@@ -89,9 +89,10 @@ class ACTTeacherConfig(PreTrainedConfig):
         if self.prompt_type == "none":
             self.num_prompts = 0
         super().__post_init__(**kwargs)
+        self.validate_architecture()  # from here it raises a plain ValueError, which @strict would wrap
 
     def validate_architecture(self):
-        """Every rule that spans fields or bounds a value; part of `@strict`."""
+        """Every rule that spans fields or bounds a value."""
         check_positive(
             self, "num_groups", "group_size", "dgcnn_neighbors", "embedding_dim", "code_dim", "feature_dim",
             "codebook_size", "position_dim", "decoder_dim", "folding_dim", "hidden_size", "num_hidden_layers",

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from modeling_act.backbone_families import POST_NORM, PRE_NORM
+from small_models import SMALL_POINT_NETWORKS
 
 try:
     import timm
@@ -16,34 +17,12 @@ except ImportError:
     timm = None
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """On a busy machine, threads that wait for each other make tensors as small as these thirty times slower."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
 needs_timm = pytest.mark.skipif(timm is None, reason="timm is not installed")
 
 TOKENS = 16  # groups and prompts of a mixer
 NUM_PROMPTS = 5
-SMALL = {  # the teacher around the backbone
-    "num_groups": 11,
-    "group_size": 8,
-    "pointnet_dims": [8, 12, 16],
-    "dgcnn_dims": [8, 12, 16, 16, 20],
-    "embedding_dim": 16,
-    "code_dim": 12,
-    "feature_dim": 20,
-    "codebook_size": 32,
-    "position_dim": 8,
-    "decoder_dim": 24,
-    "folding_dim": 16,
-    "prompt_dropout": 0.0,
-    "num_prompts": NUM_PROMPTS,
-}
+# The teacher around the backbone.
+SMALL = SMALL_POINT_NETWORKS | {"num_groups": 11, "num_prompts": NUM_PROMPTS, "prompt_dropout": 0.0}
 
 # Models of transformers: name of the case -> model type and what differs from TINY -----------------------------------
 

@@ -35,26 +35,30 @@ def small_student_config(**overrides) -> ACTStudentConfig:
     return ACTStudentConfig(**(fields | overrides))
 
 
+SMALL_POINT_NETWORKS = {
+    "group_size": 8,
+    "pointnet_dims": [8, 12, 16],
+    "dgcnn_dims": [8, 12, 16, 16, 20],
+    "embedding_dim": 16,
+    "code_dim": 12,
+    "feature_dim": 20,
+    "codebook_size": 32,
+    "position_dim": 8,
+    "decoder_dim": 24,
+    "folding_dim": 16,
+}
+
+
 def small_teacher_config(**overrides) -> ACTTeacherConfig:
     fields = {
         "num_groups": 16,
-        "group_size": 8,
-        "pointnet_dims": [8, 12, 16],
-        "dgcnn_dims": [8, 12, 16, 16, 20],
-        "embedding_dim": 16,
-        "code_dim": 12,
-        "feature_dim": 20,
-        "codebook_size": 32,
-        "position_dim": 8,
-        "decoder_dim": 24,
-        "folding_dim": 16,
         "hidden_size": 24,
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "intermediate_size": 40,
         "num_prompts": 5,
     }
-    return ACTTeacherConfig(**(fields | overrides))
+    return ACTTeacherConfig(**(SMALL_POINT_NETWORKS | fields | overrides))
 
 
 def small_models() -> dict[str, tuple[type, object, dict]]:

@@ -23,7 +23,6 @@ from backbone_cases import (
     case_params,
     make_backbone,
     needs_timm,
-    one_thread,  # noqa: F401
 )
 from modeling_act import ACTTeacher
 from modeling_act.backbone_families import NORM_TYPES
@@ -174,7 +173,7 @@ def test_reads_real_minilm_from_its_folder():
     teacher = ACTTeacher.from_backbone(folder, **SMALL)
     config = teacher.config
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (384, 6, 12)
-    assert (config.norm_position, config.final_norm, config.backbone) == ("post", False, str(folder))
+    assert (config.norm_position, config.final_norm, config.backbone) == ("post", False, folder.name)
     stored = load_file(folder / "model.safetensors")
     key = next(key for key in stored if key.endswith("encoder.layer.3.attention.self.key.weight"))
     assert torch.equal(teacher.backbone.layers[3].mixer.qkv.weight[384:768], stored[key])

@@ -216,7 +216,7 @@ def refusals():
     yield "no teacher", classifier, ["--teacher_output=teacher"], "carries no teacher"
 
 
-@pytest.mark.parametrize("refusal", refusals(), ids=lambda refusal: refusal[0])
+@pytest.mark.parametrize("refusal", list(refusals()), ids=lambda refusal: refusal[0])
 def test_refuses_with_one_line(tmp_path, capsys, refusal):
     _, state, options, message = refusal
     assert run(tmp_path, state, *SIZES, *options) == 1

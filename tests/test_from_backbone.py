@@ -36,7 +36,6 @@ from backbone_cases import (
     case_params,
     make_backbone,
     needs_timm,
-    one_thread,  # noqa: F401
     randomize,
 )
 from modeling_act import ACTTeacher

@@ -235,7 +235,7 @@ class ACTStudent(ACTStudentPreTrainedModel):
         """
         centers, neighborhoods = make_groups(self.config, points, groups)
         if bool_masked_pos is not None:
-            visible_groups, _ = split_mask(bool_masked_pos, centers)
+            visible_groups, _ = split_mask(bool_masked_pos, count_masked(bool_masked_pos, centers, self.config))
         tokens = self.projection(self.group_embedding(neighborhoods, visible_groups))
         tokens = tokens.to(self.norm.weight.dtype)  # under autocast, the residual stream keeps the weights' precision
         visible_centers = centers if visible_groups is None else gather_points(centers, visible_groups)
@@ -284,11 +284,12 @@ class ACTStudentForPreTraining(ACTStudentPreTrainedModel):
         same `points` or `groups`. Without `bool_masked_pos` (batch, groups), `generator` draws the mask."""
         groups = make_groups(self.config, points, groups)
         centers = groups.centers
-        num_masked = None
         if bool_masked_pos is None:
             num_masked = int(self.config.mask_ratio * centers.shape[1])
             bool_masked_pos = sample_mask(centers, num_masked, self.config.mask_type, generator)
-        visible, masked = split_mask(bool_masked_pos, centers, num_masked)
+        else:
+            num_masked = count_masked(bool_masked_pos, centers, self.config)
+        visible, masked = split_mask(bool_masked_pos, num_masked)
         if 0 in (visible.shape[1], masked.shape[1]):
             num_masked, num_groups = masked.shape[1], centers.shape[1]
             raise ValueError(f"pretraining needs visible and masked groups, got {num_masked} of {num_groups} masked")
@@ -337,18 +338,25 @@ def sample_mask(
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, hidden, True)
 
 
-def split_mask(bool_masked_pos: Tensor, centers: Tensor, num_masked: int | None = None) -> tuple[Tensor, Tensor]:
-    """Indices of the visible and of the masked groups, each ascending; reads the mask unless `num_masked` is known."""
+def count_masked(bool_masked_pos: Tensor, centers: Tensor, config: ACTStudentConfig) -> int:
+    """How many groups each cloud hides. A traced graph cannot read the mask: there it is the configured share."""
     if bool_masked_pos.dtype != torch.bool or bool_masked_pos.shape != centers.shape[:2]:
         raise ValueError(
             f"`bool_masked_pos` must be bool of shape {tuple(centers.shape[:2])}, True = masked, "
             f"got {bool_masked_pos.dtype} of shape {tuple(bool_masked_pos.shape)}"
         )
-    if num_masked is None:
-        counts = bool_masked_pos.sum(1).tolist()
-        num_masked = counts[0]
-        if len(set(counts)) > 1:
-            raise ValueError(f"`bool_masked_pos` must mask as many groups in each cloud, got {counts}")
+    if torch.compiler.is_compiling():
+        num_masked = int(config.mask_ratio * centers.shape[1])
+        torch._assert_async((bool_masked_pos.sum(1) == num_masked).all(), "the mask must hide the configured share")
+        return num_masked
+    counts = bool_masked_pos.sum(1).tolist()
+    if len(set(counts)) > 1:
+        raise ValueError(f"`bool_masked_pos` must mask as many groups in each cloud, got {counts}")
+    return counts[0]
+
+
+def split_mask(bool_masked_pos: Tensor, num_masked: int) -> tuple[Tensor, Tensor]:
+    """Indices of the visible and of the masked groups, each ascending."""
     order = bool_masked_pos.byte().argsort(dim=1, stable=True)
     num_visible = bool_masked_pos.shape[1] - num_masked
     return order[:, :num_visible], order[:, num_visible:]

@@ -370,3 +370,32 @@ def test_configurations_round_trip_as_json(tmp_path):
         config.save_pretrained(tmp_path)
         assert json.loads((tmp_path / "config.json").read_text())["model_type"] == config.model_type
         assert type(config).from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+class Positional(torch.nn.Module):
+    """Export and compile want positional inputs and tensors out."""
+
+    def __init__(self, model, names):
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *inputs):
+        output = self.model(**dict(zip(self.names, inputs, strict=True)))
+        return tuple(value for value in output.values() if isinstance(value, torch.Tensor))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_exports_with_the_grouping_inside(name):
+    """One graph without breaks, checked on other data than it was traced with."""
+    model, inputs = build(name)
+    model.eval()
+    if name == "pretraining":
+        inputs["bool_masked_pos"] = torch.arange(16).ge(4).expand(2, -1).contiguous()
+    module = Positional(model, list(inputs))
+    with torch.no_grad():
+        program = torch.export.export(module, tuple(inputs.values()), strict=False)
+        inputs["points"] = torch.randn(2, 64, 3)
+        exported, eager = program.module()(*inputs.values()), module(*inputs.values())
+    assert len(exported) == len(eager) > 0
+    for value, expected in zip(exported, eager, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)

@@ -158,6 +158,7 @@ class ACTStudentPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
     _no_split_modules = ["ACTStudentLayer", "ACTGroupEmbedding", "ACTStudentDecoder", "ACTSegmentationHead"]
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\."]  # of pretraining, thrown away after it
     _can_record_outputs = {"hidden_states": ACTStudentLayer, "attentions": ACTStudentAttention}
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:

@@ -7,6 +7,7 @@ shapes through it, distills a small student from that teacher, saves and reloads
 import argparse
 import importlib.util
 import math
+import os
 import time
 from pathlib import Path
 
@@ -116,6 +117,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("demo_output"))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))  # one for each physical core
     torch.manual_seed(options.seed)
     random, start = np.random.default_rng(options.seed), time.perf_counter()
     options.output_dir.mkdir(parents=True, exist_ok=True)

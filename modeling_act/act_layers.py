@@ -21,6 +21,24 @@ def make_groups(config: PreTrainedConfig, points: Tensor | None, groups: PointGr
     return PointGroups(*groups)
 
 
+class ACTPartLinear(nn.Module):
+    """A linear layer of a concatenation that is applied to one part at a time, each as often as it differs.
+
+    Its weights are used in its own call, as offloading needs. No `nn.Linear`, which adapters and quantisers replace.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True):
+        super().__init__()
+        self.in_features = in_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+
+    def forward(self, values: Tensor, start: int = 0) -> Tensor:
+        """Maps the input channels from `start` on; channel 0 brings the bias."""
+        weight = self.weight[:, start : start + values.shape[-1]]
+        return nn.functional.linear(values, weight, self.bias if start == 0 else None)
+
+
 class ACTGroupEmbedding(nn.Module):
     """Mini-PointNet: one feature for each group, by max over its points."""
 
@@ -30,7 +48,7 @@ class ACTGroupEmbedding(nn.Module):
         self.linear1 = nn.Linear(3, point_dim)
         self.norm1 = nn.BatchNorm1d(point_dim)
         self.linear2 = nn.Linear(point_dim, group_dim)
-        self.linear3 = nn.Linear(2 * group_dim, hidden_dim)  # reads [group feature, point feature]
+        self.linear3 = ACTPartLinear(2 * group_dim, hidden_dim)  # reads [group feature, point feature]
         self.norm2 = nn.BatchNorm1d(hidden_dim)
         self.linear4 = nn.Linear(hidden_dim, embedding_dim)
 
@@ -47,9 +65,8 @@ class ACTGroupEmbedding(nn.Module):
         features = self.linear2(self.norm1(self.linear1(points)).relu())
         features = features.view(-1, group_size, features.shape[-1])  # (batch * groups, group_size, channels)
         # linear3 of the concatenation, without repeating the group's half for each of its points
-        group_weight, point_weight = self.linear3.weight.chunk(2, dim=1)
-        group_part = nn.functional.linear(max_pool(features, 1), group_weight, self.linear3.bias)
-        features = nn.functional.linear(features, point_weight) + group_part.unsqueeze(1)
+        group_part = self.linear3(max_pool(features, 1))
+        features = self.linear3(features, start=features.shape[-1]) + group_part.unsqueeze(1)
         features = self.norm2(features.flatten(0, 1)).relu()
         features = features.view(batch_size, num_groups, group_size, -1)
         if visible is not None:

@@ -270,7 +270,7 @@ def read_block(state: dict[str, Tensor], where: str, gate_last: bool = False) ->
         if role in found:
             raise ValueError(f"{where}: parameter {name} takes the place {role} a second time")
         found[role] = tensor
-    fuse_query_key_value(found)
+    join_key_value(found)
     split_packed_gate(found, gate_last)
     return found
 
@@ -283,15 +283,17 @@ def flatten_affine(state: dict[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
         yield (f"{stem}{dot}{names[end]}", tensor.flatten()) if end in names else (name, tensor)
 
 
-def fuse_query_key_value(found: dict[str, Tensor]) -> None:
-    """Separate projections become one; a bias that only some of them have is zero for the others."""
-    biases = [found.pop(f"{role}.bias", None) for role in ("query", "key", "value")]
-    if "query.weight" in found:
-        found["mixer.qkv.weight"] = torch.cat([found.pop(f"{role}.weight") for role in ("query", "key", "value")])
-    if any(bias is not None for bias in biases):
-        weight = found["mixer.qkv.weight"]
-        absent = weight.new_zeros(weight.shape[0] // 3)
-        found["mixer.qkv.bias"] = torch.cat([absent if bias is None else bias for bias in biases])
+def join_key_value(found: dict[str, Tensor]) -> None:
+    """Query, and key and value together, however the original holds them; a bias that only some have is zero."""
+    for end in ("weight", "bias"):
+        fused = found.pop(f"mixer.qkv.{end}", None)
+        parts = [found.pop(f"{role}.{end}", None) for role in ("query", "key", "value")]
+        if fused is not None:
+            parts = fused.chunk(3)
+        present = next((part for part in parts if part is not None), None)
+        if present is not None:
+            query, key, value = (torch.zeros_like(present) if part is None else part for part in parts)
+            found[f"mixer.query.{end}"], found[f"mixer.key_value.{end}"] = query, torch.cat([key, value])
 
 
 def split_packed_gate(found: dict[str, Tensor], gate_last: bool) -> None:
@@ -314,8 +316,8 @@ def shape_fields(weights: dict[str, Tensor]) -> dict:
         "hidden_size": weights[first + "mlp.fc2.weight"].shape[0],
         "num_hidden_layers": 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("layers.")),
         "intermediate_size": intermediate,
-        "qkv_bias": first + "mixer.qkv.bias" in weights,
-        "layer_scale": first + "layer_scale1" in weights,
+        "qkv_bias": first + "mixer.query.bias" in weights,
+        "use_layer_scale": first + "layer_scale1" in weights,
         "gated_mlp": first + "mlp.gate.weight" in weights,
         "mlp_norm": first + "mlp.norm.weight" in weights,
         "attention_norm": first + "mixer.norm.weight" in weights,

@@ -36,7 +36,8 @@ class ACTStudentConfig(PreTrainedConfig):
     head (`"mlp3"` or `"linear"`), classifier_dim, classifier_dropout:
         The classification head.
     segmentation_layers (`list[int]`, *optional*):
-        Layers (1-based) whose outputs a segmentation head reads; `None`: a third, two thirds and all of the depth.
+        Layers (1-based, the last among them) whose outputs a segmentation head reads; `None`: a third, two thirds and
+        all of the depth.
     propagation_dims, segmentation_dims (`list[int]`), segmentation_dropout, num_categories, category_dim:
         Widths of the segmentation heads; the object categories are read by part segmentation only.
     """
@@ -85,6 +86,8 @@ class ACTStudentConfig(PreTrainedConfig):
         self.pointnet_dims = list(self.pointnet_dims)
         self.propagation_dims = list(self.propagation_dims)
         self.segmentation_dims = list(self.segmentation_dims)
+        if self.segmentation_layers is not None:
+            self.segmentation_layers = list(self.segmentation_layers)
         super().__post_init__(**kwargs)
         self.validate_architecture()  # from here it raises a plain ValueError, which @strict would wrap
 
@@ -104,9 +107,9 @@ class ACTStudentConfig(PreTrainedConfig):
             if heads is not None and self.hidden_size % heads:
                 raise ValueError(f"`hidden_size` must be divisible by `{name}`, got {self.hidden_size} and {heads}")
         layers, depth = self.segmentation_layers, self.num_hidden_layers
-        if layers is not None and not (layers and all(1 <= layer <= depth for layer in layers)):
+        if layers is not None and not (layers and min(layers) >= 1 and max(layers) == depth):
             raise ValueError(
-                f"`segmentation_layers` must name layers from 1 to num_hidden_layers={depth}, got {layers}"
+                f"`segmentation_layers` must name layers from 1 up to num_hidden_layers={depth}, got {layers}"
             )
 
 

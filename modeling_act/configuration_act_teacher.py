@@ -30,7 +30,7 @@ class ACTTeacherConfig(PreTrainedConfig):
         Whether its weights stay as pretrained.
     hidden_size ... `rms_norm`:
         The Transformer's blocks: `norm_position` "pre" or "post"; `norm_type` "layer_norm", "rms_norm" or "affine";
-        `input_norm` before the first block (CLIP) and `final_norm` after the last; `layer_scale`; `gated_mlp`;
+        `input_norm` before the first block (CLIP) and `final_norm` after the last; `use_layer_scale`; `gated_mlp`;
         `mlp_norm` and `attention_norm` inside the branches (EVA-02); `qk_norm` per head.
     token_mixer (`"attention"`, `"mlp"` or `"linear"`), num_mixer_tokens, mixer_dim:
         MLP-Mixer and ResMLP mix a fixed number of tokens, which prompts and groups together must make up.
@@ -69,7 +69,7 @@ class ACTTeacherConfig(PreTrainedConfig):
     norm_type: str = "layer_norm"
     input_norm: bool = False
     final_norm: bool = True
-    layer_scale: bool = False
+    use_layer_scale: bool = False
     gated_mlp: bool = False
     mlp_norm: bool = False
     attention_norm: bool = False
@@ -125,6 +125,8 @@ class ACTTeacherConfig(PreTrainedConfig):
         ]:
             if width % 4:
                 raise ValueError(f"`{name}` must be divisible by 4, the groups of its normalisation, got {width}")
+        if self.use_layer_scale and self.norm_position == "post":
+            raise ValueError("`use_layer_scale` goes with norm_position 'pre': blocks that normalise last have none")
         self._validate_token_mixer()
 
     def _validate_token_mixer(self):

@@ -44,23 +44,20 @@ class ACTBackboneAttention(nn.Module):
         self.num_heads = config.num_attention_heads
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.is_causal = False
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
+        self.query = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.key_value = nn.Linear(config.hidden_size, 2 * config.hidden_size, bias=config.qkv_bias)
         self.query_norm = make_norm(config, config.qk_norm, self.head_dim)
         self.key_norm = make_norm(config, config.qk_norm, self.head_dim)
         self.norm = make_norm(config, config.attention_norm)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor, prompts: Tensor | None = None, **kwargs) -> tuple[Tensor, Tensor | None]:
-        batch_size, num_groups, hidden_size = hidden_states.shape
-        query, keys_values = self.qkv(hidden_states).split([hidden_size, 2 * hidden_size], dim=-1)
+        query = self.query_norm(self.query(hidden_states).unflatten(2, (self.num_heads, self.head_dim)))
+        keys_values = self.key_value(hidden_states)
         if prompts is not None:
             # What attention makes of a prompt is thrown away after every block, so a prompt needs no query.
-            bias = None if self.qkv.bias is None else self.qkv.bias[hidden_size:]
-            prompts = nn.functional.linear(prompts, self.qkv.weight[hidden_size:], bias)
-            keys_values = torch.cat([prompts.expand(batch_size, -1, -1), keys_values], dim=1)
-        query = self.query_norm(query.view(batch_size, num_groups, self.num_heads, self.head_dim))
-        keys_values = keys_values.view(batch_size, -1, 2, self.num_heads, self.head_dim)
-        key, value = keys_values.unbind(2)
+            keys_values = _lead(self.key_value(prompts), keys_values)
+        key, value = keys_values.unflatten(2, (2, self.num_heads, self.head_dim)).unbind(2)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         context, weights = attend(self, attention, query, self.key_norm(key), value, **kwargs)
         return self.proj(self.norm(context)), weights
@@ -82,10 +79,8 @@ class ACTTokenMixer(nn.Module):
             self.mix = nn.Linear(num_tokens, num_tokens)
 
     def forward(self, hidden_states: Tensor, prompts: Tensor | None = None, **kwargs) -> tuple[Tensor, None]:
-        num_groups, tokens = hidden_states.shape[1], hidden_states
-        if prompts is not None:
-            tokens = torch.cat([prompts.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        return self.mix(tokens.transpose(1, 2)).transpose(1, 2)[:, -num_groups:], None
+        tokens = hidden_states if prompts is None else _lead(prompts, hidden_states)
+        return self.mix(tokens.transpose(1, 2)).transpose(1, 2)[:, -hidden_states.shape[1] :], None
 
 
 class ACTBackboneLayer(GradientCheckpointingLayer):
@@ -98,8 +93,8 @@ class ACTBackboneLayer(GradientCheckpointingLayer):
         self.mixer = ACTBackboneAttention(config) if config.token_mixer == "attention" else ACTTokenMixer(config)
         self.norm2 = make_norm(config)
         self.mlp = ACTMLP(config, config.gated_mlp, make_norm(config, config.mlp_norm, config.intermediate_size))
-        self.layer_scale1 = nn.Parameter(torch.ones(config.hidden_size)) if config.layer_scale else None
-        self.layer_scale2 = nn.Parameter(torch.ones(config.hidden_size)) if config.layer_scale else None
+        self.layer_scale1 = nn.Parameter(torch.ones(config.hidden_size)) if config.use_layer_scale else None
+        self.layer_scale2 = nn.Parameter(torch.ones(config.hidden_size)) if config.use_layer_scale else None
 
     def forward(self, hidden_states: Tensor, positions: Tensor, prompts: Tensor | None = None, **kwargs) -> Tensor:
         """(batch, tokens, hidden_size) twice, (batch or 1, prompts, hidden_size) -> (batch, tokens, hidden_size)."""
@@ -125,17 +120,20 @@ class ACTBackbone(nn.Module):
         self.input_norm = make_norm(config, config.input_norm)
         self.layers = nn.ModuleList([ACTBackboneLayer(config) for _ in range(config.num_hidden_layers)])
         self.norm = make_norm(config, config.final_norm)
+        self.prompt_type = config.prompt_type
 
-    def forward(self, hidden_states: Tensor, positions: Tensor, prompts: "ACTPrompts", **kwargs) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, positions: Tensor, prompts: tuple[list[Tensor], list[Tensor]], **kwargs
+    ) -> Tensor:
         """Groups (batch, groups, hidden_size) and their positions through every block; prompts come and go inside."""
         num_groups = hidden_states.shape[1]
         layer_prompts = [None] * len(self.layers)
         # Under autocast the residual stream keeps the precision of the weights: groups differ little from each other.
         hidden_states = self.input_norm(hidden_states.to(self.layers[0].mlp.fc1.weight.dtype))
-        if prompts.kind != "none":
-            tokens, prompt_positions = prompts(len(hidden_states))
-            tokens[0] = self.input_norm(tokens[0])
-            if prompts.kind == "deep":
+        if self.prompt_type != "none":
+            tokens, prompt_positions = prompts
+            tokens = [self.input_norm(tokens[0]), *tokens[1:]]
+            if self.prompt_type == "deep":
                 layer_prompts = [token + position for token, position in zip(tokens, prompt_positions, strict=True)]
             else:  # shallow prompts are tokens like any other, from the first block to the last
                 hidden_states, positions = _lead(tokens[0], hidden_states), _lead(prompt_positions[0], positions)
@@ -145,6 +143,7 @@ class ACTBackbone(nn.Module):
 
 
 def _lead(prompts: Tensor, tokens: Tensor) -> Tensor:
+    """Prompts (batch or 1, prompts, ...) before the tokens (batch, tokens, ...) of every cloud."""
     return torch.cat([prompts.expand(tokens.shape[0], -1, -1), tokens], dim=1)
 
 
@@ -168,6 +167,8 @@ class ACTPrompts(nn.Module):
 
         Dropout falls on each cloud's tokens separately; without it the whole batch shares one copy.
         """
+        if self.kind == "none":
+            return [], []
         tokens, positions = self.tokens, self.positions
         if self.kind == "deep":
             tokens, positions = torch.cat([tokens, self.deep_tokens]), torch.cat([positions, self.deep_positions])

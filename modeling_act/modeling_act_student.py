@@ -18,6 +18,7 @@ from .act_layers import (
     ACTMLP,
     ACTDropPath,
     ACTGroupEmbedding,
+    ACTPartLinear,
     ACTPositionEmbedding,
     attend,
     eager_attention_forward,
@@ -171,8 +172,10 @@ class ACTStudentPreTrainedModel(PreTrainedModel):
         """As the original: truncated normal, Xavier in the decoder, and torch's default in what it leaves alone."""
         super()._init_weights(module)
         std = self.config.initializer_range
-        if isinstance(module, nn.Linear):
+        if isinstance(module, (nn.Linear, ACTPartLinear)):
             init.trunc_normal_(module.weight, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, ACTStudent) and module.cls_token is not None:
             init.trunc_normal_(module.cls_token, std=std)
             init.trunc_normal_(module.cls_position, std=std)
@@ -306,7 +309,7 @@ class ACTStudentForPreTraining(ACTStudentPreTrainedModel):
         return ACTStudentForPreTrainingOutput(
             loss=loss,
             predicted_features=predicted,
-            mask=bool_masked_pos.long(),
+            mask=bool_masked_pos.float(),
             last_hidden_state=encoded.last_hidden_state,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
@@ -430,12 +433,12 @@ class ACTSegmentationHead(nn.Module):
         in_dim = num_layers * config.hidden_size
         hidden_dim, point_dim = config.propagation_dims
         dim1, dim2 = config.segmentation_dims
-        self.propagate1 = nn.Linear(3 + in_dim, hidden_dim)  # reads [point, interpolated token features]
+        self.propagate1 = ACTPartLinear(3 + in_dim, hidden_dim)  # reads [point, interpolated token features]
         self.norm1 = nn.BatchNorm1d(hidden_dim)
         self.propagate2 = nn.Linear(hidden_dim, point_dim)
         self.norm2 = nn.BatchNorm1d(point_dim)
         # reads [propagated, max of tokens, mean of tokens, category]
-        self.linear1 = nn.Linear(point_dim + 2 * in_dim + category_dim, dim1)
+        self.linear1 = ACTPartLinear(point_dim + 2 * in_dim + category_dim, dim1)
         self.norm3 = nn.BatchNorm1d(dim1)
         self.dropout = nn.Dropout(config.segmentation_dropout)
         self.linear2 = nn.Linear(dim1, dim2)
@@ -444,19 +447,16 @@ class ACTSegmentationHead(nn.Module):
 
     def forward(self, points: Tensor, centers: Tensor, tokens: Tensor, category: Tensor | None = None) -> Tensor:
         """(batch, points, 3), (batch, groups, 3), (batch, groups, in_dim) -> (batch, points, num_labels)."""
-        linear = nn.functional.linear
         # Both first layers are linear in what is repeated for many points, so they see it once, before it is repeated.
-        point_weight, token_weight = self.propagate1.weight.split([3, tokens.shape[-1]], dim=1)
         weights, indices = interpolation_weights(points, centers)
-        features = interpolate(linear(tokens, token_weight), weights, indices)
-        features = features + linear(points.to(token_weight.dtype), point_weight, self.propagate1.bias)
+        features = interpolate(self.propagate1(tokens, start=3), weights, indices)
+        features = features + self.propagate1(points.to(tokens.dtype))
         features = _norm_relu(self.norm1, features)
         features = _norm_relu(self.norm2, self.propagate2(features))  # (batch, points, point_dim)
 
         whole = [tokens.max(1).values, tokens.mean(1)] + ([] if category is None else [category])
         whole = torch.cat(whole, dim=-1)
-        local_weight, whole_weight = self.linear1.weight.split([features.shape[-1], whole.shape[-1]], dim=1)
-        features = linear(features, local_weight) + linear(whole, whole_weight, self.linear1.bias).unsqueeze(1)
+        features = self.linear1(features) + self.linear1(whole, start=features.shape[-1]).unsqueeze(1)
         features = self.dropout(_norm_relu(self.norm3, features))
         return self.linear3(_norm_relu(self.norm4, self.linear2(features)))
 

@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .act_layers import ACTGroupEmbedding, ACTPositionEmbedding, init_torch_linear, make_groups
+from .act_layers import ACTGroupEmbedding, ACTPartLinear, ACTPositionEmbedding, init_torch_linear, make_groups
 from .backbone_families import load_backbone
 from .configuration_act_teacher import ACTTeacherConfig
 from .modeling_act_backbone import ACTAffine, ACTBackbone, ACTBackboneAttention, ACTBackboneLayer, ACTPrompts
@@ -61,15 +61,14 @@ class ACTGraphLayer(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int):
         super().__init__()
-        self.linear = nn.Linear(2 * in_dim, out_dim, bias=False)
+        self.linear = ACTPartLinear(2 * in_dim, out_dim, bias=False)
         self.norm = nn.GroupNorm(4, out_dim)
 
     def forward(self, features: Tensor, neighbors: Tensor) -> Tensor:
         """(batch, groups, in_dim), (batch, groups, k) -> (batch, groups, out_dim)."""
-        # linear([n - x, x]) = W1 n + (W2 - W1) x, once per group and not once per edge
-        neighbor_weight, group_weight = self.linear.weight.chunk(2, dim=1)
-        of_neighbor = nn.functional.linear(features, neighbor_weight)
-        of_group = nn.functional.linear(features, group_weight - neighbor_weight)
+        # linear([n - x, x]) = W1 n + (W2 x - W1 x), once per group and not once per edge
+        of_neighbor = self.linear(features)
+        of_group = self.linear(features, start=features.shape[-1]) - of_neighbor
         edges = gather_points(of_neighbor, neighbors) + of_group.unsqueeze(2)  # (batch, groups, k, out_dim)
         edges = self.norm(edges.flatten(1, 2).transpose(1, 2))  # (batch, out_dim, groups * k)
         edges = nn.functional.leaky_relu(edges, 0.2).unflatten(2, neighbors.shape[1:])
@@ -106,7 +105,7 @@ class ACTPointDecoder(nn.Module):
         self.linear1 = nn.Linear(feature_dim, decoder_dim)
         self.linear2 = nn.Linear(decoder_dim, decoder_dim)
         self.linear3 = nn.Linear(decoder_dim, 3 * (config.group_size // 4))
-        self.fold1 = nn.Linear(feature_dim + 2 + 3, folding_dim)  # reads [feature, grid, coarse point]
+        self.fold1 = ACTPartLinear(feature_dim + 2 + 3, folding_dim)  # reads [feature, grid, coarse point]
         self.norm1 = nn.BatchNorm1d(folding_dim)
         self.fold2 = nn.Linear(folding_dim, folding_dim)
         self.norm2 = nn.BatchNorm1d(folding_dim)
@@ -114,14 +113,13 @@ class ACTPointDecoder(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, groups, feature_dim) -> (batch, groups, group_size / 4, 3) and (batch, groups, group_size, 3)."""
-        linear = nn.functional.linear
         coarse = self.linear3(self.linear2(self.linear1(features).relu()).relu()).unflatten(2, (-1, 3))
         side = torch.linspace(-0.05, 0.05, 2, device=features.device, dtype=features.dtype)
         grid = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1).view(4, 2)
         # fold1 of the concatenation, each part computed as often as it differs
-        feature_weight, grid_weight, coarse_weight = self.fold1.weight.split([features.shape[-1], 2, 3], dim=1)
-        folded = linear(features, feature_weight, self.fold1.bias).unsqueeze(2) + linear(coarse, coarse_weight)
-        folded = folded.unsqueeze(3) + linear(grid, grid_weight)  # (batch, groups, coarse, 4, folding_dim)
+        width = features.shape[-1]
+        folded = self.fold1(features).unsqueeze(2) + self.fold1(coarse, start=width + 2)
+        folded = folded.unsqueeze(3) + self.fold1(grid, start=width)  # (batch, groups, coarse, 4, folding_dim)
         shape = folded.shape[:-1]
         folded = self.norm1(folded.flatten(0, 3)).relu()
         folded = self.norm2(self.fold2(folded)).relu()
@@ -141,7 +139,7 @@ class ACTTeacher(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
-    _no_split_modules = ["ACTBackboneLayer", "ACTGroupEmbedding", "ACTGraphNetwork", "ACTPointDecoder"]
+    _no_split_modules = ["ACTBackboneLayer", "ACTPrompts", "ACTGroupEmbedding", "ACTGraphNetwork", "ACTPointDecoder"]
     _can_record_outputs = {"hidden_states": ACTBackboneLayer, "attentions": ACTBackboneAttention}
 
     def __init__(self, config: ACTTeacherConfig):
@@ -225,7 +223,7 @@ class ACTTeacher(PreTrainedModel):
             init.ones_(module.layer_scale2)
         elif isinstance(module, (ACTGroupEmbedding, ACTGraphNetwork, ACTPositionEmbedding, ACTPointDecoder)):
             for linear in module.modules():
-                if isinstance(linear, nn.Linear):
+                if isinstance(linear, (nn.Linear, ACTPartLinear)):
                     init_torch_linear(linear)
 
     def group(self, points: Tensor) -> PointGroups:
@@ -315,7 +313,8 @@ class ACTTeacher(PreTrainedModel):
     def _transform(self, codes: Tensor, centers: Tensor, neighbors: Tensor, **kwargs) -> tuple[Tensor, Tensor]:
         """Codes through the Transformer and back, (batch, groups, code_dim), and through the second DGCNN."""
         hidden_states = self.code_projection(codes)
-        hidden_states = self.backbone(hidden_states, self.position_embedding(centers), self.prompts, **kwargs)
+        prompts = self.prompts(len(codes))
+        hidden_states = self.backbone(hidden_states, self.position_embedding(centers), prompts, **kwargs)
         # Groups differ little from each other here, and the DGCNN's norm enlarges what differs, rounding too. This
         # is 3 % of the teacher's work, so under autocast it keeps the precision of its weights.
         with torch.autocast(hidden_states.device.type, enabled=False):

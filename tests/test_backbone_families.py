@@ -104,7 +104,7 @@ def compare(model, prompt_type, groups=None, tolerance=1e-10):
     groups = torch.randn(2, num_groups, hidden_size).double() if groups is None else groups[:, :num_groups].double()
     positions = torch.randn(2, num_groups, hidden_size).double()
     with torch.no_grad():
-        actual = teacher.backbone(groups, positions, teacher.prompts)
+        actual = teacher.backbone(groups, positions, teacher.prompts(len(groups)))
     expected = library_forward(model, groups, positions, prompt_type, teacher.prompts)
     assert expected.std() > 1e-3, "the reference hardly depends on its input"
     error = ((actual - expected).abs().max() / expected.abs().max()).item()
@@ -145,7 +145,7 @@ def test_agrees_with_the_whole_model(case):
         groups = entered[0]
         fields = SMALL | {"prompt_type": "none", "num_groups": groups.shape[1]}
         teacher = ACTTeacher.from_backbone(model, **fields).eval()
-        actual = teacher.backbone(groups, torch.zeros_like(groups), teacher.prompts)
+        actual = teacher.backbone(groups, torch.zeros_like(groups), teacher.prompts(len(groups)))
     assert (actual - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
@@ -162,7 +162,7 @@ def test_agrees_with_real_minilm():
     with torch.no_grad():
         groups, expected = model.embeddings(words), model(words).last_hidden_state
         teacher = ACTTeacher.from_backbone(model, **(SMALL | {"prompt_type": "none"})).eval()
-        actual = teacher.backbone(groups, torch.zeros_like(groups), teacher.prompts)
+        actual = teacher.backbone(groups, torch.zeros_like(groups), teacher.prompts(len(groups)))
     assert (actual - expected).abs().max() < 1e-5
     for prompt_type in ("none", "shallow", "deep"):
         compare(model, prompt_type, groups)
@@ -176,7 +176,7 @@ def test_reads_real_minilm_from_its_folder():
     assert (config.norm_position, config.final_norm, config.backbone) == ("post", False, folder.name)
     stored = load_file(folder / "model.safetensors")
     key = next(key for key in stored if key.endswith("encoder.layer.3.attention.self.key.weight"))
-    assert torch.equal(teacher.backbone.layers[3].mixer.qkv.weight[384:768], stored[key])
+    assert torch.equal(teacher.backbone.layers[3].mixer.key_value.weight[:384], stored[key])
 
 
 # What is refused -----------------------------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ def test_blocks_of_timm_that_differ_are_refused():
     model = make_backbone("timm/beit")
     model.blocks = nn.ModuleList([BeitBlock(24, num_heads=3, attn_head_dim=4)])
     with pytest.raises(
-        ValueError, match=r"layers.0.mixer.qkv.weight has shape \(36, 24\), which should be \(72, 24\)"
+        ValueError, match=r"layers.0.mixer.query.weight has shape \(12, 24\), which should be \(24, 24\)"
     ):
         ACTTeacher.from_backbone(model, **SMALL)
     model = make_backbone("timm/mixer")

@@ -135,8 +135,8 @@ def test_stage_1_files_of_other_backbones(tmp_path, style):
     assert run(tmp_path, state, "--num_groups=16") == 0
     teacher = ACTTeacher.from_pretrained(tmp_path / "out").eval()
     x, positions = torch.randn(2, 16, 192), torch.randn(2, 16, 192)
-    teacher.prompts.kind = "none"
-    output = teacher.backbone(x, positions, teacher.prompts)
+    teacher.backbone.prompt_type = "none"
+    output = teacher.backbone(x, positions, ([], []))
     expected = x
     if style == "bert":
         for layer in library.encoder.layer:

@@ -261,7 +261,7 @@ def test_code_modes():
     soft = teacher(points, temperature=0.5, code_mode="soft")
     codes = (soft.logits / 0.5).softmax(-1) @ teacher.codebook
     expected = teacher.feature_projection(
-        teacher.backbone(teacher.code_projection(codes), teacher.position_embedding(soft.centers), teacher.prompts)
+        teacher.backbone(teacher.code_projection(codes), teacher.position_embedding(soft.centers), teacher.prompts(2))
     )
     torch.testing.assert_close(soft.backbone_features, expected)
     cold = teacher(points, temperature=1e-4, code_mode="soft")  # no noise and no warmth: the arg-max

@@ -58,7 +58,9 @@ def norm(weights, name, x, eps):
 
 def block(weights, name, x, num_heads, eps, attention="attention"):
     batch_size, num_tokens, width = x.shape
-    qkv = affine(weights, f"{name}.{attention}.qkv", norm(weights, f"{name}.norm1", x, eps))
+    normed = norm(weights, f"{name}.norm1", x, eps)
+    parts = ("query", "key_value") if attention == "mixer" else ("qkv",)
+    qkv = torch.cat([affine(weights, f"{name}.{attention}.{part}", normed) for part in parts], dim=-1)
     q, k, v = qkv.reshape(batch_size, num_tokens, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
     scores = (q @ k.transpose(-2, -1)) * (width // num_heads) ** -0.5
     mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch_size, num_tokens, width)

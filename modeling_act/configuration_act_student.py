@@ -109,7 +109,8 @@ class ACTStudentConfig(PreTrainedConfig):
         layers, depth = self.segmentation_layers, self.num_hidden_layers
         if layers is not None and not (layers and min(layers) >= 1 and max(layers) == depth):
             raise ValueError(
-                f"`segmentation_layers` must name layers from 1 up to num_hidden_layers={depth}, got {layers}"
+                f"`segmentation_layers` must name layers from 1 on, the last of num_hidden_layers={depth} among them, "
+                f"got {layers}"
             )
 
 

@@ -247,16 +247,17 @@ class ACTStudent(ACTStudentPreTrainedModel):
         if self.cls_token is not None:
             tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
             positions = torch.cat([self.cls_position.expand(len(tokens), -1, -1), positions], dim=1)
-        states = []
-        for layer in self.layers:
+        states = {}
+        for number, layer in enumerate(self.layers, start=1):
             tokens = layer(tokens, positions, **kwargs)
-            states.append(tokens)
+            if read_layers is not None and number in read_layers:
+                states[number] = tokens
         tokens = self.norm(tokens)
         return ACTStudentOutput(
             last_hidden_state=tokens,
             pooler_output=self._pool(tokens),
             centers=centers,
-            layer_states=None if read_layers is None else tuple(states[number - 1] for number in read_layers),
+            layer_states=None if read_layers is None else tuple(states[number] for number in read_layers),
         )
 
     def _pool(self, tokens: Tensor) -> Tensor:

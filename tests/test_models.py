@@ -325,3 +325,29 @@ def test_exports_with_the_grouping_inside(name):
     assert len(exported) == len(eager) > 0
     for value, expected in zip(exported, eager, strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_new_models_are_initialised_as_the_original():
+    """torch's defaults in the teacher's point networks and the classification head, 0.02 in the student, Xavier in its
+    decoder."""
+    teacher = ACTTeacher(small_teacher_config(codebook_size=512, code_dim=64))
+    heads = ACTStudentForPreTraining(small_student_config(hidden_size=64, intermediate_size=128))
+    classifier = small_models()["classification"][0](small_student_config())
+    defaults = [
+        *(module for part in (teacher.group_embedding, teacher.code_network) for module in part.modules()),
+        *(teacher.decoder.linear1, teacher.decoder.fold1, teacher.code_projection, teacher.feature_projection),
+        *(classifier.classifier.layers[0], heads.decoder.projection, heads.decoder.position_embedding.linear2),
+    ]
+    for linear in (module for module in defaults if hasattr(module, "in_features")):
+        bound = linear.in_features**-0.5
+        assert 0.8 * bound < linear.weight.abs().max() <= bound, linear
+        assert linear.bias is None or 0 < linear.bias.abs().max() <= bound, linear
+    assert teacher.codebook.std().item() == pytest.approx(1, abs=0.05)
+    for parameter in (teacher.prompts.tokens, teacher.prompts.deep_positions, heads.student.cls_token):
+        assert parameter.std().item() == pytest.approx(0.02, rel=0.3)
+    layer, decoder_layer = heads.student.layers[0], heads.decoder.layers[0]
+    for linear in (layer.mlp.fc1, layer.attention.qkv, heads.student.group_embedding.linear4):
+        assert linear.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    xavier = (6 / (64 + 128)) ** 0.5
+    assert 0.95 * xavier < decoder_layer.mlp.fc1.weight.abs().max() <= xavier
+    assert not layer.mlp.fc1.bias.any() and not decoder_layer.mlp.fc1.bias.any()

@@ -152,12 +152,12 @@ class ACTPrompts(nn.Module):
 
     def __init__(self, config: ACTTeacherConfig):
         super().__init__()
-        self.kind = config.prompt_type
+        self.prompt_type = config.prompt_type
         self.dropout = nn.Dropout(config.prompt_dropout)
-        if self.kind != "none":
+        if self.prompt_type != "none":
             self.tokens = nn.Parameter(torch.empty(1, config.num_prompts, config.hidden_size))
             self.positions = nn.Parameter(torch.empty(1, config.num_prompts, config.hidden_size))
-        if self.kind == "deep":
+        if self.prompt_type == "deep":
             shape = (config.num_hidden_layers - 1, config.num_prompts, config.hidden_size)
             self.deep_tokens = nn.Parameter(torch.empty(shape))
             self.deep_positions = nn.Parameter(torch.empty(shape))
@@ -167,10 +167,10 @@ class ACTPrompts(nn.Module):
 
         Dropout falls on each cloud's tokens separately; without it the whole batch shares one copy.
         """
-        if self.kind == "none":
+        if self.prompt_type == "none":
             return [], []
         tokens, positions = self.tokens, self.positions
-        if self.kind == "deep":
+        if self.prompt_type == "deep":
             tokens, positions = torch.cat([tokens, self.deep_tokens]), torch.cat([positions, self.deep_positions])
         tokens, positions = list(tokens.split(1)), list(positions.split(1))
         if self.training and self.dropout.p > 0:

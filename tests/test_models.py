@@ -351,3 +351,28 @@ def test_new_models_are_initialised_as_the_original():
     xavier = (6 / (64 + 128)) ** 0.5
     assert 0.95 * xavier < decoder_layer.mlp.fc1.weight.abs().max() <= xavier
     assert not layer.mlp.fc1.bias.any() and not decoder_layer.mlp.fc1.bias.any()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_are_read_inside_their_modules_only(name):
+    """Offloading puts them there for the call alone, and adapters wrap the call: elsewhere they are NaN here."""
+    model, inputs = build(name)
+    model.eval()
+    with torch.no_grad():
+        expected = model(**inputs)
+        for module in model.modules():
+            own = list(module.parameters(recurse=False))
+            kept = [parameter.clone() for parameter in own]
+
+            def restore(module, args, own=own, kept=kept):
+                for parameter, value in zip(own, kept, strict=True):
+                    parameter.copy_(value)
+
+            def spoil(module, args, output, own=own):
+                for parameter in own:
+                    parameter.fill_(torch.nan)
+
+            spoil(module, None, None)
+            module.register_forward_pre_hook(restore)
+            module.register_forward_hook(spoil)
+        assert_equal(model(**inputs), expected, rtol=0, atol=0)

@@ -128,7 +128,7 @@ def main() -> None:
         minilm(), **widths, dgcnn_dims=[32, 64, 96, 96, 128], code_dim=96, feature_dim=96, codebook_size=256,
         decoder_dim=128, folding_dim=96, num_prompts=8,
     ).eval()  # fmt: skip
-    # At the paper's initialisation so short a run ends with a handful of codes; sharper logits keep many in use.
+    # At the paper's initialisation so short a run ends with a handful of codes; sharper logits keep more in use.
     torch.nn.init.constant_(teacher.code_network.norm.weight, 4.0)
     with torch.no_grad():
         before = teacher(held_out[0]).reconstruction_loss.item()

@@ -1,0 +1,200 @@
+"""Flags and recipes: a recipe is a YAML file of flags, flags on the command line override it, unknown ones raise."""
+
+import argparse
+import difflib
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+from transformers import HfArgumentParser
+
+from act_training.errors import InputError
+
+
+@dataclass
+class TrainingArguments:
+    """What every training script takes."""
+
+    dataset_name: str = field(metadata={"help": "everyday_shapes, a Hub id, a folder, or a parquet, npz or h5 file"})
+    output_dir: str = field(metadata={"help": "where model, checkpoints, curves and report go"})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "configuration of a set on the Hub"})
+    train_split: str = field(default="train", metadata={"help": "split to train on"})
+    validation_split: str | None = field(
+        default=None, metadata={"help": "split to validate on; none: a part of train"}
+    )
+    validation_share: float = field(default=0.1, metadata={"help": "part of train held out where no split is named"})
+    max_train_samples: int | None = field(default=None, metadata={"help": "use only the first rows"})
+    streaming: bool = field(
+        default=False, metadata={"help": "read parquet shards as training goes, never all of them"}
+    )
+    skip_bad: bool = field(default=False, metadata={"help": "leave out rows that cannot be trained on, and list them"})
+    num_points: int = field(default=1024, metadata={"help": "random points taken from each cloud each time"})
+    normalize: bool = field(default=True, metadata={"help": "center each cloud and scale it into the unit sphere"})
+    augmentation: list[str] = field(default_factory=list, metadata={"help": "any of scale_shift, rotate_y"})
+    model: str | None = field(default=None, metadata={"help": "fields of the model's configuration, as {name: value}"})
+
+    per_device_train_batch_size: int = 64
+    per_device_eval_batch_size: int = 64
+    gradient_accumulation_steps: int = 1
+    num_train_epochs: float = 300
+    max_train_steps: int | None = field(default=None, metadata={"help": "overrides num_train_epochs"})
+    learning_rate: float = 5e-4
+    min_learning_rate: float = 1e-7
+    weight_decay: float = 5e-4
+    warmup_epochs: float = field(default=10, metadata={"help": "epochs of linear warm-up from 1e-6"})
+    lr_per_epoch: bool = field(
+        default=True, metadata={"help": "change the learning rate once an epoch, else each step"}
+    )
+    max_grad_norm: float | None = field(default=None, metadata={"help": "clip the gradient's norm to this"})
+    ema_decay: float | None = field(default=None, metadata={"help": "also keep an exponential average of the weights"})
+    final_weights: str = field(default="last", metadata={"help": "what output_dir holds: last, best or ema"})
+
+    mixed_precision: str | None = field(
+        default=None, metadata={"help": "no or bf16; none: what the launcher was given"}
+    )
+    gradient_checkpointing: bool = False
+    sync_batch_norm: bool = field(default=False, metadata={"help": "batch statistics over all processes"})
+    compile: bool = field(default=False, metadata={"help": "torch.compile the model"})
+    cpu: bool = field(default=False, metadata={"help": "ignore accelerators"})
+    dataloader_num_workers: int = 0
+    seed: int = 0
+
+    checkpointing_steps: str = field(default="epoch", metadata={"help": "a number of steps, or epoch"})
+    checkpoints_total_limit: int = field(default=2, metadata={"help": "complete checkpoints to keep"})
+    resume_from_checkpoint: str | None = field(default=None, metadata={"help": "latest, or a checkpoint's folder"})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "delete the checkpoints of an earlier run"})
+    logging_steps: int = 10
+    validation_epochs: float = field(default=1, metadata={"help": "epochs between validations"})
+    picture_epochs: float = field(default=10, metadata={"help": "epochs between pictures"})
+    report_to: str = field(default="none", metadata={"help": "none, tensorboard, wandb, trackio or all"})
+    push_to_hub: bool = field(default=False, metadata={"help": "upload the finished model"})
+    hub_model_id: str | None = field(default=None, metadata={"help": "where to, as organization/name"})
+
+    def check(self) -> None:
+        """Rules that bound a value; what depends on data or model is checked where that is known."""
+        for name in (
+            "num_points", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+            "num_train_epochs", "max_train_steps", "learning_rate", "logging_steps", "checkpoints_total_limit",
+            "validation_epochs", "picture_epochs", "max_train_samples", "max_grad_norm",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"--{name} must be positive, got {value}")
+        for name in ("weight_decay", "warmup_epochs", "min_learning_rate", "dataloader_num_workers", "seed"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"--{name} must not be negative, got {getattr(self, name)}")
+        self.mixed_precision = self.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        _check_choice("--mixed_precision", self.mixed_precision, ("no", "bf16"))
+        _check_choice("--final_weights", self.final_weights, ("last", "best", "ema"))
+        _check_choice("--report_to", self.report_to, ("none", "tensorboard", "wandb", "trackio", "all"))
+        if self.checkpointing_steps != "epoch" and not (
+            self.checkpointing_steps.isdigit() and int(self.checkpointing_steps) > 0
+        ):
+            raise InputError(
+                f"--checkpointing_steps must be a number of steps or epoch, got {self.checkpointing_steps!r}"
+            )
+        if not 0 < self.validation_share < 1 and self.validation_split is None:
+            raise InputError(f"--validation_share must lie between 0 and 1, got {self.validation_share}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise InputError(f"--ema_decay must lie between 0 and 1, got {self.ema_decay}")
+        if self.final_weights == "ema" and self.ema_decay is None:
+            raise InputError("--final_weights ema needs --ema_decay, such as 0.999")
+        if self.push_to_hub and not self.hub_model_id:
+            raise InputError("--push_to_hub needs --hub_model_id ORGANIZATION/NAME")
+        if self.streaming and self.skip_bad:
+            raise InputError(
+                "--streaming checks rows while it reads them and cannot skip; prepare the set without them"
+            )
+        if self.streaming and self.validation_split is None:
+            raise InputError("--streaming needs --validation_split: rows cannot be held out of a stream")
+
+
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str):
+        raise InputError(message)
+
+
+def parse_arguments(kind: type[Arguments], description: str, arguments: list[str]) -> Arguments:
+    """The flags in `arguments`, over the recipe that `--config` names, over the defaults."""
+    parser = _Parser(kind, description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--config", metavar="recipe.yaml", help="flags from a file; those given here override it")
+    known = {entry.name: entry for entry in fields(kind)}
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    recipe = first.parse_known_args(arguments)[0].config
+    from_recipe = _as_flags(_read_recipe(Path(recipe), known)) if recipe else []
+    namespace, rest = parser.parse_known_args([*from_recipe, *arguments])
+    for word in rest:
+        if word.startswith("--"):
+            raise InputError(f"unknown flag {word}{_nearest(word.lstrip('-').partition('=')[0], known, '--')}")
+    if rest:
+        raise InputError(f"{' '.join(rest)}: which flag is this the value of?")
+    del namespace.config
+    options = kind(**vars(namespace))
+    options.check()
+    return options
+
+
+def _read_recipe(path: Path, known: dict) -> dict:
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {path}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(recipe, dict):
+        raise InputError(f"--config {path}: expected lines of `flag: value`")
+    for name in recipe:
+        if name not in known:
+            raise InputError(f"{path}: unknown key {name!r}{_nearest(str(name), known)}")
+    return recipe
+
+
+def _as_flags(recipe: dict) -> list[str]:
+    """A recipe as the words a user would have typed, so that both are read by the same rules."""
+    words = []
+    for name, value in recipe.items():
+        if isinstance(value, list):
+            words += [f"--{name}", *map(str, value)]
+        elif isinstance(value, dict):
+            words.append(f"--{name}={json.dumps(value)}")
+        elif value is not None:
+            words.append(f"--{name}={value}")
+    return words
+
+
+def parse_mapping(flag: str, text: str | None, allowed: set[str]) -> dict:
+    """A flag such as --model "{hidden_size: 192, num_hidden_layers: 6}"; keys outside `allowed` raise."""
+    try:
+        mapping = yaml.safe_load(text or "{}")
+    except yaml.YAMLError as error:
+        raise InputError(f"{flag}: not a mapping ({' '.join(str(error).split())})") from error
+    if not isinstance(mapping, dict):
+        raise InputError(f'{flag} must be a mapping such as "{{num_groups: 64}}", got {text!r}')
+    for name in mapping:
+        if name not in allowed:
+            raise InputError(f"{flag}: unknown field {name!r}{_nearest(str(name), allowed)}")
+    return mapping
+
+
+def save_recipe(path: Path, options: TrainingArguments) -> None:
+    """All flags as they were resolved; `--config` with this file repeats the run."""
+    recipe = asdict(options)
+    recipe["model"] = yaml.safe_load(options.model or "{}")
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+
+
+def _nearest(name: str, known, prefix: str = "") -> str:
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {prefix}{match[0]}?" if match else f"; known are {', '.join(sorted(known))}"
+
+
+def _check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{flag} must be one of {', '.join(choices)}, got {value!r}")

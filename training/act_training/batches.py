@@ -1,0 +1,138 @@
+"""Which rows a process sees when, as a pure function of the step: no sampler state that a checkpoint must carry.
+
+Epochs are joined end to end: every row comes exactly once an epoch over all processes, and a batch may hold the last
+rows of one epoch and the first of the next.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+
+@dataclass
+class ShuffledRows:
+    """A fresh permutation of all rows each epoch, dealt to the processes batch by batch."""
+
+    num_rows: int
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    seed: int = 0
+    _epochs: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def batch(self, number: int) -> list[tuple[int, int]]:
+        """(epoch, row) of the rows in this process' batch `number`, counted from the start of the run."""
+        start = (number * self.world_size + self.rank) * self.batch_size
+        return [self._locate(position) for position in range(start, start + self.batch_size)]
+
+    def _locate(self, position: int) -> tuple[int, int]:
+        epoch, place = divmod(position, self.num_rows)
+        if epoch not in self._epochs:
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
+            self._epochs = {known: rows for known, rows in self._epochs.items() if known == epoch - 1} | {epoch: order}
+        return epoch, int(self._epochs[epoch][place])
+
+
+@dataclass
+class StreamedRows:
+    """Rows in the order in which blocks of storage are read, for sets that only stream.
+
+    Each epoch permutes the blocks (row groups of parquet shards), cuts them into one run of rows for each process, and
+    shuffles the rows of a run within windows. So a process reads its share of the blocks, once.
+    """
+
+    block_sizes: list[int]
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    seed: int = 0
+    window: int = 4096
+    _epochs: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self):
+        self.num_rows = sum(self.block_sizes)
+        self.block_starts = np.concatenate([[0], np.cumsum(self.block_sizes)])
+
+    def batch(self, number: int) -> list[tuple[int, int]]:
+        start = number * self.batch_size
+        return [self._locate(position) for position in range(start, start + self.batch_size)]
+
+    def _start(self, epoch: int, rank: int) -> int:
+        """Rows that process `rank` has seen when `epoch` begins. Over all processes they add up to epoch * num_rows
+        (Hermite's identity), and no process is ever more than one row ahead of another."""
+        return (epoch * self.num_rows + rank) // self.world_size
+
+    def _locate(self, position: int) -> tuple[int, int]:
+        epoch = position * self.world_size // self.num_rows  # off by one at most
+        while position >= self._start(epoch + 1, self.rank):
+            epoch += 1
+        while position < self._start(epoch, self.rank):
+            epoch -= 1
+        if epoch not in self._epochs:
+            kept = {known: rows for known, rows in self._epochs.items() if known == epoch - 1}
+            self._epochs = kept | {epoch: self._order(epoch)}
+        return epoch, int(self._epochs[epoch][position - self._start(epoch, self.rank)])
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """This process' rows of an epoch, in the order of reading."""
+        random = np.random.default_rng([self.seed, epoch])
+        blocks = random.permutation(len(self.block_sizes))
+        lengths = [self._start(epoch + 1, rank) - self._start(epoch, rank) for rank in range(self.world_size)]
+        first, stop, position, runs = sum(lengths[: self.rank]), sum(lengths[: self.rank + 1]), 0, []
+        for block in blocks:
+            low, high = max(first - position, 0), min(stop - position, self.block_sizes[block])
+            if low < high:
+                runs.append(self.block_starts[block] + np.arange(low, high))
+            position += self.block_sizes[block]
+        rows = np.concatenate(runs) if runs else np.empty(0, dtype=np.int64)
+        random = np.random.default_rng([self.seed, epoch, self.rank])
+        windows = [rows[start : start + self.window] for start in range(0, len(rows), self.window)]
+        return np.concatenate([random.permutation(window) for window in windows] or [rows])
+
+
+class _Reader(Dataset):
+    """Reads whole batches of (epoch, row)."""
+
+    def __init__(self, point_set):
+        self.point_set = point_set
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, Tensor]:
+        return read_batch(self.point_set, keys)
+
+
+def read_batch(point_set, keys: list[tuple[int, int]]) -> dict[str, Tensor]:
+    """points (batch, most points, 3) padded with zeros, lengths (batch,), keys (batch, 2), and labels if there are."""
+    columns = point_set.read([row for _, row in keys])
+    points, lengths = pad_clouds(*columns.pop("points"))
+    batch = {"points": points, "lengths": lengths, "keys": torch.tensor(keys)}
+    return batch | {name: torch.tensor(values) for name, values in columns.items() if values.dtype != object}
+
+
+def pad_clouds(values: np.ndarray, lengths: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Clouds end to end (points, 3) -> (clouds, most points, 3)."""
+    if len(set(lengths.tolist())) == 1:
+        return torch.tensor(values.reshape(len(lengths), -1, 3)), torch.tensor(lengths)
+    padded = np.zeros((len(lengths), lengths.max(), 3), dtype=np.float32)
+    padded[np.arange(lengths.max()) < lengths[:, None]] = values
+    return torch.from_numpy(padded), torch.tensor(lengths)
+
+
+def _as_read(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return batch
+
+
+def iterate_batches(point_set, rows, start: int, stop: int, num_workers: int, pin_memory: bool) -> Iterator[dict]:
+    """Batches `start` to `stop` of this process. Workers only read; the order was fixed before they began."""
+    loader = DataLoader(
+        _Reader(point_set),
+        batch_sampler=(rows.batch(number) for number in range(start, stop)),
+        collate_fn=_as_read,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),
+    )
+    return iter(loader)

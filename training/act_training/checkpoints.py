@@ -1,0 +1,190 @@
+"""Checkpoints that are whole or not there, and know whether they are still what was written.
+
+A checkpoint is a folder of safetensors and JSON: written beside its place, flushed to disk, closed by a manifest of
+SHA-256 digests, then renamed. No pickle. Randomness and data order are functions of the step and need no state.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from act_training.errors import InputError
+
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in `folder`, the newest first."""
+    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(found, key=lambda path: int(_NAME.fullmatch(path.name)[1]), reverse=True)
+
+
+def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], limit: int) -> Path:
+    """Lets `write` fill a folder, seals it, puts it in its place, and only then removes the oldest beyond `limit`."""
+    final = folder / f"step-{step:08d}"
+    unfinished = folder / f".writing-{final.name}"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        write(unfinished)
+        seal(unfinished)
+        if final.exists():  # damaged, or from a part of the run that is now done again
+            final.rename(folder / f".old-{final.name}")
+        unfinished.rename(final)
+        _flush(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{final}: cannot be written ({reason}); earlier checkpoints are whole") from error
+    for path in [*list_checkpoints(folder)[limit:], folder / f".old-{final.name}"]:
+        if path.exists():
+            doomed = path if path.name.startswith(".") else path.rename(folder / f".old-{path.name}")
+            shutil.rmtree(doomed, ignore_errors=True)
+    return final
+
+
+def remove_leftovers(folder: Path) -> None:
+    """What an interrupted save left behind."""
+    for path in folder.glob(".*-step-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def seal(folder: Path) -> None:
+    """Writes the manifest of all files in `folder`, after they have reached the disk."""
+    digests = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        _flush(path)
+        digests[path.relative_to(folder).as_posix()] = _digest(path)
+    (folder / MANIFEST).write_text(_manifest_text(digests), encoding="utf-8")
+    _flush(folder / MANIFEST)
+    _flush(folder)
+
+
+def find_damage(folder: Path) -> str | None:
+    """The first file of a checkpoint that is not what was written, with the reason; None if all are."""
+    path = folder / MANIFEST
+    try:
+        text = path.read_text(encoding="utf-8")
+        digests = json.loads(text)["files"]
+        sound = text == _manifest_text(digests)
+    except FileNotFoundError:
+        return f"{path} is missing"
+    except (OSError, ValueError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        return f"{path} is damaged"
+    for name, digest in digests.items():
+        try:
+            if _digest(folder / name) != digest:
+                return f"{folder / name} is damaged"
+        except FileNotFoundError:
+            return f"{folder / name} is missing"
+        except OSError as error:
+            return f"{folder / name} cannot be read ({error.strerror})"
+    return None
+
+
+def find_checkpoint(folder: Path, wanted: str, warn: Callable[[str], None]) -> Path | None:
+    """The checkpoint to resume from: the one named, or the newest whole one. None if there never was one."""
+    if wanted != "latest":
+        path = Path(wanted)
+        if not path.is_dir():
+            raise InputError(f"--resume_from_checkpoint {wanted}: there is no such folder")
+        if damage := find_damage(path):
+            raise InputError(f"--resume_from_checkpoint {wanted}: {damage}")
+        return path
+    candidates = list_checkpoints(folder)
+    damages = []
+    for path in candidates:
+        damage = find_damage(path)
+        if damage is None:
+            return path
+        damages.append(damage)
+        warn(f"{damage}; trying the checkpoint before it")
+    if candidates:
+        raise InputError(
+            f"no whole checkpoint in {folder} ({'; '.join(damages)}); to train anew, pass --overwrite_output_dir"
+        )
+    return None
+
+
+# What a checkpoint holds ---------------------------------------------------------------------------------------------
+
+
+def write_training_state(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict,
+    extra: dict[str, dict[str, Tensor]],
+) -> None:
+    """The model (loadable by `from_pretrained`), the optimizer, `state` as JSON, and further tensors by file name."""
+    model.config.save_pretrained(folder)
+    tensors = {"model": model.state_dict(), "optimizer": _optimizer_tensors(model, optimizer), **extra}
+    for name, values in tensors.items():
+        values = {key: value.detach().cpu().contiguous() for key, value in values.items()}
+        save_file(values, folder / f"{name}.safetensors", metadata={"format": "pt"})
+    (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+
+
+def read_state(folder: Path) -> dict:
+    return json.loads((folder / "state.json").read_text(encoding="utf-8"))
+
+
+def read_training_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    """Puts model and optimizer where they were, and returns the state beside them."""
+    model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    saved, names = load_file(folder / "optimizer.safetensors"), _parameter_names(model, optimizer)
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in saved.items():
+        name, _, part = key.rpartition("/")
+        state.setdefault(names.index(name), {})[part] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return read_state(folder)
+
+
+def read_tensors(folder: Path, name: str, device: torch.device) -> dict[str, Tensor]:
+    return load_file(folder / f"{name}.safetensors", device=str(device))
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    names = _parameter_names(model, optimizer)
+    states = optimizer.state_dict()["state"]
+    return {f"{names[index]}/{part}": value for index, parts in states.items() for part, value in parts.items()}
+
+
+def _parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names of the parameters in the order in which the optimizer counts them."""
+    name_of = {parameter: name for name, parameter in model.named_parameters()}
+    return [name_of[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _manifest_text(digests: dict[str, str]) -> str:
+    own = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"files": digests, "sha256": own}, indent=1, sort_keys=True)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,181 @@
+"""Deterministic validation of both stages over all processes, every row exactly once, and the probe people watch."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from act_training.batches import read_batch
+from act_training.errors import InputError
+from act_training.keyed_random import sample_points
+from modeling_act import ACTStudentForPreTraining, ACTTeacher
+from modeling_act.modeling_act_student import distillation_loss
+from modeling_act.point_ops import PointGroups, chamfer_l2, k_nearest_neighbors
+
+F_SCORE_DISTANCE = 0.05  # in units of the sphere's radius
+VALIDATION_EPOCH = -1  # keys subsets and masks of validation, so that they never change
+PENALTIES = (0.003, 0.03, 0.3, 3.0, 30.0)  # inverse strengths tried for the probe
+
+
+def validation_batches(
+    point_set,
+    batch_size: int,
+    num_points: int,
+    seed: int,
+    normalize: bool,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(points, keys) of the rows of one process, each row of the set in one process; always the same points."""
+    rows = range(rank, len(point_set), world_size)
+    for start in range(0, len(rows), batch_size):
+        keys = [(VALIDATION_EPOCH, row) for row in rows[start : start + batch_size]]
+        batch = {name: value.to(device) for name, value in read_batch(point_set, keys).items()}
+        yield sample_points(batch, num_points, seed, normalize), batch["keys"]
+
+
+class Means:
+    """Means over rows and processes."""
+
+    def __init__(self):
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+
+    def add(self, count: int, **means: Tensor) -> None:
+        for name, value in means.items():
+            self.sums[name] = self.sums.get(name, 0) + value.double().cpu() * count
+        self.count += count
+
+    def compute(self, accelerator: Accelerator) -> dict[str, float]:
+        # A process without a row knows no names; there are never fewer rows than processes in a usable set.
+        names = sorted(self.sums)
+        totals = torch.stack([self.sums[name] for name in names] + [torch.tensor(float(self.count)).double()])
+        totals = accelerator.reduce(totals.to(accelerator.device), "sum").cpu()
+        return {name: (total / totals[-1]).item() for name, total in zip(names, totals[:-1], strict=True)}
+
+
+@torch.no_grad()
+def evaluate_autoencoder(teacher: ACTTeacher, batches: Iterator, accelerator: Accelerator) -> dict[str, float]:
+    """Reconstruction from arg-max codes, of groups and of whole clouds, and how many codes are in use."""
+    training = teacher.training
+    teacher.eval()
+    means, histogram = Means(), torch.zeros(teacher.config.codebook_size, dtype=torch.float64)
+    for points, _ in batches:
+        output = teacher(points)
+        rebuilt = (output.fine_points + output.centers.unsqueeze(2)).flatten(1, 2).float()
+        there = k_nearest_neighbors(rebuilt, points, 1)[0].squeeze(2)
+        back = k_nearest_neighbors(points, rebuilt, 1)[0].squeeze(2)
+        precision, recall = ((d < F_SCORE_DISTANCE**2).double().mean(1) for d in (there, back))
+        means.add(
+            len(points),
+            reconstruction_loss=output.reconstruction_loss,
+            kl_loss=output.kl_loss,
+            chamfer_l1=(there.sqrt().mean() + back.sqrt().mean()) / 2,
+            chamfer_l2=there.mean() + back.mean(),
+            f_score=(2 * precision * recall / (precision + recall).clamp_min(1e-12)).mean(),
+            logit_scale=output.logits.float().std(-1).mean(),
+        )
+        histogram += torch.bincount(output.code_indices.flatten().cpu(), minlength=len(histogram))
+    teacher.train(training)
+    histogram = accelerator.reduce(histogram.to(accelerator.device), "sum").cpu()
+    return means.compute(accelerator) | code_use(histogram)
+
+
+def code_use(histogram: Tensor) -> dict[str, float]:
+    """How many codes are in use, and how many equally used ones would be as diverse."""
+    share = histogram / histogram.sum()
+    perplexity = torch.special.entr(share).sum().exp().item()
+    return {"codes_used": int((histogram > 0).sum()), "perplexity": perplexity}
+
+
+@torch.no_grad()
+def evaluate_distillation(
+    student: ACTStudentForPreTraining,
+    target: Callable,
+    hide: Callable,
+    batches: Iterator,
+    seed: int,
+    accelerator: Accelerator,
+) -> dict[str, float]:
+    """The loss with masks that never change, and for features the loss of the best constant prediction, which shows
+    how much there was to learn."""
+    training = student.training
+    student.eval()
+    means = Means()
+    for points, keys in batches:
+        groups = student.group(points)
+        features, mask = target(groups), hide(student, keys, groups, seed)
+        found = {"loss": pretraining_loss(student, groups, features, mask)}
+        if features is not None:
+            constant = functional.normalize(features[mask], dim=-1).mean(0, keepdim=True)
+            constant = constant.expand(len(points), int(mask[0].sum()), -1)
+            hidden = features[mask].view_as(constant)
+            found["constant_loss"] = distillation_loss(constant, hidden, student.config.loss_type)
+        means.add(len(points), **found)
+    student.train(training)
+    return means.compute(accelerator)
+
+
+def pretraining_loss(student: nn.Module, groups: PointGroups, features: Tensor | None, mask: Tensor) -> Tensor:
+    """How far the student is from the features of hidden groups, or without features from their points."""
+    if features is not None:
+        return student(groups=groups, teacher_features=features, bool_masked_pos=mask).loss
+    predicted = student(groups=groups, bool_masked_pos=mask).predicted_features.float()
+    hidden = groups.neighborhoods[mask]  # (all hidden groups, group_size, 3)
+    return chamfer_l2(predicted.flatten(0, 1).unflatten(1, (-1, 3)), hidden)
+
+
+# The probe -----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def embed(student: nn.Module, point_set, num_points: int, seed: int, normalize: bool, batch_size: int) -> np.ndarray:
+    """Frozen features of every row, (rows, width): [class token, maximum over the groups]."""
+    training, device = student.training, next(student.parameters()).device
+    student.eval()
+    batches = validation_batches(point_set, batch_size, num_points, seed, normalize, device)
+    features = [student(points).pooler_output.float().cpu() for points, _ in batches]
+    student.train(training)
+    return torch.cat(features).numpy()
+
+
+def split_rows(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows kept and held out, the latter about `share` of each class, at least one of each class of two or more."""
+    random, held_out = np.random.default_rng([seed, 7]), []
+    for label in np.unique(labels):
+        rows = random.permutation((labels == label).nonzero()[0])
+        held_out.append(rows[: max(1, round(share * len(rows)))] if len(rows) > 1 else rows[:0])
+    held_out = np.sort(np.concatenate(held_out))
+    return np.setdiff1d(np.arange(len(labels)), held_out), held_out
+
+
+def probe_accuracy(
+    features: np.ndarray, labels: np.ndarray, train: np.ndarray, held_out: np.ndarray, seed: int
+) -> dict:
+    """Logistic regression on standardised frozen features: the penalty is chosen on a part of `train`, then accuracy
+    on `held_out`, which nothing was fitted to."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    def fit(rows: np.ndarray, penalty: float):
+        return make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=300, tol=1e-3)).fit(
+            features[rows], labels[rows]
+        )
+
+    if not np.isfinite(features).all():
+        raise InputError("the student's features are not finite")
+    fitted, choosing = (train[rows] for rows in split_rows(labels[train], 0.2, seed))
+    scores = [fit(fitted, penalty).score(features[choosing], labels[choosing]) for penalty in PENALTIES]
+    best = PENALTIES[int(np.argmax(scores))]
+    return {"accuracy": fit(train, best).score(features[held_out], labels[held_out]), "penalty": best}
+
+
+def is_collapsed(metrics: dict[str, float], codebook_size: int) -> bool:
+    """Whether arg-max codes tell too little apart to teach more than positions."""
+    return metrics["perplexity"] < max(4.0, math.sqrt(codebook_size) / 2)

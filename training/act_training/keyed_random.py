@@ -1,0 +1,115 @@
+"""Random numbers that depend on (seed, epoch, row) alone: equal on every device, in any batch, after a resume.
+
+`sample_points` draws and augments a batch with them where it lies; `step_seed` seeds what torch draws in a step.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from act_training.errors import InputError
+
+# One stream for each use, so that no two share numbers.
+SUBSET, SCALE, SHIFT, ROTATION, MASK = range(5)
+AUGMENTATIONS = ("scale_shift", "rotate_y")
+_MASK64 = 2**64 - 1
+
+
+def keyed_bits(keys: Tensor, count: int, seed: int, stream: int) -> Tensor:
+    """(batch, 2) int64 of (epoch, row) -> (batch, count) of 63 random bits as int64."""
+    state = _mix(keys[:, 1] + _signed(step_seed(seed, stream, 0)))
+    state = _mix(state + keys[:, 0])
+    counter = torch.arange(1, count + 1, device=keys.device) * _signed(0x9E3779B97F4A7C15)
+    return _shift(_mix(state.unsqueeze(1) + counter), 1)
+
+
+def keyed_uniform(keys: Tensor, count: int, seed: int, stream: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """(batch, count) float32, uniform in [low, high)."""
+    return low + (high - low) * _shift(keyed_bits(keys, count, seed, stream), 39).float() * 2.0**-24
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """A seed for all that torch draws in one step of one process (dropout, drop path, Gumbel noise)."""
+    value = seed & _MASK64
+    for part in (step, rank):
+        value = _mix64((value + 0x9E3779B97F4A7C15 * (part + 1)) & _MASK64)
+    return value >> 1
+
+
+def sample_points(
+    batch: dict[str, Tensor],
+    num_points: int,
+    seed: int,
+    normalize: bool = True,
+    augmentation: tuple[str, ...] | list[str] = (),
+) -> Tensor:
+    """A random subset of each cloud, (batch, num_points, 3), centered in the unit sphere if asked, then augmented.
+
+    `batch` holds points (batch, most points, 3), their lengths (batch,) and keys (batch, 2). A cloud with fewer than
+    `num_points` repeats some of them.
+    """
+    points, lengths, keys = batch["points"], batch["lengths"], batch["keys"]
+    order = keyed_bits(keys, points.shape[1], seed, SUBSET)
+    padding = torch.arange(points.shape[1], device=points.device) >= lengths.unsqueeze(1)
+    order = order.masked_fill_(padding, torch.iinfo(torch.int64).max).argsort(1)[:, :num_points]
+    position = torch.arange(num_points, device=points.device) % lengths.unsqueeze(1)
+    points = points.gather(1, order.gather(1, position).unsqueeze(2).expand(-1, -1, 3))
+    if normalize:
+        points = to_unit_sphere(points)
+    return augment(points, keys, seed, augmentation)
+
+
+def to_unit_sphere(points: Tensor) -> Tensor:
+    """(batch, points, 3), the mean at the origin and the farthest point at distance one."""
+    points = points - points.mean(1, keepdim=True)
+    radius = torch.linalg.vector_norm(points, dim=-1).amax(1)
+    return points / radius.clamp_min(torch.finfo(points.dtype).tiny)[:, None, None]
+
+
+def augment(points: Tensor, keys: Tensor, seed: int, augmentation: tuple[str, ...] | list[str]) -> Tensor:
+    """`scale_shift`: each axis times U[2/3, 3/2] plus U[-0.2, 0.2]; `rotate_y`: a random turn about the y axis."""
+    for name in augmentation:
+        if name == "scale_shift":
+            scale = keyed_uniform(keys, 3, seed, SCALE, 2 / 3, 3 / 2).unsqueeze(1)
+            points = points * scale + keyed_uniform(keys, 3, seed, SHIFT, -0.2, 0.2).unsqueeze(1)
+        elif name == "rotate_y":
+            angle = keyed_uniform(keys, 1, seed, ROTATION, 0.0, 2 * math.pi)
+            x, y, z = points.unbind(-1)
+            sine, cosine = angle.sin(), angle.cos()
+            points = torch.stack([cosine * x + sine * z, y, cosine * z - sine * x], dim=-1)
+        else:
+            raise InputError(f"`augmentation` must be among {', '.join(AUGMENTATIONS)}, got {name!r}")
+    return points
+
+
+def keyed_mask(keys: Tensor, centers: Tensor, num_masked: int, mask_type: str, seed: int) -> Tensor:
+    """Which groups a row hides in an epoch, (batch, groups), True = hidden: at random, or nearest to a random one."""
+    scores = keyed_uniform(keys, centers.shape[1], seed, MASK)
+    if mask_type == "block":
+        rows = torch.arange(len(centers), device=centers.device)
+        scores = (centers - centers[rows, scores.argmax(1)].unsqueeze(1)).float().square().sum(-1)
+    hidden = scores.argsort(dim=1, stable=True)[:, :num_masked]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, hidden, True)
+
+
+def _mix(value: Tensor) -> Tensor:
+    """The finalizer of SplitMix64 on int64, whose products wrap around as those of uint64 do."""
+    value = (value ^ _shift(value, 30)) * _signed(0xBF58476D1CE4E5B9)
+    value = (value ^ _shift(value, 27)) * _signed(0x94D049BB133111EB)
+    return value ^ _shift(value, 31)
+
+
+def _mix64(value: int) -> int:
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return value ^ (value >> 31)
+
+
+def _shift(value: Tensor, bits: int) -> Tensor:
+    """A logical shift to the right."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(value: int) -> int:
+    return value - 2**64 if value >= 2**63 else value

@@ -1,0 +1,101 @@
+"""The one schema of point-cloud sets on `datasets`, built from and read into numpy without a Python object a point.
+
+points (n, 3) float32, and where a set has them: normals and colors alike, point_labels (n,) int64, label and category
+(ClassLabel), name (str). Clouds of one size make fixed arrays, others ragged ones.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+from datasets import Array2D, ClassLabel, Dataset, Features, List, Value
+
+PER_POINT = ("points", "normals", "colors")
+
+
+def make_features(
+    num_points: int | None,
+    columns: Sequence[str],
+    class_names: Sequence[str] | None = None,
+    part_names: Sequence[str] | None = None,
+    category_names: Sequence[str] | None = None,
+) -> Features:
+    """The features of a set with these columns; `num_points` is None where clouds differ in size."""
+    known = {
+        "label": ClassLabel(names=list(class_names)) if class_names else Value("int64"),
+        "category": ClassLabel(names=list(category_names)) if category_names else Value("int64"),
+        "point_labels": List(ClassLabel(names=list(part_names)) if part_names else Value("int64")),
+        "name": Value("string"),
+    }
+    known |= {column: Array2D((num_points, 3), "float32") for column in PER_POINT}
+    return Features({column: known[column] for column in columns})
+
+
+def build_dataset(columns: dict[str, Sequence], **names: Sequence[str] | None) -> Dataset:
+    """A set from columns of the schema. Per-point columns are (clouds, n, 3) arrays or lists of (n, 3) arrays;
+    `names` are `class_names`, `part_names`, `category_names`."""
+    sizes = {len(cloud) for cloud in columns["points"]}
+    num_points = sizes.pop() if len(sizes) == 1 else None
+    features = make_features(num_points, list(columns), **names)
+    schema, chunk = features.arrow_schema, max(1, 2**27 // max(1, num_points or max(sizes, default=1)))
+    parts = [
+        pa.table(
+            [
+                _arrow_column(values[start : start + chunk], schema.field(name).type)
+                for name, values in columns.items()
+            ],
+            schema=schema,
+        )
+        for start in range(0, len(columns["points"]), chunk)
+    ]
+    return Dataset(pa.concat_tables(parts) if parts else schema.empty_table())
+
+
+def _arrow_column(values: Sequence, kind: pa.DataType) -> pa.Array:
+    if isinstance(kind, pa.ExtensionType):  # points, normals, colors
+        return pa.ExtensionArray.from_storage(kind, _nest(*_join(values, (3,), np.float32)))
+    if pa.types.is_list(kind):
+        joined, ends = _join(values, (), np.int64)
+        return pa.ListArray.from_arrays(ends, pa.array(joined))
+    return pa.array(values, type=kind)
+
+
+def _join(values: Sequence, width: tuple[int, ...], dtype: type) -> tuple[np.ndarray, np.ndarray]:
+    """Clouds end to end, and the offsets that cut them apart."""
+    if isinstance(values, np.ndarray):
+        lengths = np.full(len(values), values.shape[1])
+        joined = values.reshape(-1, *width)
+    else:
+        lengths = np.array([len(cloud) for cloud in values], dtype=np.int64)
+        joined = np.concatenate([np.asarray(cloud, dtype=dtype).reshape(-1, *width) for cloud in values])
+    return np.ascontiguousarray(joined, dtype=dtype), np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
+
+
+def _nest(joined: np.ndarray, ends: np.ndarray) -> pa.Array:
+    rows = pa.ListArray.from_arrays(np.arange(0, joined.size + 1, 3, dtype=np.int32), pa.array(joined.reshape(-1)))
+    return pa.ListArray.from_arrays(ends, rows)
+
+
+def read_rows(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A list column of any nesting as it is: flat values, length of each row, width of each entry (1 if not nested).
+
+    Nulls read as empty rows and NaN values, for the checks to find.
+    """
+    array = table.column(column).combine_chunks()
+    array = array.storage if isinstance(array, pa.ExtensionArray) else array
+    lengths = _lengths(array)
+    entries = array.flatten()
+    widths = np.ones(len(entries), dtype=np.int64)
+    if _is_list(entries.type):
+        widths, entries = _lengths(entries), entries.flatten()
+    return entries.to_numpy(zero_copy_only=False), lengths, widths
+
+
+def _lengths(array: pa.Array) -> np.ndarray:
+    if pa.types.is_fixed_size_list(array.type):
+        return np.where(array.is_null().to_numpy(zero_copy_only=False), 0, array.type.list_size)
+    return array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)

@@ -1,0 +1,88 @@
+"""How a script starts, stops and speaks: one line for what the user can mend, exit codes, work of the main process."""
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from act_training.errors import InputError
+
+
+class Stopped(Exception):
+    """A signal ended the run after a checkpoint."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
+def run_script(main: Callable[[list[str]], None]) -> None:
+    """Runs a script's `main`: what the user can mend is one line on stderr. ACT_TRACEBACK=1 shows where it arose."""
+    script, rank = Path(sys.argv[0]).name, int(os.environ.get("RANK", 0))
+    try:
+        main(sys.argv[1:])
+    except Stopped as stop:
+        if rank == 0:
+            print(f"{script}: stopped by a signal; resume with --resume_from_checkpoint latest", file=sys.stderr)
+        _leave(stop.exit_code)
+    except KeyboardInterrupt:
+        _leave(130)
+    except (InputError, OSError) as error:
+        if os.environ.get("ACT_TRACEBACK"):
+            raise
+        message = str(error)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            message = f"{error.filename or 'output'}: {error.strerror}; complete checkpoints are untouched"
+        if rank == 0 or not isinstance(error, InputError):
+            print(f"{script}: error: {message}", file=sys.stderr)
+        _leave(1)
+
+
+def _leave(code: int) -> None:
+    """At once: a process group whose other members are gone must not hold up the end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def on_main_process(accelerator: Accelerator, work: Callable):
+    """Runs `work` in the main process; every process gets its result, or its error."""
+    outcome = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = work()
+        except (InputError, OSError) as error:
+            if accelerator.num_processes == 1:
+                raise
+            outcome[1] = str(error)
+    if accelerator.num_processes > 1:
+        broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise InputError(outcome[1])
+    return outcome[0]
+
+
+def describe_versions() -> dict[str, str]:
+    """Versions of what numbers depend on, and the commit of this clone."""
+    found = {"python": sys.version.split()[0]}
+    for name in ("torch", "transformers", "accelerate", "datasets", "timm", "numpy"):
+        try:
+            found[name] = version(name)
+        except ImportError:  # not installed
+            continue
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found["commit"] = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        found["commit"] = "unknown"
+    return found

@@ -1,0 +1,33 @@
+"""Batch statistics over all processes, on any device; torch's own `SyncBatchNorm` refuses CPU tensors."""
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+
+class SyncBatchNorm1d(nn.BatchNorm1d):
+    """`BatchNorm1d` of (rows, channels) whose mean and variance are those of the rows of all processes."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(rows)
+        values = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+        count = torch.tensor([len(values)], device=values.device, dtype=values.dtype)
+        torch.distributed.all_reduce(count)
+        mean = all_reduce(values.sum(0)) / count
+        centered = values - mean
+        variance = all_reduce(centered.square().sum(0)) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), self.momentum)
+        return (centered * torch.rsqrt(variance + self.eps) * self.weight + self.bias).to(rows.dtype)
+
+
+def synchronize_batch_norm(model: nn.Module) -> nn.Module:
+    """Replaces every `BatchNorm1d` in place, sharing its parameters and buffers; state-dict keys stay."""
+    for module in model.modules():
+        if type(module) is nn.BatchNorm1d:
+            module.__class__ = SyncBatchNorm1d
+    return model

@@ -1,0 +1,313 @@
+"""`TrainingRun`: what every training script needs around its loss, and what makes a run exact under interruption.
+
+A script's loop stays its own:
+
+    for step, parts in run.steps():
+        for points, keys in parts:
+            with run.autocast():
+                loss = ...
+            run.backward(loss)
+        run.update()
+        ...
+        run.save_or_stop()
+
+Row order, subsets, augmentation, masks and torch's seeds are functions of (seed, step), so a checkpoint holds weights,
+optimizer and a step, and a resumed run repeats the uninterrupted one bit for bit.
+"""
+
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, gather_object
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from act_training import checkpoints
+from act_training.arguments import TrainingArguments
+from act_training.batches import iterate_batches
+from act_training.errors import InputError
+from act_training.evaluation import validation_batches
+from act_training.keyed_random import sample_points, step_seed
+from act_training.optimization import (
+    RunLength,
+    learning_rate_at,
+    make_optimizer,
+    set_learning_rate,
+    trained_state,
+    update_average,
+)
+from act_training.outputs import RunLog, save_weights
+from act_training.runs import Stopped, on_main_process, warn
+from act_training.signals import StopSignals, die_with_launcher
+from act_training.sync_batch_norm import synchronize_batch_norm
+from act_training.training_data import TrainingData, make_row_order, open_training_data
+
+# What may differ between the run that wrote a checkpoint and the one that resumes from it.
+FREE_FLAGS = {
+    "output_dir", "resume_from_checkpoint", "overwrite_output_dir", "checkpointing_steps", "checkpoints_total_limit",
+    "logging_steps", "report_to", "push_to_hub", "hub_model_id", "dataloader_num_workers", "picture_epochs",
+    "per_device_eval_batch_size",
+}  # fmt: skip
+SECONDS_TO_STOP = 20  # after a signal, for a process that waits for others
+
+
+class TrainingRun:
+    data: TrainingData
+    length: RunLength
+    log: RunLog
+    model: nn.Module  # as this process trains it
+    weights: PreTrainedModel  # the same without what Accelerate wraps around it
+
+    def __init__(self, options: TrainingArguments):
+        die_with_launcher()
+        self.options, self.folder = options, Path(options.output_dir)
+        # Autocast is entered by the scripts: Accelerate's own wrapper copies every output to float32.
+        self.accelerator = Accelerator(
+            cpu=options.cpu or not torch.accelerator.is_available(),
+            mixed_precision="no",
+            log_with=None if options.report_to == "none" else options.report_to,
+            project_dir=options.output_dir,
+        )
+        self.device = self.accelerator.device
+        self.signals = StopSignals(SECONDS_TO_STOP if self.accelerator.num_processes > 1 else None)
+        self.step, self.start, self.best = 0, 0, {}
+        self.average: dict[str, Tensor] | None = None
+        torch.manual_seed(options.seed)
+        on_main_process(self.accelerator, self._prepare_folder)
+        slow = self.device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported()
+        if slow and options.mixed_precision == "bf16":
+            warn("this CPU has no bf16 instructions: --mixed_precision no is many times as fast here")
+
+    def _prepare_folder(self) -> None:
+        self.checkpoint_folder.mkdir(parents=True, exist_ok=True)
+        if not self.options.resume_from_checkpoint and checkpoints.list_checkpoints(self.checkpoint_folder):
+            if not self.options.overwrite_output_dir:
+                raise InputError(
+                    f"{self.folder} holds checkpoints; pass --resume_from_checkpoint latest to go on, or "
+                    "--overwrite_output_dir to start anew"
+                )
+            shutil.rmtree(self.checkpoint_folder)
+            self.checkpoint_folder.mkdir()
+        checkpoints.remove_leftovers(self.checkpoint_folder)
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def open_data(self, min_points: int) -> TrainingData:
+        """Opens and checks the rows, and fixes how long the run is."""
+        options = self.options
+        self.data = open_training_data(options, self.accelerator, min_points)
+        global_batch_size = options.per_device_train_batch_size * self.accelerator.num_processes
+        self.length = RunLength(
+            len(self.data.train), global_batch_size * options.gradient_accumulation_steps, options.num_train_epochs,
+            options.max_train_steps,
+        )  # fmt: skip
+        return self.data
+
+    def prepare(self, make_model: Callable[[], PreTrainedModel], **inputs: str) -> PreTrainedModel:
+        """The model to train, new or from the checkpoint to resume from, and its optimizer.
+
+        `inputs` name whatever else decides the outcome, such as a teacher's digest.
+        """
+        options = self.options
+        recipe = {name: value for name, value in asdict(options).items() if name not in FREE_FLAGS}
+        self.description = {
+            "recipe": recipe, "processes": self.accelerator.num_processes, "device": self.device.type,
+            "data": self.data.fingerprint, **inputs,
+        }  # fmt: skip
+        resumed = on_main_process(self.accelerator, self._find_checkpoint)
+        self.weights = make_model().to(self.device).train()
+        self.model = self._wrap(self.weights)
+        self.optimizer = make_optimizer(self.weights, options.weight_decay)
+        self.average = trained_state(self.weights) if options.ema_decay else None
+        if resumed:
+            state = checkpoints.read_training_state(Path(resumed), self.weights, self.optimizer)
+            self.start, self.best = state["step"], state["best"]
+            if options.ema_decay:
+                self.average = checkpoints.read_tensors(Path(resumed), "ema", self.device)
+        self.step = self.start
+        self.log = RunLog(options, self.accelerator, self.length, self.start)
+        return self.weights
+
+    def _find_checkpoint(self) -> str | None:
+        wanted = self.options.resume_from_checkpoint
+        if not wanted:
+            return None
+        found = checkpoints.find_checkpoint(self.checkpoint_folder, wanted, warn)
+        if found is None:
+            warn(f"no checkpoint in {self.checkpoint_folder} yet: starting at step 0")
+            return None
+        if different := differences(checkpoints.read_state(found)["run"], self.description):
+            raise InputError(f"{found} belongs to another run: {'; '.join(different)}")
+        return str(found)
+
+    def _wrap(self, model: PreTrainedModel) -> nn.Module:
+        if self.options.sync_batch_norm and self.accelerator.num_processes > 1:
+            if self.device.type == "cuda":
+                nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            else:
+                synchronize_batch_norm(model)
+        if self.options.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        if self.options.compile:
+            model.compile()
+        return self.accelerator.prepare_model(model)
+
+    # The loop --------------------------------------------------------------------------------------------------------
+
+    def steps(self) -> Iterator[tuple[int, Iterator[tuple[Tensor, Tensor]]]]:
+        """The remaining steps: number, and batches of points (batch, num_points, 3) with their keys (epoch, row)."""
+        options, accumulation = self.options, self.options.gradient_accumulation_steps
+        rows = make_row_order(self.data, options, self.accelerator)
+        stop = self.length.total_steps * accumulation
+        batches = iterate_batches(
+            self.data.train, rows, self.start * accumulation, stop, options.dataloader_num_workers,
+            pin_memory=self.device.type == "cuda",
+        )  # fmt: skip
+        for step in range(self.start, self.length.total_steps):
+            torch.manual_seed(step_seed(options.seed, step, self.accelerator.process_index))
+            self.learning_rate = learning_rate_at(
+                step, self.length, options.learning_rate, options.min_learning_rate, options.warmup_epochs,
+                options.lr_per_epoch,
+            )  # fmt: skip
+            set_learning_rate(self.optimizer, self.learning_rate)
+            self._losses, self._keys = [], []
+            yield step, self._parts(batches)
+
+    def _parts(self, batches: Iterator[dict]) -> Iterator[tuple[Tensor, Tensor]]:
+        options, accumulation = self.options, self.options.gradient_accumulation_steps
+        for part in range(accumulation):
+            batch = {name: value.to(self.device, non_blocking=True) for name, value in next(batches).items()}
+            self._keys.append(batch["keys"])
+            points = sample_points(batch, options.num_points, options.seed, options.normalize, options.augmentation)
+            with self.accelerator.no_sync(self.model) if part + 1 < accumulation else nullcontext():
+                yield points, batch["keys"]
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.mixed_precision == "bf16")
+
+    def backward(self, loss: Tensor) -> None:
+        self._losses.append(loss.detach())
+        self.accelerator.backward(loss / self.options.gradient_accumulation_steps)
+
+    def update(self) -> None:
+        """Clips, checks and applies the gradients. Where loss or gradient is not finite, nothing is applied and the
+        run ends, naming the rows."""
+        parameters = [parameter for parameter in self.weights.parameters() if parameter.grad is not None]
+        norm = nn.utils.clip_grad_norm_(parameters, self.options.max_grad_norm or math.inf).float()
+        loss = torch.stack(self._losses).mean().float()
+        summary = torch.stack([loss, norm, norm.new_tensor(float(self.signals.received))])
+        if self.accelerator.num_processes > 1:
+            shared = self.accelerator.gather(summary.unsqueeze(0))
+            summary = torch.stack([shared[:, 0].mean(), shared[:, 1].max(), shared[:, 2].max()])
+        self.loss, self.gradient_norm, signal = summary.tolist()
+        self.stop_signal = int(signal)
+        if not (math.isfinite(self.loss) and math.isfinite(self.gradient_norm)):
+            self._refuse_update()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            update_average(self.average, self.weights, self.options.ema_decay)
+        self.step += 1
+        self.log.update(loss=f"{self.loss:.4f}", lr=f"{self.learning_rate:.2e}")
+
+    def _refuse_update(self) -> None:
+        seen = torch.cat(self._keys).tolist()
+        seen = gather_object(seen) if self.accelerator.num_processes > 1 else seen
+        rows = ", ".join(self.data.train.where(row) for _, row in itertools.islice(seen, 16))
+        raise InputError(
+            f"step {self.step}: loss {self.loss}, gradient norm {self.gradient_norm}; nothing was updated. The step "
+            f"held {len(seen)} rows: {rows}{', ...' if len(seen) > 16 else ''}. Try a lower --learning_rate, "
+            "--max_grad_norm 1 or --mixed_precision no"
+        )
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.length.total_steps
+
+    def is_log_due(self) -> bool:
+        return self.step == 1 or self.step % self.options.logging_steps == 0 or self.finished
+
+    def is_due(self, epochs: float) -> bool:
+        """Whether a stretch of so many epochs, or the run, ended with this step."""
+        return self.length.completes(epochs, self.step)
+
+    def log_training(self, **values: float) -> None:
+        values = {
+            "loss": self.loss, "gradient_norm": self.gradient_norm, "learning_rate": self.learning_rate,
+            "clouds_per_second": self.log.clouds_per_second(self.step), **values,
+        }  # fmt: skip
+        self.log.write(self.step, {f"train/{name}": value for name, value in values.items()})
+
+    def validation_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process' rows of the validation set, (points, keys). Judged is what would be saved, so the batch
+        statistics of the first process hold for all."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.weights.buffers():
+                broadcast(buffer)
+        options = self.options
+        return validation_batches(
+            self.data.validation, options.per_device_eval_batch_size, options.num_points, options.seed,
+            options.normalize, self.device, self.accelerator.process_index, self.accelerator.num_processes,
+        )  # fmt: skip
+
+    def sample_clouds(self, count: int) -> tuple[Tensor, Tensor]:
+        """The first validation rows, for pictures."""
+        options, rows = self.options, range(min(count, len(self.data.validation)))
+        shown = validation_batches(
+            self.data.validation.select(rows), count, options.num_points, options.seed, options.normalize, self.device
+        )
+        return next(shown)
+
+    def log_validation(self, group: str, metrics: dict[str, float], best_by: str | None = None) -> None:
+        """Logs figures of this step; keeps the weights if they are the best by the (lower) figure `best_by`."""
+        self.log.write(self.step, {f"{group}/{name}": value for name, value in metrics.items()})
+        if best_by and self.step and metrics[best_by] < self.best.get(best_by, math.inf):
+            self.best = metrics | {"step": self.step}
+            on_main_process(self.accelerator, lambda: save_weights(self.folder / "best", self.weights))
+
+    def save_or_stop(self) -> None:
+        """A checkpoint where one is due, and at the end; after a signal a checkpoint and no more steps."""
+        every = self.options.checkpointing_steps
+        due = self.is_due(1) if every == "epoch" else self.step % int(every) == 0
+        if self.stop_signal:
+            self.signals.handled()
+        if due or self.finished or self.stop_signal:
+            self.save()
+        if self.stop_signal:
+            self.log.close()
+            raise Stopped(self.stop_signal)
+
+    def save(self) -> None:
+        state = {"step": self.step, "best": self.best, "run": self.description}
+        extra = {} if self.average is None else {"ema": self.average}
+
+        def write(path: Path) -> None:
+            checkpoints.write_training_state(path, self.weights, self.optimizer, state, extra)
+
+        limit = self.options.checkpoints_total_limit
+        on_main_process(
+            self.accelerator,
+            lambda: str(checkpoints.write_checkpoint(self.checkpoint_folder, self.step, write, limit)),
+        )
+
+
+def differences(saved: dict, now: dict, prefix: str = "") -> list[str]:
+    """What differs between two descriptions of a run, in words."""
+    found = []
+    for name in sorted(saved.keys() | now.keys()):
+        before, after = saved.get(name), now.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{prefix}{name}.")
+        elif json.dumps(before) != json.dumps(after):
+            found.append(f"{prefix}{name} was {before}, now {after}")
+    return found

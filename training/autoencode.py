@@ -1,0 +1,133 @@
+"""Stage 1, the teacher: a discrete autoencoder of point clouds around a frozen pretrained Transformer.
+
+accelerate launch training/autoencode.py --config training/recipes/autoencode_vitb_shapenet55.yaml \\
+    --dataset_name PREPARED_SHAPENET55 --output_dir outputs/teacher
+torchrun --nproc_per_node 8 training/autoencode.py ...            several processes
+python training/autoencode.py --config training/recipes/autoencode_small.yaml --output_dir outputs/teacher
+... --resume_from_checkpoint latest                               goes on after any interruption, bit for bit
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from act_training.arguments import TrainingArguments, parse_arguments, parse_mapping
+from act_training.errors import InputError
+from act_training.evaluation import code_use, evaluate_autoencoder, is_collapsed
+from act_training.optimization import cosine_between
+from act_training.outputs import finish_run, save_pictures
+from act_training.runs import run_script, warn
+from act_training.training_run import TrainingRun
+from torch import Tensor
+
+from modeling_act import ACTTeacher, ACTTeacherConfig
+
+USAGE = """from modeling_act import ACTTeacher
+
+teacher = ACTTeacher.from_pretrained("{name}").eval()
+features = teacher.get_teacher_features(points)  # points (batch, {num_points}, 3) -> (batch, {num_groups}, {width})"""
+COLLAPSED = (
+    "the codebook has collapsed: {codes_used} of {codebook_size} codes are in use, as diverse as {perplexity:.1f} "
+    "equally used ones. Such a teacher tells groups apart by their position only. Train longer, or with "
+    "--logit_scale 4 and schedules given as shares of the run (see training/recipes/autoencode_small.yaml)"
+)
+
+
+@dataclass
+class AutoencodeArguments(TrainingArguments):
+    backbone: str = field(
+        default="google/vit-base-patch16-384",
+        metadata={"help": "Hub id, folder or timm name of a ViT, BERT, CLIP ..."},
+    )
+    pretrained_backbone: bool = field(default=True, metadata={"help": "false: random weights, the control"})
+    logit_scale: float = field(
+        default=1.0, metadata={"help": "initial weight of the logits' norm; 4 keeps codes alive"}
+    )
+    code_mode: str = field(default="gumbel", metadata={"help": "codes in training: gumbel, or soft without the noise"})
+    temperature_start: float = 1.0
+    temperature_end: float = 0.0625
+    temperature_steps: float = field(default=100_000, metadata={"help": "at most 1: a share of the run"})
+    kl_weight: float = 0.1
+    kl_start: float = field(default=10_000, metadata={"help": "steps without KL; at most 1: a share of the run"})
+    kl_steps: float = field(default=100_000, metadata={"help": "steps to the full weight; at most 1: a share"})
+
+
+def make_teacher(options: AutoencodeArguments, fields: dict) -> ACTTeacher:
+    try:
+        teacher = ACTTeacher.from_backbone(options.backbone, pretrained=options.pretrained_backbone, **fields)
+    except (ValueError, OSError, ImportError) as error:
+        raise InputError(f"--backbone {options.backbone}: {' '.join(str(error).split())}") from error
+    torch.nn.init.constant_(teacher.code_network.norm.weight, options.logit_scale)
+    return teacher
+
+
+@torch.no_grad()
+def reconstruct(teacher: ACTTeacher, points: Tensor) -> list[dict]:
+    """Panels of a picture for each of a few clouds (batch, points, 3)."""
+    teacher.eval()
+    output = teacher(points)
+    teacher.train()
+    rebuilt = (output.fine_points + output.centers.unsqueeze(2)).flatten(1, 2)
+    clouds = zip(points, output.centers, rebuilt, strict=True)
+    return [dict(zip(("input", "centers", "reconstruction"), cloud, strict=True)) for cloud in clouds]
+
+
+def main(arguments: list[str]) -> None:
+    options = parse_arguments(AutoencodeArguments, __doc__, arguments)
+    fields = parse_mapping("--model", options.model, set(ACTTeacherConfig.__dataclass_fields__))
+    run = TrainingRun(options)
+    sizes = [fields.get(name, getattr(ACTTeacherConfig, name)) for name in ("num_groups", "group_size")]
+    run.open_data(min_points=max(sizes))
+    teacher = run.prepare(lambda: make_teacher(options, fields))
+    codebook_size = teacher.config.codebook_size
+    shown, _ = run.sample_clouds(4)
+
+    def validate() -> dict[str, float]:
+        with run.autocast():
+            metrics = evaluate_autoencoder(teacher, run.validation_batches(), run.accelerator)
+        run.log_validation("validation", metrics, best_by="reconstruction_loss")
+        return metrics
+
+    if run.step == 0 or run.finished:
+        metrics = validate()
+    for step, parts in run.steps():
+        length = run.length.share(options.temperature_steps)
+        temperature = cosine_between(step, 0, length, options.temperature_start, options.temperature_end)
+        start, length = run.length.share(options.kl_start), run.length.share(options.kl_steps)
+        kl_weight = cosine_between(step, start, length, 0.0, options.kl_weight)
+        for points, _ in parts:
+            with run.autocast():
+                output = run.model(points, temperature=temperature, kl_weight=kl_weight, code_mode=options.code_mode)
+            run.backward(output.loss)
+        run.update()
+
+        if run.is_log_due():
+            codes = torch.bincount(output.code_indices.flatten(), minlength=codebook_size)
+            run.log_training(
+                reconstruction_loss=output.reconstruction_loss.item(), kl_loss=output.kl_loss.item(),
+                temperature=temperature, kl_weight=kl_weight,
+                logit_scale=output.logits.detach().float().std(-1).mean().item(), **code_use(codes.cpu()),
+            )  # fmt: skip
+        if run.is_due(options.validation_epochs):
+            metrics = validate()
+        if run.is_due(options.picture_epochs):
+            save_pictures(run, reconstruct(teacher, shown))
+        run.save_or_stop()
+
+    collapsed = is_collapsed(metrics, codebook_size)
+    if collapsed and run.accelerator.is_main_process:
+        warn(COLLAPSED.format(codebook_size=codebook_size, **metrics))
+    finish_run(
+        run,
+        title="ACT teacher",
+        text=f"A point-cloud autoencoder (ACT, stage 1) around the frozen `{options.backbone}`.",
+        usage=USAGE.format(
+            name=options.hub_model_id or run.folder.name, num_points=options.num_points,
+            num_groups=teacher.config.num_groups, width=teacher.config.feature_dim,
+        ),
+        metrics=metrics | {"codebook_collapsed": collapsed},
+        clouds=reconstruct(teacher, shown),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_script(main)

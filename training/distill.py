@@ -11,7 +11,7 @@ import hashlib
 from dataclasses import dataclass, field
 
 import torch
-from act_training.arguments import TrainingArguments, parse_arguments, parse_mapping
+from act_training.arguments import TrainingArguments, check_choice, parse_arguments, parse_mapping
 from act_training.errors import InputError
 from act_training.evaluation import embed, evaluate_distillation, pretraining_loss, probe_accuracy, split_rows
 from act_training.keyed_random import keyed_mask
@@ -28,7 +28,6 @@ USAGE = """from modeling_act import ACTStudent
 
 student = ACTStudent.from_pretrained("{name}").eval()
 embeddings = student(points).pooler_output  # points (batch, {num_points}, 3) -> (batch, {width})"""
-TARGETS = ("teacher", "standardized", "coordinates")
 
 
 @dataclass
@@ -46,10 +45,9 @@ class DistillArguments(TrainingArguments):
 
     def check(self) -> None:
         super().check()
-        if self.target not in TARGETS:
-            raise InputError(f"--target must be one of {', '.join(TARGETS)}, got {self.target!r}")
-        if self.teacher_code_mode not in ("argmax", "gumbel"):
-            raise InputError(f"--teacher_code_mode must be argmax or gumbel, got {self.teacher_code_mode!r}")
+        check_choice("--target", self.target, ("teacher", "standardized", "coordinates"))
+        check_choice("--teacher_precision", self.teacher_precision, ("no", "bf16"))
+        check_choice("--teacher_code_mode", self.teacher_code_mode, ("argmax", "gumbel"))
         if (self.teacher is None) != (self.target == "coordinates"):
             raise InputError("--teacher names what to learn from; only --target coordinates goes without, and must")
         if self.probe_epochs <= 0:

@@ -87,9 +87,9 @@ class TrainingArguments:
             if not getattr(self, name) >= 0:
                 raise InputError(f"--{name} must not be negative, got {getattr(self, name)}")
         self.mixed_precision = self.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-        _check_choice("--mixed_precision", self.mixed_precision, ("no", "bf16"))
-        _check_choice("--final_weights", self.final_weights, ("last", "best", "ema"))
-        _check_choice("--report_to", self.report_to, ("none", "tensorboard", "wandb", "trackio", "all"))
+        check_choice("--mixed_precision", self.mixed_precision, ("no", "bf16"))
+        check_choice("--final_weights", self.final_weights, ("last", "best", "ema"))
+        check_choice("--report_to", self.report_to, ("none", "tensorboard", "wandb", "trackio", "all"))
         if self.checkpointing_steps != "epoch" and not (
             self.checkpointing_steps.isdigit() and int(self.checkpointing_steps) > 0
         ):
@@ -195,6 +195,6 @@ def _nearest(name: str, known, prefix: str = "") -> str:
     return f"; did you mean {prefix}{match[0]}?" if match else f"; known are {', '.join(sorted(known))}"
 
 
-def _check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise InputError(f"{flag} must be one of {', '.join(choices)}, got {value!r}")

@@ -175,9 +175,7 @@ def main(arguments: list[str]) -> None:
 
     def validate() -> None:
         with run.autocast():
-            found = evaluate_distillation(
-                student, target, hide, run.validation_batches(), options.seed, run.accelerator
-            )
+            found = evaluate_distillation(student, target, hide, run.validation_batches(), options.seed)
         run.log_validation("validation", found, best_by="loss")
         metrics.update(found)
 

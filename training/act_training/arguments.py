@@ -4,6 +4,7 @@ import argparse
 import difflib
 import json
 import os
+import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
@@ -91,7 +92,7 @@ class TrainingArguments:
         check_choice("--final_weights", self.final_weights, ("last", "best", "ema"))
         check_choice("--report_to", self.report_to, ("none", "tensorboard", "wandb", "trackio", "all"))
         if self.checkpointing_steps != "epoch" and not (
-            self.checkpointing_steps.isdigit() and int(self.checkpointing_steps) > 0
+            self.checkpointing_steps.isdecimal() and int(self.checkpointing_steps) > 0
         ):
             raise InputError(
                 f"--checkpointing_steps must be a number of steps or epoch, got {self.checkpointing_steps!r}"
@@ -108,6 +109,8 @@ class TrainingArguments:
             raise InputError(
                 "--streaming checks rows while it reads them and cannot skip; prepare the set without them"
             )
+        if self.streaming and self.max_train_samples is not None:
+            raise InputError("--max_train_samples cannot be combined with --streaming, which reads all shards")
         if self.streaming and self.validation_split is None:
             raise InputError("--streaming needs --validation_split: rows cannot be held out of a stream")
 
@@ -119,13 +122,32 @@ class _Parser(HfArgumentParser):
     def error(self, message: str):
         raise InputError(message)
 
+    def add_argument(self, *names, **options):
+        if options.get("nargs") == "+":  # `--augmentation` without a value empties the list of a recipe
+            options["nargs"] = "*"
+        return super().add_argument(*names, **options)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's plain words, as users mean them: 1e-3 is a number; yes, no, on and off are words."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(true|True|TRUE|false|False|FALSE)$"), "tTfF")
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), "-+.0123456789"
+)
+
 
 def parse_arguments(kind: type[Arguments], description: str, arguments: list[str]) -> Arguments:
     """The flags in `arguments`, over the recipe that `--config` names, over the defaults."""
     parser = _Parser(kind, description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--config", metavar="recipe.yaml", help="flags from a file; those given here override it")
     known = {entry.name: entry for entry in fields(kind)}
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = _Parser([], add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     recipe = first.parse_known_args(arguments)[0].config
     from_recipe = _as_flags(_read_recipe(Path(recipe), known)) if recipe else []
@@ -143,7 +165,7 @@ def parse_arguments(kind: type[Arguments], description: str, arguments: list[str
 
 def _read_recipe(path: Path, known: dict) -> dict:
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recipe = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise InputError(f"--config {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -172,7 +194,7 @@ def _as_flags(recipe: dict) -> list[str]:
 def parse_mapping(flag: str, text: str | None, allowed: set[str]) -> dict:
     """A flag such as --model "{hidden_size: 192, num_hidden_layers: 6}"; keys outside `allowed` raise."""
     try:
-        mapping = yaml.safe_load(text or "{}")
+        mapping = yaml.load(text or "{}", _Loader)
     except yaml.YAMLError as error:
         raise InputError(f"{flag}: not a mapping ({' '.join(str(error).split())})") from error
     if not isinstance(mapping, dict):
@@ -186,7 +208,7 @@ def parse_mapping(flag: str, text: str | None, allowed: set[str]) -> dict:
 def save_recipe(path: Path, options: TrainingArguments) -> None:
     """All flags as they were resolved; `--config` with this file repeats the run."""
     recipe = asdict(options)
-    recipe["model"] = yaml.safe_load(options.model or "{}")
+    recipe["model"] = yaml.load(options.model or "{}", _Loader)
     path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
 
 

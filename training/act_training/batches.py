@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from act_training.errors import InputError
+
 
 @dataclass
 class ShuffledRows:
@@ -42,15 +44,16 @@ class StreamedRows:
     """Rows in the order in which blocks of storage are read, for sets that only stream.
 
     Each epoch permutes the blocks (row groups of parquet shards), cuts them into one run of rows for each process, and
-    shuffles the rows of a run within windows. So a process reads its share of the blocks, once.
+    shuffles the rows of a run within windows, the fewest whole blocks of `window` rows. So a process reads its share
+    of the blocks, once, if it keeps those of a window in memory.
     """
 
     block_sizes: list[int]
+    window: int
     batch_size: int
     rank: int = 0
     world_size: int = 1
     seed: int = 0
-    window: int = 4096
     _epochs: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
@@ -82,26 +85,31 @@ class StreamedRows:
         random = np.random.default_rng([self.seed, epoch])
         blocks = random.permutation(len(self.block_sizes))
         lengths = [self._start(epoch + 1, rank) - self._start(epoch, rank) for rank in range(self.world_size)]
-        first, stop, position, runs = sum(lengths[: self.rank]), sum(lengths[: self.rank + 1]), 0, []
+        first, stop, position = sum(lengths[: self.rank]), sum(lengths[: self.rank + 1]), 0
+        windows, held = [[]], 0
         for block in blocks:
             low, high = max(first - position, 0), min(stop - position, self.block_sizes[block])
-            if low < high:
-                runs.append(self.block_starts[block] + np.arange(low, high))
             position += self.block_sizes[block]
-        rows = np.concatenate(runs) if runs else np.empty(0, dtype=np.int64)
+            if low < high:
+                if held >= self.window:
+                    windows, held = [*windows, []], 0
+                windows[-1].append(self.block_starts[block] + np.arange(low, high))
+                held += self.block_sizes[block]
         random = np.random.default_rng([self.seed, epoch, self.rank])
-        windows = [rows[start : start + self.window] for start in range(0, len(rows), self.window)]
-        return np.concatenate([random.permutation(window) for window in windows] or [rows])
+        return np.concatenate([random.permutation(np.concatenate(runs)) for runs in windows if runs])
 
 
 class _Reader(Dataset):
-    """Reads whole batches of (epoch, row)."""
+    """Reads whole batches of (epoch, row). An error is returned: raised in a worker, it would become a traceback."""
 
     def __init__(self, point_set):
         self.point_set = point_set
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, Tensor]:
-        return read_batch(self.point_set, keys)
+    def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, Tensor] | InputError:
+        try:
+            return read_batch(self.point_set, keys)
+        except InputError as error:
+            return error
 
 
 def read_batch(point_set, keys: list[tuple[int, int]]) -> dict[str, Tensor]:
@@ -117,11 +125,12 @@ def pad_clouds(values: np.ndarray, lengths: np.ndarray) -> tuple[Tensor, Tensor]
     if len(set(lengths.tolist())) == 1:
         return torch.tensor(values.reshape(len(lengths), -1, 3)), torch.tensor(lengths)
     padded = np.zeros((len(lengths), lengths.max(), 3), dtype=np.float32)
-    padded[np.arange(lengths.max()) < lengths[:, None]] = values
+    for cloud, points in zip(padded, np.split(values, lengths.cumsum()[:-1]), strict=True):
+        cloud[: len(points)] = points
     return torch.from_numpy(padded), torch.tensor(lengths)
 
 
-def _as_read(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def _as_read(batch: dict[str, Tensor] | InputError) -> dict[str, Tensor] | InputError:
     return batch
 
 
@@ -131,8 +140,12 @@ def iterate_batches(point_set, rows, start: int, stop: int, num_workers: int, pi
         _Reader(point_set),
         batch_sampler=(rows.batch(number) for number in range(start, stop)),
         collate_fn=_as_read,
-        num_workers=num_workers,
+        # Each worker of a stream would read every block for itself.
+        num_workers=min(num_workers, 1) if isinstance(rows, StreamedRows) else num_workers,
         pin_memory=pin_memory,
         generator=torch.Generator(),
     )
-    return iter(loader)
+    for batch in loader:
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch

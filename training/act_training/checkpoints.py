@@ -30,7 +30,10 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], limit: int) -> Path:
-    """Lets `write` fill a folder, seals it, puts it in its place, and only then removes the oldest beyond `limit`."""
+    """Lets `write` fill a folder, seals it, puts it in its place, and only then removes the oldest beyond `limit`.
+
+    Newer ones, which are damaged or of a part of the run that is being done again, neither count nor go.
+    """
     final = folder / f"step-{step:08d}"
     unfinished = folder / f".writing-{final.name}"
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -46,7 +49,8 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], lim
         shutil.rmtree(unfinished, ignore_errors=True)
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{final}: cannot be written ({reason}); earlier checkpoints are whole") from error
-    for path in [*list_checkpoints(folder)[limit:], folder / f".old-{final.name}"]:
+    checkpoints = list_checkpoints(folder)
+    for path in [*checkpoints[checkpoints.index(final) + limit :], folder / f".old-{final.name}"]:
         if path.exists():
             doomed = path if path.name.startswith(".") else path.rename(folder / f".old-{path.name}")
             shutil.rmtree(doomed, ignore_errors=True)
@@ -154,7 +158,7 @@ def read_training_state(folder: Path, model: nn.Module, optimizer: torch.optim.O
 
 
 def read_tensors(folder: Path, name: str, device: torch.device) -> dict[str, Tensor]:
-    return load_file(folder / f"{name}.safetensors", device=str(device))
+    return {key: value.to(device) for key, value in load_file(folder / f"{name}.safetensors").items()}
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

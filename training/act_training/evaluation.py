@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -13,7 +14,6 @@ from act_training.batches import read_batch
 from act_training.errors import InputError
 from act_training.keyed_random import sample_points
 from modeling_act import ACTStudentForPreTraining, ACTTeacher
-from modeling_act.modeling_act_student import distillation_loss
 from modeling_act.point_ops import PointGroups, chamfer_l2, k_nearest_neighbors
 
 F_SCORE_DISTANCE = 0.05  # in units of the sphere's radius
@@ -40,7 +40,7 @@ def validation_batches(
 
 
 class Means:
-    """Means over rows and processes."""
+    """Means over rows and processes, in double precision; each process adds them in the same order."""
 
     def __init__(self):
         self.sums: dict[str, Tensor] = {}
@@ -51,12 +51,11 @@ class Means:
             self.sums[name] = self.sums.get(name, 0) + value.double().cpu() * count
         self.count += count
 
-    def compute(self, accelerator: Accelerator) -> dict[str, float]:
-        # A process without a row knows no names; there are never fewer rows than processes in a usable set.
-        names = sorted(self.sums)
-        totals = torch.stack([self.sums[name] for name in names] + [torch.tensor(float(self.count)).double()])
-        totals = accelerator.reduce(totals.to(accelerator.device), "sum").cpu()
-        return {name: (total / totals[-1]).item() for name, total in zip(names, totals[:-1], strict=True)}
+    def compute(self) -> dict[str, Tensor]:
+        parts = gather_object([(self.sums, self.count)])  # a process without a row knows no names
+        count = sum(part for _, part in parts)
+        names = dict.fromkeys(name for sums, _ in parts for name in sums)
+        return {name: sum(sums[name] for sums, _ in parts if name in sums) / count for name in names}
 
 
 @torch.no_grad()
@@ -83,7 +82,7 @@ def evaluate_autoencoder(teacher: ACTTeacher, batches: Iterator, accelerator: Ac
         histogram += torch.bincount(output.code_indices.flatten().cpu(), minlength=len(histogram))
     teacher.train(training)
     histogram = accelerator.reduce(histogram.to(accelerator.device), "sum").cpu()
-    return means.compute(accelerator) | code_use(histogram)
+    return {name: value.item() for name, value in means.compute().items()} | code_use(histogram)
 
 
 def code_use(histogram: Tensor) -> dict[str, float]:
@@ -95,12 +94,7 @@ def code_use(histogram: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def evaluate_distillation(
-    student: ACTStudentForPreTraining,
-    target: Callable,
-    hide: Callable,
-    batches: Iterator,
-    seed: int,
-    accelerator: Accelerator,
+    student: ACTStudentForPreTraining, target: Callable, hide: Callable, batches: Iterator, seed: int
 ) -> dict[str, float]:
     """The loss with masks that never change, and for features the loss of the best constant prediction, which shows
     how much there was to learn."""
@@ -112,13 +106,18 @@ def evaluate_distillation(
         features, mask = target(groups), hide(student, keys, groups, seed)
         found = {"loss": pretraining_loss(student, groups, features, mask)}
         if features is not None:
-            constant = functional.normalize(features[mask], dim=-1).mean(0, keepdim=True)
-            constant = constant.expand(len(points), int(mask[0].sum()), -1)
-            hidden = features[mask].view_as(constant)
-            found["constant_loss"] = distillation_loss(constant, hidden, student.config.loss_type)
+            hidden = features[mask].double()  # (all hidden groups, teacher_dim)
+            found |= {"features": hidden.mean(0), "squares": hidden.square().mean(0)}
+            found["directions"] = functional.normalize(hidden, dim=-1).mean(0)
         means.add(len(points), **found)
     student.train(training)
-    return means.compute(accelerator)
+    found = means.compute()
+    metrics = {"loss": found["loss"].item()}
+    if "features" in found and student.config.loss_type == "cosine":
+        metrics["constant_loss"] = 1 - found["directions"].norm().item()
+    elif "features" in found and student.config.loss_type == "l2":
+        metrics["constant_loss"] = (found["squares"] - found["features"].square()).mean().item()
+    return metrics
 
 
 def pretraining_loss(student: nn.Module, groups: PointGroups, features: Tensor | None, mask: Tensor) -> Tensor:

@@ -5,25 +5,57 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
-from huggingface_hub import HfApi, ModelCardData
+from accelerate.tracking import get_available_trackers
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCardData
+from huggingface_hub.errors import HTTPError
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from act_training.arguments import TrainingArguments, save_recipe
+from act_training.errors import InputError
 from act_training.optimization import RunLength
 from act_training.pictures import save_cloud_panels
 from act_training.report import write_report
 from act_training.runs import describe_versions
 
-# What is uploaded of an output folder: nothing of the run itself, no optimizer.
-PUBLISHED = ["*.safetensors", "*.json", "*.py", "README.md", "recipe.yaml", "report.html", "pictures/*"]
-LEFT_OUT = ["checkpoints/*", "best/*", "ema/*", ".*"]
+MEASURED = {
+    "last": "of the weights after the last step",
+    "best": "of the weights with the lowest loss, after step {step}",
+    "ema": "of the weights after the last step, not of their average, which this model holds",
+}
+
+
+def check_tracker(name: str) -> None:
+    """`name` is that of --report_to; Accelerate passes over one that is not installed."""
+    trackers = [str(tracker) for tracker in get_available_trackers()]
+    if name == "all" and not trackers:
+        raise InputError("--report_to all: no tracker is installed; pip install tensorboard, wandb or trackio")
+    if name not in ("none", "all", *trackers):
+        raise InputError(f"--report_to {name}: not installed here; pip install {name}")
+
+
+def check_hub(options: TrainingArguments) -> None:
+    """Makes the repository before anything is trained for it, so that a Hub that takes nothing from here says so."""
+    if not options.push_to_hub:
+        return
+    if options.hub_model_id.count("/") != 1:
+        raise InputError(f"--hub_model_id must be ORGANIZATION/NAME, got {options.hub_model_id!r}")
+    try:
+        HfApi().whoami()
+        HfApi().create_repo(options.hub_model_id, exist_ok=True)
+    except (HTTPError, OSError, ValueError) as error:
+        raise InputError(
+            f"--push_to_hub: {options.hub_model_id} cannot be written to ({_one_line(error)}); log in with "
+            "`hf auth login`, or train without it and upload afterwards"
+        ) from error
 
 
 class RunLog:
@@ -34,11 +66,16 @@ class RunLog:
         self.accelerator, self.length = accelerator, length
         self.clock, self.clocked_step = time.perf_counter(), start
         if accelerator.is_main_process:
-            lines = self.path.read_text(encoding="utf-8").splitlines() if start and self.path.is_file() else []
+            lines = []
+            if start and self.path.is_file():
+                lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = [line for line in lines if _step_of(line) is not None and _step_of(line) <= start]
             write_text(self.path, "".join(f"{line}\n" for line in kept))
         if options.report_to != "none":
-            accelerator.init_trackers("act")
+            try:
+                accelerator.init_trackers("act")
+            except Exception as error:  # one that waits for a login, say; each tracker has errors of its own
+                raise InputError(f"--report_to {options.report_to}: {_one_line(error)}") from error
         self.bar = tqdm(
             total=length.total_steps, initial=start, unit="step", dynamic_ncols=True, smoothing=0.05,
             disable=not accelerator.is_main_process,
@@ -113,61 +150,95 @@ def save_pictures(run, clouds: list[dict[str, torch.Tensor]]) -> Path:
 
 def finish_run(run, title: str, text: str, usage: str, metrics: dict, clouds: list[dict[str, torch.Tensor]]) -> None:
     """Leaves a folder that `from_pretrained` loads, with metrics, recipe, card and report; uploads it if asked."""
-    if run.accelerator.is_main_process:
-        summary = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-        _fill_folder(run, metrics, make_card(title, text, usage, summary))
-        pictures = sorted((run.folder / "pictures").glob("*.png"))
-        recipe = yaml.safe_load((run.folder / "recipe.yaml").read_text(encoding="utf-8"))
+    if not run.accelerator.is_main_process:
+        return run.log.close()
+    options, recipe = run.options, repeatable(run.options)
+    public = without_local_paths(recipe)
+    for name, value in asdict(public).items():
+        text = text.replace(f"`{getattr(options, name)}`", f"`{value}`")
+    # Without a single finite validation there is no best.
+    kind = "last" if options.final_weights == "best" and not run.best else options.final_weights
+    measured = MEASURED[kind].format(step=run.best.get("step"))
+    summary = {name: value for name, value in (run.best if kind == "best" else metrics).items() if name != "step"}
+    files = _fill_folder(run, kind, metrics, recipe, make_card(title, text, usage, summary, measured))
+    pictures = sorted((run.folder / "pictures").glob("step-*.png"))
+    with TemporaryDirectory() as scratch:
+        published = Path(scratch) / "recipe.yaml"
+        save_recipe(published, public)
         write_report(
             run.folder / "report.html", title, summary, run.log.records(), _as_arrays(clouds),
-            images={path.stem: path for path in pictures[-1:]}, recipe=recipe,
+            images={path.stem: path for path in pictures[-1:]}, recipe=yaml.safe_load(published.read_text("utf-8")),
         )  # fmt: skip
-        where = push(run.options) if run.options.push_to_hub else None
-    run.log.close()
-    if run.accelerator.is_main_process:
+        run.log.close()
         print(json.dumps(metrics))
-        print(f"{run.folder}: model, metrics.json, report.html{f'; published as {where}' if where else ''}")
+        where = ""
+        if options.push_to_hub:
+            files += [run.folder / "report.html", *pictures]
+            by_name = {path.relative_to(run.folder).as_posix(): path for path in files}
+            where = f"; published as {_push(options, by_name | {'recipe.yaml': published})}"
+    print(f"{run.folder}: model, metrics.json, report.html{where}")
 
 
-def _fill_folder(run, metrics: dict, card: str) -> None:
-    """Model, metrics, recipe and card, the weights last: what has weights is complete."""
-    options, staged, best = run.options, run.folder / ".final", run.folder / "best"
-    if options.final_weights == "best" and best.is_dir():
-        replace_folder(staged, lambda path: shutil.copytree(best, path, dirs_exist_ok=True))
+def repeatable(options: TrainingArguments) -> TrainingArguments:
+    """The options of the same run from step 0, which deletes and publishes nothing."""
+    return replace(
+        options, resume_from_checkpoint=None, overwrite_output_dir=False, push_to_hub=False, hub_model_id=None
+    )
+
+
+def without_local_paths(options: TrainingArguments) -> TrainingArguments:
+    """The options as others may read them: of a file or folder here, only its name."""
+    values = {name: value for name, value in asdict(options).items() if isinstance(value, str)}
+    here = {name: value for name, value in values.items() if os.path.isabs(value) or os.path.exists(value)}
+    return replace(options, **{name: os.path.basename(os.path.abspath(value)) for name, value in here.items()})
+
+
+def _fill_folder(run, kind: str, metrics: dict, recipe: TrainingArguments, card: str) -> list[Path]:
+    """Model, metrics, recipe and card, the weights last: what has weights is complete. Returns the files written."""
+    staged = run.folder / ".final"
+    if kind == "best":
+        replace_folder(staged, lambda path: shutil.copytree(run.folder / "best", path, dirs_exist_ok=True))
     else:
-        save_weights(staged, run.weights, run.average if options.final_weights == "ema" else None)
+        save_weights(staged, run.weights, run.average if kind == "ema" else None)
     if run.average is not None:
         save_weights(run.folder / "ema", run.weights, run.average)
-    save_recipe(staged / "recipe.yaml", options)
+    save_recipe(staged / "recipe.yaml", recipe)
     record = {"metrics": metrics, "best": run.best, "steps": run.step, "versions": describe_versions()}
     write_text(staged / "metrics.json", json.dumps(record, indent=1))
     write_text(staged / "README.md", card)
-    for path in sorted(staged.iterdir(), key=lambda path: path.suffix == ".safetensors"):
-        os.replace(path, run.folder / path.name)
+    names = [path.name for path in sorted(staged.iterdir(), key=lambda path: path.suffix == ".safetensors")]
+    for name in names:
+        os.replace(staged / name, run.folder / name)
     staged.rmdir()
+    return [run.folder / name for name in names]
 
 
 def _as_arrays(clouds: list[dict[str, torch.Tensor]]) -> list[dict[str, np.ndarray]]:
     return [{name: points.float().cpu().numpy() for name, points in panels.items()} for panels in clouds]
 
 
-def push(options: TrainingArguments) -> str:
-    """Uploads the finished folder in one commit; returns its address."""
-    api = HfApi()
-    repository = api.create_repo(options.hub_model_id, exist_ok=True).repo_id
-    commit = api.upload_folder(
-        repo_id=repository, folder_path=options.output_dir, allow_patterns=PUBLISHED, ignore_patterns=LEFT_OUT,
-        commit_message="Upload model",
-    )  # fmt: skip
-    return commit.commit_url
+def _push(options: TrainingArguments, files: dict[str, Path]) -> str:
+    """Uploads these files, by their names on the Hub, in one commit; returns its address."""
+    additions = [CommitOperationAdd(name, path) for name, path in files.items()]
+    try:
+        return HfApi().create_commit(options.hub_model_id, additions, commit_message="Upload model").commit_url
+    except (HTTPError, OSError, ValueError) as error:
+        raise InputError(
+            f"{options.output_dir} holds the whole finished model, but {options.hub_model_id} did not take it "
+            f"({_one_line(error)}); the same command with --resume_from_checkpoint latest uploads it without training"
+        ) from error
 
 
-def make_card(title: str, text: str, usage: str, metrics: dict[str, float]) -> str:
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def make_card(title: str, text: str, usage: str, metrics: dict[str, float], measured: str) -> str:
     """A model card whose numbers are those of metrics.json."""
     data = ModelCardData(library_name="transformers", license="apache-2.0", tags=["point-cloud", "act"])
     rows = "".join(f"| {name} | {value:.6g} |\n" for name, value in metrics.items())
     return (
         f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{text}\n\n```python\n{usage}\n```\n\n"
-        f"## Validation\n\n| measure | value |\n|---|---|\n{rows}\n"
+        f"## Validation\n\nFigures {measured}.\n\n| measure | value |\n|---|---|\n{rows}\n"
         "`recipe.yaml` repeats the run; `metrics.json` holds the versions it ran with.\n"
     )

@@ -10,7 +10,31 @@ import numpy as np
 import pyarrow as pa
 from datasets import Array2D, ClassLabel, Dataset, Features, List, Value
 
+from act_training.errors import InputError
+
 PER_POINT = ("points", "normals", "colors")
+# What the columns of published sets are called, the first that is there is taken.
+ALIASES = {
+    "points": ("points", "inputs", "point_cloud", "pc", "xyz", "pos", "coord", "coords", "data"),
+    "label": ("label", "labels", "category", "cls", "class"),
+    "point_labels": ("point_labels", "seg", "segment", "part_label", "pid"),
+    "category": ("category", "categories"),
+}
+
+
+def find_columns(names: Sequence[str], source: str) -> dict[str, str]:
+    """Which of a set's columns is which of the schema's."""
+    found = {}
+    for column, aliases in ALIASES.items():
+        match = next((alias for alias in aliases if alias in names and alias not in found.values()), None)
+        if match:
+            found[column] = match
+    if "points" not in found:
+        raise InputError(
+            f"{source}: no column of points among {', '.join(names) or 'none'}; expected one of "
+            f"{', '.join(ALIASES['points'])}"
+        )
+    return found
 
 
 def make_features(
@@ -76,19 +100,34 @@ def _nest(joined: np.ndarray, ends: np.ndarray) -> pa.Array:
     return pa.ListArray.from_arrays(ends, rows)
 
 
-def read_rows(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A list column of any nesting as it is: flat values, length of each row, width of each entry (1 if not nested).
+def as_lists(table: pa.Table) -> pa.Table:
+    """The same columns without extension types, which Arrow would make anew for each slice of them."""
+    for place, field in enumerate(table.schema):
+        if isinstance(field.type, pa.ExtensionType):
+            chunks = [chunk.storage for chunk in table.column(place).chunks]
+            table = table.set_column(place, field.name, pa.chunked_array(chunks, field.type.storage_type))
+    return table
+
+
+def read_rows(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """A list column of any nesting as it is: flat values, and the number of entries of each row.
 
     Nulls read as empty rows and NaN values, for the checks to find.
     """
-    array = table.column(column).combine_chunks()
-    array = array.storage if isinstance(array, pa.ExtensionArray) else array
-    lengths = _lengths(array)
+    array = _storage(table, column)
     entries = array.flatten()
-    widths = np.ones(len(entries), dtype=np.int64)
-    if _is_list(entries.type):
-        widths, entries = _lengths(entries), entries.flatten()
-    return entries.to_numpy(zero_copy_only=False), lengths, widths
+    values = entries.flatten() if _is_list(entries.type) else entries
+    return values.to_numpy(zero_copy_only=False), _lengths(array)
+
+
+def read_widths(table: pa.Table, column: str) -> np.ndarray:
+    """How many numbers each entry of a list of lists has."""
+    return _lengths(_storage(table, column).flatten())
+
+
+def _storage(table: pa.Table, column: str) -> pa.Array:
+    array = table.column(column).combine_chunks()
+    return array.storage if isinstance(array, pa.ExtensionArray) else array
 
 
 def _lengths(array: pa.Array) -> np.ndarray:

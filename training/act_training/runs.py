@@ -1,6 +1,7 @@
 """How a script starts, stops and speaks: one line for what the user can mend, exit codes, work of the main process."""
 
 import errno
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -45,7 +46,9 @@ def run_script(main: Callable[[list[str]], None]) -> None:
 
 
 def _leave(code: int) -> None:
-    """At once: a process group whose other members are gone must not hold up the end."""
+    """At once, with DataLoader workers: a process group whose other members are gone must not hold up the end."""
+    for child in multiprocessing.active_children():
+        child.kill()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -5,10 +5,14 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux' prctl
 LAUNCHERS = (b"accelerate", b"torchrun", b"torch.distributed", b"torch/distributed")
+LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND")  # variables that a launcher sets
+STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
@@ -19,7 +23,7 @@ class StopSignals:
         may wait forever for another that is gone. None waits."""
         self.received = 0
         self._handled = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOPPING:
             signal.signal(number, self._receive)
         if give_up_after is not None:
             # The handler runs between two lines of Python, which a process stuck in a collective never reaches. What
@@ -32,10 +36,10 @@ class StopSignals:
     def _receive(self, number: int, frame) -> None:
         if self.received == number == signal.SIGINT:  # pressed twice: now
             raise KeyboardInterrupt
-        self.received = number
+        self.received = self.received or number
 
     def _watch(self, reader: int, give_up_after: float) -> None:
-        while (number := os.read(reader, 1)[0]) not in (signal.SIGTERM, signal.SIGINT):
+        while (number := os.read(reader, 1)[0]) not in STOPPING:
             pass
         if not self._handled.wait(give_up_after):
             os._exit(128 + number)
@@ -45,15 +49,28 @@ class StopSignals:
         self._handled.set()
 
 
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Signals that come meanwhile wait, and processes that start meanwhile never see any: torchrun and job schedulers
+    signal whole process groups, and a step that lost its DataLoader workers would not end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def die_with_launcher() -> None:
     """Asks Linux for a SIGTERM when the launcher dies: `accelerate launch` does not pass signals on, and would leave
     this process behind. A script started by hand, perhaps with nohup, is left alone."""
-    parent = os.getppid()
-    try:
-        command = Path(f"/proc/{parent}/cmdline").read_bytes()
-    except OSError:
+    if sys.platform != "linux":
         return
-    if sys.platform == "linux" and any(launcher in command for launcher in LAUNCHERS):
+    parent = os.getppid()
+    command = Path(f"/proc/{parent}/cmdline")
+    if command.is_file() and any(launcher in command.read_bytes() for launcher in LAUNCHERS):
         ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGTERM)
-        if os.getppid() != parent:  # it died before the request
-            os.kill(os.getpid(), signal.SIGTERM)
+        orphaned = os.getppid() != parent  # it died before the request
+    else:
+        orphaned = parent == 1 and any(name in os.environ for name in LAUNCHED)  # while this process imported
+    if orphaned:
+        os.kill(os.getpid(), signal.SIGTERM)

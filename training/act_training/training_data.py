@@ -43,7 +43,7 @@ def open_training_data(options: TrainingArguments, accelerator: Accelerator, min
         train = open_point_set(
             options.dataset_name, options.train_split, options.dataset_config_name, True, min_points
         )
-        digest = f"{len(train)} rows in {len(train.files)} shards"
+        digest = train.fingerprint()
     else:
         train, digest = open_checked(options.train_split)
         if options.max_train_samples:
@@ -69,7 +69,7 @@ def make_row_order(
         "seed": options.seed,
     }
     if isinstance(data.train, StreamedPointSet):
-        return StreamedRows(data.train.block_sizes, **common)
+        return StreamedRows(data.train.block_sizes, window=data.train.window, **common)
     return ShuffledRows(len(data.train), **common)
 
 

@@ -44,9 +44,9 @@ from act_training.optimization import (
     trained_state,
     update_average,
 )
-from act_training.outputs import RunLog, save_weights
+from act_training.outputs import RunLog, check_hub, check_tracker, save_weights
 from act_training.runs import Stopped, on_main_process, warn
-from act_training.signals import StopSignals, die_with_launcher
+from act_training.signals import StopSignals, die_with_launcher, held_back
 from act_training.sync_batch_norm import synchronize_batch_norm
 from act_training.training_data import TrainingData, make_row_order, open_training_data
 
@@ -69,6 +69,7 @@ class TrainingRun:
     def __init__(self, options: TrainingArguments):
         die_with_launcher()
         self.options, self.folder = options, Path(options.output_dir)
+        check_tracker(options.report_to)
         # Autocast is entered by the scripts: Accelerate's own wrapper copies every output to float32.
         self.accelerator = Accelerator(
             cpu=options.cpu or not torch.accelerator.is_available(),
@@ -81,6 +82,7 @@ class TrainingRun:
         self.step, self.start, self.best = 0, 0, {}
         self.average: dict[str, Tensor] | None = None
         torch.manual_seed(options.seed)
+        on_main_process(self.accelerator, lambda: check_hub(options))
         on_main_process(self.accelerator, self._prepare_folder)
         slow = self.device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported()
         if slow and options.mixed_precision == "bf16":
@@ -94,7 +96,9 @@ class TrainingRun:
                     f"{self.folder} holds checkpoints; pass --resume_from_checkpoint latest to go on, or "
                     "--overwrite_output_dir to start anew"
                 )
-            shutil.rmtree(self.checkpoint_folder)
+            for name in ("checkpoints", "best", "ema"):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+            (self.folder / "model.safetensors").unlink(missing_ok=True)
             self.checkpoint_folder.mkdir()
         checkpoints.remove_leftovers(self.checkpoint_folder)
 
@@ -173,6 +177,8 @@ class TrainingRun:
             self.data.train, rows, self.start * accumulation, stop, options.dataloader_num_workers,
             pin_memory=self.device.type == "cuda",
         )  # fmt: skip
+        with held_back():  # from the workers of the loader, which start with its first batch
+            batches = itertools.chain([next(batches, None)], batches)
         for step in range(self.start, self.length.total_steps):
             torch.manual_seed(step_seed(options.seed, step, self.accelerator.process_index))
             self.learning_rate = learning_rate_at(
@@ -221,12 +227,15 @@ class TrainingRun:
         self.log.update(loss=f"{self.loss:.4f}", lr=f"{self.learning_rate:.2e}")
 
     def _refuse_update(self) -> None:
-        seen = torch.cat(self._keys).tolist()
-        seen = gather_object(seen) if self.accelerator.num_processes > 1 else seen
-        rows = ", ".join(self.data.train.where(row) for _, row in itertools.islice(seen, 16))
         raise InputError(
-            f"step {self.step}: loss {self.loss}, gradient norm {self.gradient_norm}; nothing was updated. The step "
-            f"held {len(seen)} rows: {rows}{', ...' if len(seen) > 16 else ''}. Try a lower --learning_rate, "
+            f"step {self.step}: loss {self.loss}, gradient norm {self.gradient_norm}; nothing was updated. "
+            f"{self._describe_rows(gather_object(torch.cat(self._keys).tolist()))}"
+        )
+
+    def _describe_rows(self, seen: list[list[int]]) -> str:
+        rows = ", ".join(self.data.train.where(row) for _, row in itertools.islice(seen, 16))
+        return (
+            f"The step held {len(seen)} rows: {rows}{', ...' if len(seen) > 16 else ''}. Try a lower --learning_rate, "
             "--max_grad_norm 1 or --mixed_precision no"
         )
 
@@ -255,6 +264,7 @@ class TrainingRun:
             for buffer in self.weights.buffers():
                 broadcast(buffer)
         options = self.options
+        torch.manual_seed(options.seed)  # noisy codes are the same each time
         return validation_batches(
             self.data.validation, options.per_device_eval_batch_size, options.num_points, options.seed,
             options.normalize, self.device, self.accelerator.process_index, self.accelerator.num_processes,
@@ -292,6 +302,7 @@ class TrainingRun:
         extra = {} if self.average is None else {"ema": self.average}
 
         def write(path: Path) -> None:
+            self._check_weights()
             checkpoints.write_training_state(path, self.weights, self.optimizer, state, extra)
 
         limit = self.options.checkpoints_total_limit
@@ -299,6 +310,13 @@ class TrainingRun:
             self.accelerator,
             lambda: str(checkpoints.write_checkpoint(self.checkpoint_folder, self.step, write, limit)),
         )
+
+    def _check_weights(self) -> None:
+        """A finite update can overflow weights, and a finite loss their batch statistics."""
+        for name, value in self.weights.state_dict().items():
+            if value.is_floating_point() and not value.isfinite().all():
+                rows = self._describe_rows(torch.cat(self._keys).tolist())
+                raise InputError(f"step {self.step - 1}: {name} is no longer finite; nothing was saved. {rows}")
 
 
 def differences(saved: dict, now: dict, prefix: str = "") -> list[str]:

@@ -1,0 +1,186 @@
+"""Validation against independent numpy, whatever the batch size; the probe, and how rows are held out for it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from act_training.errors import InputError
+from act_training.evaluation import (
+    code_use,
+    embed,
+    evaluate_autoencoder,
+    evaluate_distillation,
+    is_collapsed,
+    probe_accuracy,
+    split_rows,
+    validation_batches,
+)
+from act_training.keyed_random import keyed_mask
+from act_training.point_schema import build_dataset
+from act_training.point_sets import PointSet
+
+from modeling_act import ACTStudent, ACTStudentForPreTraining, ACTTeacher
+from small_models import small_student_config, small_teacher_config
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def point_set():
+    clouds = [np.random.default_rng(row).normal(size=(90 + row % 3, 3)) for row in range(11)]
+    return PointSet(build_dataset({"points": clouds, "label": np.arange(11) % 3}), "eleven")
+
+
+def batches_of(point_set, batch_size, **options):
+    return validation_batches(point_set, batch_size, 64, 0, True, CPU, **options)
+
+
+@torch.no_grad()
+def expected_figures(teacher, points):
+    """Means over clouds of what `evaluate_autoencoder` measures, in double precision."""
+    output = teacher.eval()(points)
+    rebuilt = (output.fine_points + output.centers.unsqueeze(2)).flatten(1, 2).double().numpy()
+    figures = {"chamfer_l1": [], "chamfer_l2": [], "f_score": []}
+    for cloud, copy in zip(points.double().numpy(), rebuilt, strict=True):
+        squares = ((cloud[:, None] - copy[None]) ** 2).sum(-1)
+        back, there = squares.min(1), squares.min(0)
+        figures["chamfer_l1"].append((np.sqrt(there).mean() + np.sqrt(back).mean()) / 2)
+        figures["chamfer_l2"].append(there.mean() + back.mean())
+        precision, recall = (np.sqrt(there) < 0.05).mean(), (np.sqrt(back) < 0.05).mean()
+        figures["f_score"].append(2 * precision * recall / max(precision + recall, 1e-12))
+    shares = np.unique(output.code_indices.numpy(), return_counts=True)[1] / output.code_indices.numel()
+    figures["perplexity"], figures["codes_used"] = math.exp(-(shares * np.log(shares)).sum()), len(shares)
+    figures["logit_scale"] = output.logits.double().numpy().std(-1, ddof=1).mean()
+    return {name: np.mean(values) for name, values in figures.items()}
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 11, 50])
+def test_reconstruction_is_measured_alike_in_any_batches(point_set, batch_size):
+    torch.manual_seed(0)
+    teacher = ACTTeacher(small_teacher_config()).train()
+    # Rebuilt points close to the true ones, so that the F-score is neither 0 nor 1.
+    for parameter in teacher.decoder.parameters():
+        parameter.data *= 0.8
+    found = evaluate_autoencoder(teacher, batches_of(point_set, batch_size), Accelerator(cpu=True))
+    assert teacher.training
+    points = torch.cat([points for points, _ in batches_of(point_set, 3)])
+    expected = expected_figures(teacher, points)
+    assert 0 < expected["f_score"] < 1
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-4), name
+    with torch.no_grad():
+        output = teacher(points)
+    assert found["reconstruction_loss"] == pytest.approx(output.reconstruction_loss.item(), rel=1e-5)
+    assert found["kl_loss"] == pytest.approx(output.kl_loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 20])
+def test_processes_share_the_rows(point_set, world_size):
+    keys = [
+        keys for rank in range(world_size) for _, keys in batches_of(point_set, 2, rank=rank, world_size=world_size)
+    ]
+    assert sorted(torch.cat(keys).tolist()) == [[-1, row] for row in range(11)]
+
+
+def make_target(dim):
+    generator = torch.Generator().manual_seed(0)
+    projection = torch.randn(24, dim, generator=generator)
+    return lambda groups: groups.neighborhoods.flatten(2) @ projection + 0.5
+
+
+def hide(student, keys, groups, seed):
+    return keyed_mask(keys, groups.centers, 12, "random", seed)
+
+
+@pytest.mark.parametrize("loss_type", ["cosine", "l2", "smooth_l1"])
+def test_distillation_is_measured_alike_in_any_batches(point_set, loss_type):
+    torch.manual_seed(0)
+    student = ACTStudentForPreTraining(small_student_config(loss_type=loss_type))
+    target = make_target(20)
+    found = [
+        evaluate_distillation(student, target, hide, batches_of(point_set, batch_size), 0) for batch_size in (1, 4, 11)
+    ]
+    for each in found:
+        assert each == pytest.approx(found[0], rel=1e-5)
+    hidden = []
+    for points, keys in batches_of(point_set, 11):
+        groups = student.group(points)
+        hidden = target(groups)[hide(student, keys, groups, 0)].double()
+    constant = torch.nn.functional.normalize(hidden, dim=-1).mean(0) if loss_type == "cosine" else hidden.mean(0)
+    expected = {
+        "cosine": 1 - torch.cosine_similarity(hidden, constant.unsqueeze(0)).mean(),
+        "l2": (hidden - constant).square().mean(),
+        "smooth_l1": None,  # the best constant has no closed form
+    }[loss_type]
+    if expected is None:
+        assert found[0].keys() == {"loss"}
+    else:
+        assert found[0]["constant_loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_student_of_coordinates_is_measured_without_features(point_set):
+    student = ACTStudentForPreTraining(small_student_config(teacher_dim=24))
+    found = [
+        evaluate_distillation(student, lambda groups: None, hide, batches_of(point_set, size), 0) for size in (2, 11)
+    ]
+    assert found[0].keys() == {"loss"} and found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_use_of_codes():
+    assert code_use(torch.tensor([5.0, 5, 0, 5, 5])) == {"codes_used": 4, "perplexity": pytest.approx(4)}
+    assert code_use(torch.tensor([0.0, 9])) == {"codes_used": 1, "perplexity": pytest.approx(1)}
+    assert [is_collapsed({"perplexity": value}, 512) for value in (11.3, 11.4)] == [True, False]
+    assert [is_collapsed({"perplexity": value}, 16) for value in (3.9, 4)] == [True, False]
+
+
+def test_features_do_not_depend_on_the_batch_size(point_set):
+    student = ACTStudent(small_student_config()).train()
+    one, other = (embed(student, point_set, 64, 0, True, size) for size in (3, 11))
+    assert one.shape == (11, 48) and student.training
+    np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+# The probe -----------------------------------------------------------------------------------------------------------
+
+
+def make_features(separable):
+    random = np.random.default_rng(0)
+    labels = np.arange(300) % 3
+    return random.normal(size=(300, 8)) + 12 * separable * np.eye(8)[labels], labels
+
+
+def test_the_probe_finds_what_is_there_and_nothing_else():
+    for separable, low, high in ((True, 1, 1), (False, 0.15, 0.52)):
+        features, labels = make_features(separable)
+        accuracy = probe_accuracy(features, labels, *split_rows(labels, 0.3, 0), 0)["accuracy"]
+        assert low <= accuracy <= high
+
+
+def test_the_penalty_is_chosen_without_the_rows_that_judge():
+    features, labels = make_features(False)
+    train, held_out = split_rows(labels, 0.3, 0)
+    first = probe_accuracy(features, labels, train, held_out, 0)
+    features[held_out], labels[held_out] = 50, 0
+    second = probe_accuracy(features, labels, train, held_out, 0)
+    assert first["penalty"] == second["penalty"] and first["accuracy"] != second["accuracy"]
+    assert second["accuracy"] in (0, 1)  # equal features, one prediction
+
+
+def test_features_that_are_not_finite_are_refused():
+    features, labels = make_features(True)
+    features[3, 2] = np.nan
+    with pytest.raises(InputError, match="not finite"):
+        probe_accuracy(features, labels, *split_rows(labels, 0.3, 0), 0)
+
+
+@pytest.mark.parametrize("counts", [(10, 10, 10), (1, 2, 100), (3, 50, 7)])
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
+def test_rows_are_held_out_of_each_class(counts, share):
+    labels = np.random.default_rng(0).permutation(np.repeat(range(3), counts))
+    kept, held_out = split_rows(labels, share, 0)
+    assert sorted([*kept, *held_out]) == list(range(len(labels)))
+    for label, count in enumerate(counts):
+        assert (labels[held_out] == label).sum() == (max(1, round(share * count)) if count > 1 else 0)
+    assert not np.array_equal(held_out, split_rows(labels, share, 1)[1])

@@ -1,0 +1,253 @@
+"""Tiny runs of the training scripts that tests start, watch, interrupt and compare.
+
+`start` forks a server that has imported everything once, which saves the seconds that a start takes; `start_command`
+starts the command line itself, with a launcher where there are several processes.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import resource
+import runpy
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from act_training.checkpoints import find_damage, list_checkpoints
+from transformers import BertConfig, BertModel
+
+ROOT = Path(__file__).resolve().parents[1]
+RESUME = ("--resume_from_checkpoint", "latest")
+MARKER = "ACT_TEST_RUN"  # in the environment of every process of a command, to find those that are left
+server = multiprocessing.get_context("forkserver")
+server.set_forkserver_preload(["act_training.training_run", "modeling_act"])
+
+COMMON = {
+    "num_points": 128, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_train_steps": 30,
+    "warmup_epochs": 0.5, "learning_rate": 1e-3, "weight_decay": 0.05, "validation_epochs": 2, "ema_decay": 0.9,
+    "augmentation": ["scale_shift", "rotate_y"], "dataloader_num_workers": 1, "checkpointing_steps": 3,
+}  # fmt: skip
+RECIPES = {
+    "autoencode": COMMON | {
+        "temperature_steps": 0.5, "kl_start": 0.1, "kl_steps": 0.5,
+        "model": {
+            "num_groups": 8, "group_size": 8, "pointnet_dims": [8, 16, 16], "embedding_dim": 16,
+            "dgcnn_dims": [8, 16, 16, 16, 16], "code_dim": 16, "feature_dim": 16, "codebook_size": 32,
+            "decoder_dim": 16, "folding_dim": 16, "num_prompts": 2, "position_dim": 8,
+        },
+    },
+    "distill": COMMON | {
+        "model": {
+            "pointnet_dims": [8, 16, 16], "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "intermediate_size": 32, "position_dim": 8, "mask_ratio": 0.6, "drop_path_rate": 0.2,
+        },
+    },
+}  # fmt: skip
+
+
+def make_inputs(folder: Path) -> Path:
+    """A backbone, sixty clouds (an odd number of which validate) and a recipe for each script; the teacher of
+    `distill` is to lie in `folder`/teacher."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(**sizes, vocab_size=50)).save_pretrained(folder / "bert")
+    clouds = np.random.default_rng(0).normal(size=(60, 160, 3)).astype(np.float32)
+    np.savez(folder / "clouds.npz", points=clouds, labels=np.arange(60) % 3)
+    inputs = {"autoencode": {"backbone": str(folder / "bert")}, "distill": {"teacher": str(folder / "teacher")}}
+    for script, recipe in RECIPES.items():
+        recipe = recipe | inputs[script] | {"dataset_name": str(folder / "clouds.npz"), "validation_share": 0.12}
+        (folder / f"{script}.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+@dataclass
+class Run:
+    """A script at work in one process, in several, or under a launcher, which then is the only one listed here."""
+
+    output: Path
+    log: Path
+    processes: list = field(default_factory=list)
+    marker: str = ""
+
+    def send(self, number: int) -> None:
+        os.kill(self.processes[0].pid, number)
+
+    def kill(self) -> None:
+        """kill -9 of all of its processes."""
+        for process in self.processes:
+            process.kill()
+        for pid in self.left_over():
+            os.kill(pid, signal.SIGKILL)
+        self.wait()
+
+    @property
+    def running(self) -> bool:
+        return any(self._code(process) is None for process in self.processes)
+
+    def wait(self, seconds: float = 240) -> list[int]:
+        """Exit codes, negative where a signal killed."""
+        deadline = time.monotonic() + seconds
+        while self.running:
+            self._check_time(deadline, "the end")
+            time.sleep(0.01)
+        return [self._code(process) for process in self.processes]
+
+    def wait_for(self, pattern: str, seconds: float = 240) -> bool:
+        """Whether a path below the output folder came to be before the script ended."""
+        deadline = time.monotonic() + seconds
+        while not any(self.output.glob(pattern)):
+            self._check_time(deadline, pattern)
+            if not self.running:
+                return False
+            time.sleep(0.0005)
+        return True
+
+    def _check_time(self, deadline: float, awaited: str) -> None:
+        if time.monotonic() > deadline:
+            self.kill()
+            raise AssertionError(f"waited in vain for {awaited}:\n{self.text[-4000:]}")
+
+    def finish(self, seconds: float = 240) -> str:
+        """What it printed, once it ended well."""
+        codes = self.wait(seconds)
+        assert set(codes) == {0}, f"exit codes {codes}:\n{self.text[-4000:]}"
+        return self.text
+
+    def fail(self) -> str:
+        """The one line of its error, once it ended with exit code 1."""
+        codes = self.wait()
+        assert set(codes) == {1}, f"exit codes {codes}:\n{self.text[-4000:]}"
+        lines = [line for line in self.text.splitlines() if "error: " in line]
+        assert len(lines) == 1, self.text
+        assert "Traceback" not in self.text
+        return lines[0]
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text().replace("\r", "\n")
+
+    @staticmethod
+    def _code(process) -> int | None:
+        return process.poll() if isinstance(process, subprocess.Popen) else process.exitcode
+
+    def left_over(self) -> list[int]:
+        """Processes of a command that are alive, whoever their parent is by now."""
+        found = []
+        for entry in Path("/proc").iterdir() if self.marker else ():
+            try:
+                if self.marker.encode() in (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
+            except (OSError, ValueError):  # not a process, not ours, or gone; a zombie has no environment
+                continue
+        return found
+
+
+def flags_of(inputs: Path, script: str, output: Path, *flags) -> list[str]:
+    return [str(flag) for flag in ("--config", inputs / f"{script}.yaml", "--output_dir", output, *flags)]
+
+
+def start(inputs: Path, script: str, output: Path, *flags, ranks: int = 1, log: Path | None = None, **limits) -> Run:
+    """`largest_file`, a number of bytes, stands for a full disk."""
+    words = flags_of(inputs, script, output, *flags)
+    run = Run(output, log or output.with_suffix(".log"))
+    run.log.write_text("")
+    port = free_port()
+    for rank in range(ranks):
+        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = {name: str(value) for name, value in environment.items()} if ranks > 1 else {}
+        arguments = (script, words, run.log, environment)
+        run.processes.append(server.Process(target=_run_script, args=arguments, kwargs=limits))
+        _start_with_path(run.processes[-1])
+    return run
+
+
+def _start_with_path(process) -> None:
+    """The server reads where to import from when it starts."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    process.start()
+    os.environ["PYTHONPATH"] = before or ""
+
+
+def _run_script(script: str, words: list[str], log: Path, environment: dict, largest_file: int | None = None) -> None:
+    os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # as for a script that was not started by a server
+    os.environ.update(environment)
+    if largest_file:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = [f"{script}.py", *words]
+    runpy.run_path(str(ROOT / "training" / f"{script}.py"), run_name="__main__")
+
+
+def start_command(inputs: Path, script: str, output: Path, *flags, launcher: str = "python", **options) -> Run:
+    """`launcher`: python, torchrun or accelerate; the latter two with two processes. `options` are those of Popen."""
+    launchers = {
+        "python": [],
+        "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())],
+        "accelerate": ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+        + ["--main_process_port", str(free_port())],
+        "accelerate one": ["-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"],
+    }
+    marker = uuid.uuid4().hex
+    environment = os.environ | {"OMP_NUM_THREADS": "1", MARKER: marker}
+    words = [ROOT / "training" / f"{script}.py", *flags_of(inputs, script, output, *flags)]
+    run = Run(output, output.with_suffix(".log"), marker=marker)
+    with run.log.open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, *launchers[launcher], *map(str, words)], stdin=subprocess.DEVNULL, stdout=log,
+            stderr=log, env=environment, start_new_session=True, **options,
+        )  # fmt: skip
+    run.processes.append(process)
+    return run
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def checkpoints_of(output: Path) -> list[Path]:
+    """Newest first; each must be whole."""
+    found = list_checkpoints(output / "checkpoints")
+    assert [find_damage(path) for path in found] == [None] * len(found)
+    return found
+
+
+def newest_step(output: Path) -> int:
+    return json.loads((checkpoints_of(output)[0] / "state.json").read_text())["step"]
+
+
+def digest(output: Path) -> dict[str, str]:
+    """SHA-256 of all weights that a finished run leaves."""
+    names = ("model.safetensors", "ema/model.safetensors", "best/model.safetensors")
+    return {name: hashlib.sha256((output / name).read_bytes()).hexdigest() for name in names}
+
+
+def copy_run(source: Path, output: Path, step: int) -> list[Path]:
+    """What a run that kept all checkpoints would have left, had it been killed after the one of `step`."""
+    shutil.copytree(
+        source,
+        output,
+        ignore=lambda folder, names: {"model.safetensors"} & set(names) if Path(folder) == source else (),
+    )
+    for path in list_checkpoints(output / "checkpoints"):
+        if not step - 3 <= int(path.name[-8:]) <= step:
+            shutil.rmtree(path)
+    return list_checkpoints(output / "checkpoints")

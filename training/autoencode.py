@@ -59,6 +59,9 @@ class AutoencodeArguments(TrainingArguments):
         super().check()
         check_choice("--kl_over", self.kl_over, ("cloud", "batch"))
         check_choice("--code_mode", self.code_mode, ("gumbel", "soft"))
+        for name in ("temperature_start", "temperature_end", "logit_scale"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"--{name} must be positive, got {getattr(self, name)}")
 
 
 def make_teacher(options: AutoencodeArguments, fields: dict, clouds: Tensor) -> ACTTeacher:

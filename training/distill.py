@@ -10,14 +10,17 @@ python training/distill.py ... --target coordinates               without a teac
 import hashlib
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from act_training.arguments import TrainingArguments, check_choice, parse_arguments, parse_mapping
 from act_training.errors import InputError
 from act_training.evaluation import embed, evaluate_distillation, pretraining_loss, probe_accuracy, split_rows
 from act_training.keyed_random import keyed_mask
 from act_training.outputs import finish_run, save_pictures
+from act_training.point_checks import check_point_set
 from act_training.point_sets import PointSet, open_point_set
 from act_training.runs import on_main_process, run_script
+from act_training.training_data import report_skipped
 from act_training.training_run import TrainingRun
 from torch import Tensor
 
@@ -145,6 +148,18 @@ def reconstruct(
     return [dict(zip(("input", "visible", "reconstruction"), cloud, strict=True)) for cloud in clouds]
 
 
+def open_probe_set(options: DistillArguments, run: TrainingRun, min_points: int) -> PointSet:
+    point_set = open_point_set(options.probe_dataset, options.probe_split)
+    classes = int(point_set.labels().max()) + 1
+
+    def check() -> np.ndarray:
+        checked, problems, _ = check_point_set(point_set, min_points, classes, options.skip_bad)
+        report_skipped(problems, run.folder / "skipped_probe.txt")
+        return checked.rows
+
+    return point_set.select(on_main_process(run.accelerator, check))
+
+
 def probe(student: ACTStudentForPreTraining, point_set: PointSet, rows: tuple, run: TrainingRun) -> dict[str, float]:
     """Accuracy of a linear probe of the frozen student on labelled rows that it was not fitted to."""
     options = run.options
@@ -166,7 +181,7 @@ def main(arguments: list[str]) -> None:
         for name in ("num_groups", "group_size")
     ]
     run.open_data(min_points=max(sizes))
-    probe_set = open_point_set(options.probe_dataset, options.probe_split) if options.probe_dataset else None
+    probe_set = open_probe_set(options, run, max(sizes)) if options.probe_dataset else None
     probe_rows = split_rows(probe_set.labels(), 0.2, options.seed) if probe_set else None
     student = run.prepare(lambda: make_student(fields, teacher), teacher=digest_of(teacher) if teacher else "none")
     target = Target(teacher, options, run)

@@ -123,6 +123,17 @@ def test_splits_share_their_classes(tmp_path, name, save, splits):
         open_point_set(str(tmp_path / name), "other")
 
 
+@pytest.mark.parametrize("name", ["disk of two", "shards"])
+def test_several_splits_as_one(tmp_path, name):
+    path = str(tmp_path / "set")
+    SOURCES[name](tmp_path / "set")
+    whole = open_point_set(path, "train+test")
+    values, lengths = whole.read(range(len(whole)))["points"]
+    assert np.array_equal(values.reshape(-1, 12, 3), np.concatenate([POINTS, POINTS[:2]]))
+    with pytest.raises(InputError, match="no split 'more'"):
+        open_point_set(path, "train+more")
+
+
 def test_a_folder_of_arrays_named_like_splits(tmp_path):
     np.savez(tmp_path / "train.npz", points=POINTS)
     save_h5(tmp_path / "test.h5", data=POINTS[:3])

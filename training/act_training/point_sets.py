@@ -192,16 +192,19 @@ def open_point_set(
     min_points: int = 1,
     num_points: int = 8192,
 ) -> PointSet | StreamedPointSet:
-    """One split of a set. A source without splits is all "train". `num_points` are sampled from each mesh of a folder
-    of files; `min_points` is what a streamed row must have, as streams are checked while they are read."""
+    """One split of a set, or several as "train+test". A source without splits is all "train". `num_points` are sampled
+    from each mesh of a folder of files; `min_points` is what a streamed row must have, as streams are checked while
+    they are read."""
     if streaming:
         with refusing(f"{name}: no parquet shards to stream"):
             files = _files_by_split(name, config_name)[0]
         if not _all_parquet(files):
             raise InputError(f"{name}: --streaming reads parquet shards; write them with `Dataset.to_parquet`")
-        return StreamedPointSet(_pick(files, split, name), f"{name} ({split})", min_points)
+        shards = [file for part in split.split("+") for file in _pick(files, part, name)]
+        return StreamedPointSet(shards, f"{name} ({split})", min_points)
     with refusing(f"{name}: damaged"):
-        return PointSet(_open_split(name, split, config_name, num_points), f"{name} ({split})")
+        parts = [_open_split(name, part, config_name, num_points) for part in split.split("+")]
+        return PointSet(concatenate_datasets(parts) if len(parts) > 1 else parts[0], f"{name} ({split})")
 
 
 def _pick(splits: dict, split: str, name: str):

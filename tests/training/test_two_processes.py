@@ -3,9 +3,13 @@
 import json
 
 import pytest
+import torch
+from act_training.keyed_random import to_unit_sphere
+from act_training.sync_batch_norm import synchronize_batch_norm
 from safetensors.torch import load_file
 
-from training_runs import RECIPES, RESUME, copy_run, digest, start
+from modeling_act import ACTTeacher
+from training_runs import RECIPES, RESUME, copy_run, digest, free_port, server, start
 
 ALIKE = {  # without noise that depends on the process, and as many clouds a step in one process as in two
     "autoencode": {"--code_mode": "soft", "--model": {"prompt_dropout": 0.0}},

@@ -24,7 +24,7 @@ from act_training.errors import InputError
 from act_training.optimization import RunLength
 from act_training.pictures import save_cloud_panels
 from act_training.report import write_report
-from act_training.runs import describe_versions
+from act_training.runs import describe_versions, naming
 
 MEASURED = {
     "last": "of the weights after the last step",
@@ -95,7 +95,7 @@ class RunLog:
     def write(self, step: int, values: dict[str, float]) -> None:
         if self.accelerator.is_main_process:
             record = {"step": step, "epoch": round(self.length.epoch(step), 4), **values}
-            with self.path.open("a", encoding="utf-8") as file:
+            with naming(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         self.accelerator.log(values, step=step)
 
@@ -117,7 +117,8 @@ def _step_of(line: str) -> int | None:
 def write_text(path: Path, text: str) -> None:
     """All of it or nothing."""
     temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
+    with naming(path):
+        temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -127,7 +128,8 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
     new.mkdir(parents=True)
-    write(new)
+    with naming(path):
+        write(new)
     if path.exists():
         path.rename(old)
     new.rename(path)
@@ -144,7 +146,8 @@ def save_pictures(run, clouds: list[dict[str, torch.Tensor]]) -> Path:
     """Panels side by side, a row a cloud, as of this step."""
     path = run.folder / "pictures" / f"step-{run.step:08d}.png"
     if run.accelerator.is_main_process:
-        save_cloud_panels(path, _as_arrays(clouds), title=f"epoch {run.length.epoch(run.step):.1f}")
+        with naming(path):
+            save_cloud_panels(path, _as_arrays(clouds), title=f"epoch {run.length.epoch(run.step):.1f}")
     return path
 
 
@@ -160,20 +163,23 @@ def finish_run(run, title: str, text: str, usage: str, metrics: dict, clouds: li
     kind = "last" if options.final_weights == "best" and not run.best else options.final_weights
     measured = MEASURED[kind].format(step=run.best.get("step"))
     summary = {name: value for name, value in (run.best if kind == "best" else metrics).items() if name != "step"}
-    files = _fill_folder(run, kind, metrics, recipe, make_card(title, text, usage, summary, measured))
+    with naming(run.folder):
+        files = _fill_folder(run, kind, metrics, recipe, make_card(title, text, usage, summary, measured))
     pictures = sorted((run.folder / "pictures").glob("step-*.png"))
     with TemporaryDirectory() as scratch:
         published = Path(scratch) / "recipe.yaml"
         save_recipe(published, public)
-        write_report(
-            run.folder / "report.html", title, summary, run.log.records(), _as_arrays(clouds),
-            images={path.stem: path for path in pictures[-1:]}, recipe=yaml.safe_load(published.read_text("utf-8")),
-        )  # fmt: skip
+        report, shown_recipe = run.folder / "report.html", yaml.safe_load(published.read_text("utf-8"))
+        with naming(report):
+            write_report(
+                report, title, summary, run.log.records(), _as_arrays(clouds),
+                images={path.stem: path for path in pictures[-1:]}, recipe=shown_recipe,
+            )  # fmt: skip
         run.log.close()
         print(json.dumps(metrics))
         where = ""
         if options.push_to_hub:
-            files += [run.folder / "report.html", *pictures]
+            files += [report, *pictures]
             by_name = {path.relative_to(run.folder).as_posix(): path for path in files}
             where = f"; published as {_push(options, by_name | {'recipe.yaml': published})}"
     print(f"{run.folder}: model, metrics.json, report.html{where}")

@@ -5,12 +5,15 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 
 from act_training.errors import InputError
 
@@ -34,14 +37,17 @@ def run_script(main: Callable[[list[str]], None]) -> None:
         _leave(stop.exit_code)
     except KeyboardInterrupt:
         _leave(130)
-    except (InputError, OSError) as error:
+    except (InputError, OSError, FloatingPointError) as error:
         if os.environ.get("ACT_TRACEBACK"):
-            raise
+            traceback.print_exc()
         message = str(error)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             message = f"{error.filename or 'output'}: {error.strerror}; complete checkpoints are untouched"
         if rank == 0 or not isinstance(error, InputError):
             print(f"{script}: error: {message}", file=sys.stderr)
+        _leave(1)
+    except Exception:
+        traceback.print_exc()
         _leave(1)
 
 
@@ -58,13 +64,25 @@ def warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of writing that name no file, such as those of a full disk, name `path`."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise InputError(f"{path}: cannot be written ({error}); complete checkpoints are untouched") from error
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def on_main_process(accelerator: Accelerator, work: Callable):
     """Runs `work` in the main process; every process gets its result, or its error."""
     outcome = [None, None]
     if accelerator.is_main_process:
         try:
             outcome[0] = work()
-        except (InputError, OSError) as error:
+        except (InputError, OSError, FloatingPointError) as error:
             if accelerator.num_processes == 1:
                 raise
             outcome[1] = str(error)

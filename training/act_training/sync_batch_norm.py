@@ -3,7 +3,22 @@
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+from torch.autograd.function import once_differentiable
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes, each of which has a loss of its own that depends on it."""
+
+    @staticmethod
+    def forward(context, value: Tensor) -> Tensor:
+        total = value.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(context, gradient: Tensor) -> Tensor:
+        return _Sum.forward(context, gradient)
 
 
 class SyncBatchNorm1d(nn.BatchNorm1d):
@@ -15,9 +30,9 @@ class SyncBatchNorm1d(nn.BatchNorm1d):
         values = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
         count = torch.tensor([len(values)], device=values.device, dtype=values.dtype)
         torch.distributed.all_reduce(count)
-        mean = all_reduce(values.sum(0)) / count
+        mean = _Sum.apply(values.sum(0)) / count
         centered = values - mean
-        variance = all_reduce(centered.square().sum(0)) / count
+        variance = _Sum.apply(centered.square().sum(0)) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)

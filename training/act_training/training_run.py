@@ -20,7 +20,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -81,6 +81,7 @@ class TrainingRun:
         self.signals = StopSignals(SECONDS_TO_STOP if self.accelerator.num_processes > 1 else None)
         self.step, self.start, self.best = 0, 0, {}
         self.average: dict[str, Tensor] | None = None
+        self._keys: list[Tensor] = []  # of the rows of the present step
         torch.manual_seed(options.seed)
         on_main_process(self.accelerator, lambda: check_hub(options))
         on_main_process(self.accelerator, self._prepare_folder)
@@ -198,8 +199,16 @@ class TrainingRun:
             with self.accelerator.no_sync(self.model) if part + 1 < accumulation else nullcontext():
                 yield points, batch["keys"]
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.mixed_precision == "bf16")
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.mixed_precision == "bf16"):
+                yield
+        except ValueError as error:
+            if "must be finite" not in str(error):
+                raise
+            # Point operations refuse what overflowed, in this process and perhaps in no other.
+            raise FloatingPointError(f"step {self.step}: {error}; nothing was updated. {self._rows_here()}") from error
 
     def backward(self, loss: Tensor) -> None:
         self._losses.append(loss.detach())
@@ -232,7 +241,12 @@ class TrainingRun:
             f"{self._describe_rows(gather_object(torch.cat(self._keys).tolist()))}"
         )
 
+    def _rows_here(self) -> str:
+        return self._describe_rows([key for keys in self._keys for key in keys.tolist()])
+
     def _describe_rows(self, seen: list[list[int]]) -> str:
+        if not seen:  # before the first step
+            return ""
         rows = ", ".join(self.data.train.where(row) for _, row in itertools.islice(seen, 16))
         return (
             f"The step held {len(seen)} rows: {rows}{', ...' if len(seen) > 16 else ''}. Try a lower --learning_rate, "
@@ -315,8 +329,9 @@ class TrainingRun:
         """A finite update can overflow weights, and a finite loss their batch statistics."""
         for name, value in self.weights.state_dict().items():
             if value.is_floating_point() and not value.isfinite().all():
-                rows = self._describe_rows(torch.cat(self._keys).tolist())
-                raise InputError(f"step {self.step - 1}: {name} is no longer finite; nothing was saved. {rows}")
+                raise FloatingPointError(
+                    f"step {self.step - 1}: {name} is no longer finite; nothing was saved. {self._rows_here()}"
+                )
 
 
 def differences(saved: dict, now: dict, prefix: str = "") -> list[str]:

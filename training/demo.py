@@ -65,9 +65,9 @@ def reconstructions(folder: Path) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("demo_output"))
-    parser.add_argument("--autoencode_steps", type=int, default=160)
-    parser.add_argument("--distill_steps", type=int, default=250)
-    parser.add_argument("--finetune_epochs", type=int, default=8)
+    parser.add_argument("--autoencode_steps", type=int, default=110)
+    parser.add_argument("--distill_steps", type=int, default=1000)
+    parser.add_argument("--finetune_epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     began, output_dir, seed = time.perf_counter(), options.output_dir, ("--seed", str(options.seed))
@@ -84,6 +84,7 @@ def main() -> None:
         start("distill.py", *twin, threads=cores // 2, quiet=True),
     )
     distilled = pretraining("demo_distill.yaml", students[0], "--teacher", str(output_dir / "teacher"), *steps, *seed)
+    distilled.append("--cache_targets")
     finish(start("distill.py", *distilled, threads=cores))
     comparison = output_dir / "comparison.json"
     compared = ["--students", *map(str, students), "--dataset_name", "everyday_shapes", "--num_points", "512"]

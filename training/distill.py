@@ -14,7 +14,14 @@ import numpy as np
 import torch
 from act_training.arguments import TrainingArguments, check_choice, parse_arguments, parse_mapping
 from act_training.errors import InputError
-from act_training.evaluation import embed, evaluate_distillation, pretraining_loss, probe_accuracy, split_rows
+from act_training.evaluation import (
+    embed,
+    evaluate_distillation,
+    pretraining_loss,
+    probe_accuracy,
+    split_rows,
+    validation_batches,
+)
 from act_training.keyed_random import keyed_mask
 from act_training.outputs import finish_run, save_pictures
 from act_training.point_checks import check_point_set
@@ -23,6 +30,7 @@ from act_training.runs import on_main_process, run_script
 from act_training.training_data import report_skipped
 from act_training.training_run import TrainingRun
 from torch import Tensor
+from tqdm import tqdm
 
 from modeling_act import ACTStudentConfig, ACTStudentForPreTraining, ACTTeacher
 from modeling_act.point_ops import PointGroups
@@ -42,6 +50,9 @@ class DistillArguments(TrainingArguments):
     )
     teacher_precision: str = field(default="no", metadata={"help": "no or bf16, for the teacher alone"})
     teacher_code_mode: str = field(default="argmax", metadata={"help": "argmax, or gumbel: noisy targets"})
+    cache_targets: bool = field(
+        default=False, metadata={"help": "compute the teacher's features once; needs fixed_points, no augmentation"}
+    )
     probe_dataset: str | None = field(default=None, metadata={"help": "a labelled set; its train split is cut in two"})
     probe_split: str = field(default="train", metadata={"help": "split of it to fit and to judge the probe on"})
     probe_epochs: float = field(default=10, metadata={"help": "epochs between probes"})
@@ -53,6 +64,13 @@ class DistillArguments(TrainingArguments):
         check_choice("--teacher_code_mode", self.teacher_code_mode, ("argmax", "gumbel"))
         if (self.teacher is None) != (self.target == "coordinates"):
             raise InputError("--teacher names what to learn from; only --target coordinates goes without, and must")
+        if self.cache_targets and not (
+            self.fixed_points and not self.augmentation and not self.streaming and self.teacher_code_mode == "argmax"
+        ):
+            raise InputError(
+                "--cache_targets needs clouds and targets that stay the same: --fixed_points, and no --augmentation, "
+                "--streaming or --teacher_code_mode gumbel"
+            )
         if self.probe_epochs <= 0:
             raise InputError(f"--probe_epochs must be positive, got {self.probe_epochs}")
 
@@ -97,18 +115,27 @@ class Target:
     def __init__(self, teacher: ACTTeacher | None, options: DistillArguments, run: TrainingRun):
         self.teacher, self.code_mode, self.device = teacher, options.teacher_code_mode, run.device
         self.bf16 = "bf16" in (options.mixed_precision, options.teacher_precision)
-        self.mean, self.deviation = 0.0, 1.0
+        self.mean, self.deviation, self.known = 0.0, 1.0, None
         if options.target == "standardized":
             # The teacher is fixed, and so are these; measured once, on clouds that are always the same.
             clouds, _ = run.sample_clouds(1024)
             seen = torch.cat([self(teacher.group(points)).flatten(0, 1) for points in clouds.split(64)])
             self.mean, self.deviation = seen.mean(0), seen.std(0).clamp_min(1e-6)
+        if options.cache_targets:
+            clouds = validation_batches(
+                run.data.train, 64, options.num_points, options.seed, options.normalize, run.device
+            )
+            rows = tqdm(clouds, desc="teacher", total=-(-len(run.data.train) // 64), unit="batch", leave=False)
+            self.known = torch.cat([self(teacher.group(points)) for points, _ in rows])
 
     @torch.no_grad()
-    def __call__(self, groups: PointGroups) -> Tensor | None:
-        """(batch, groups, teacher_dim), or None where the points of the groups themselves are the target."""
+    def __call__(self, groups: PointGroups, keys: Tensor | None = None) -> Tensor | None:
+        """(batch, groups, teacher_dim), or None where the points of the groups themselves are the target. `keys` are
+        those of training rows, whose features may be known."""
         if self.teacher is None:
             return None
+        if self.known is not None and keys is not None:
+            return self.known[keys[:, 1]]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             features = self.teacher.get_teacher_features(groups=groups, code_mode=self.code_mode)
         return (features.float() - self.mean) / self.deviation
@@ -208,7 +235,7 @@ def main(arguments: list[str]) -> None:
             groups = student.group(points)  # once, for both
             mask = hide(student, keys, groups, options.seed)
             with run.autocast():
-                loss = pretraining_loss(run.model, groups, target(groups), mask)
+                loss = pretraining_loss(run.model, groups, target(groups, keys), mask)
             run.backward(loss)
         run.update()
 

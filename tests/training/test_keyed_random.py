@@ -109,14 +109,17 @@ def test_every_point_is_as_likely_as_another():
 
 @pytest.mark.parametrize("augmentation", [(), ("scale_shift", "rotate_y")])
 def test_a_row_does_not_depend_on_the_others_of_its_batch(augmentation):
+    def draw(batch):
+        return augment(sample_points(batch, 8, 5), batch["keys"], 5, augmentation)
+
     batch = make_batch([20, 9, 30, 12])
-    together = sample_points(batch, 8, 5, True, augmentation)
+    together = draw(batch)
     order = torch.tensor([3, 1, 0, 2])
-    turned = sample_points({name: values[order] for name, values in batch.items()}, 8, 5, True, augmentation)
+    turned = draw({name: values[order] for name, values in batch.items()})
     assert torch.equal(turned, together[order])
     for row, length in enumerate([20, 9, 30, 12]):
         alone = {"points": batch["points"][row : row + 1, :length], "lengths": batch["lengths"][row : row + 1]}
-        alone = sample_points(alone | {"keys": batch["keys"][row : row + 1]}, 8, 5, True, augmentation)
+        alone = draw(alone | {"keys": batch["keys"][row : row + 1]})
         torch.testing.assert_close(alone[0], together[row], rtol=0, atol=1e-6)
 
 

@@ -33,6 +33,7 @@ class TrainingArguments:
     )
     skip_bad: bool = field(default=False, metadata={"help": "leave out rows that cannot be trained on, and list them"})
     num_points: int = field(default=1024, metadata={"help": "random points taken from each cloud each time"})
+    fixed_points: bool = field(default=False, metadata={"help": "take the same points of a cloud in every epoch"})
     normalize: bool = field(default=True, metadata={"help": "center each cloud and scale it into the unit sphere"})
     augmentation: list[str] = field(default_factory=list, metadata={"help": "any of scale_shift, rotate_y"})
     model: str | None = field(default=None, metadata={"help": "fields of the model's configuration, as {name: value}"})

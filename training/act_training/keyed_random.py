@@ -1,6 +1,6 @@
 """Random numbers that depend on (seed, epoch, row) alone: equal on every device, in any batch, after a resume.
 
-`sample_points` draws and augments a batch with them where it lies; `step_seed` seeds what torch draws in a step.
+`sample_points` and `augment` change a batch with them where it lies; `step_seed` seeds what torch draws in a step.
 """
 
 import math
@@ -37,14 +37,8 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return value >> 1
 
 
-def sample_points(
-    batch: dict[str, Tensor],
-    num_points: int,
-    seed: int,
-    normalize: bool = True,
-    augmentation: tuple[str, ...] | list[str] = (),
-) -> Tensor:
-    """A random subset of each cloud, (batch, num_points, 3), centered in the unit sphere if asked, then augmented.
+def sample_points(batch: dict[str, Tensor], num_points: int, seed: int, normalize: bool = True) -> Tensor:
+    """A random subset of each cloud, (batch, num_points, 3), centered in the unit sphere if asked.
 
     `batch` holds points (batch, most points, 3), their lengths (batch,) and keys (batch, 2). A cloud with fewer than
     `num_points` repeats some of them.
@@ -55,9 +49,7 @@ def sample_points(
     order = order.masked_fill_(padding, torch.iinfo(torch.int64).max).argsort(1)[:, :num_points]
     position = torch.arange(num_points, device=points.device) % lengths.unsqueeze(1)
     points = points.gather(1, order.gather(1, position).unsqueeze(2).expand(-1, -1, 3))
-    if normalize:
-        points = to_unit_sphere(points)
-    return augment(points, keys, seed, augmentation)
+    return to_unit_sphere(points) if normalize else points
 
 
 def to_unit_sphere(points: Tensor) -> Tensor:

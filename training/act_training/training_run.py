@@ -34,8 +34,8 @@ from act_training import checkpoints
 from act_training.arguments import TrainingArguments
 from act_training.batches import iterate_batches
 from act_training.errors import InputError
-from act_training.evaluation import validation_batches
-from act_training.keyed_random import sample_points, step_seed
+from act_training.evaluation import VALIDATION_EPOCH, validation_batches
+from act_training.keyed_random import augment, sample_points, step_seed
 from act_training.optimization import (
     RunLength,
     learning_rate_at,
@@ -191,13 +191,20 @@ class TrainingRun:
             yield step, self._parts(batches)
 
     def _parts(self, batches: Iterator[dict]) -> Iterator[tuple[Tensor, Tensor]]:
-        options, accumulation = self.options, self.options.gradient_accumulation_steps
+        accumulation = self.options.gradient_accumulation_steps
         for part in range(accumulation):
             batch = {name: value.to(self.device, non_blocking=True) for name, value in next(batches).items()}
             self._keys.append(batch["keys"])
-            points = sample_points(batch, options.num_points, options.seed, options.normalize, options.augmentation)
+            points = self._sample(batch)
             with self.accelerator.no_sync(self.model) if part + 1 < accumulation else nullcontext():
                 yield points, batch["keys"]
+
+    def _sample(self, batch: dict[str, Tensor]) -> Tensor:
+        options, keys = self.options, batch["keys"]
+        if options.fixed_points:  # those that validation would take
+            batch = batch | {"keys": torch.stack([torch.full_like(keys[:, 0], VALIDATION_EPOCH), keys[:, 1]], dim=1)}
+        points = sample_points(batch, options.num_points, options.seed, options.normalize)
+        return augment(points, keys, options.seed, options.augmentation)
 
     @contextmanager
     def autocast(self) -> Iterator[None]:

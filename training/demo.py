@@ -109,6 +109,8 @@ def main() -> None:
     for row in record["results"]:
         finetuned = f"   finetuned {row['finetuned']:6.1%}" if "finetuned" in row else ""
         print(f"          {row['student']:<26}{row['probe']:6.1%}{finetuned}")
+    print("note      one seed, minutes of training: differences of a few points say nothing. What larger budgets gave")
+    print("          stands in docs/experiments.md.")
     print(f"report    {output_dir / 'report.html'}    {seconds:.0f} s, seed {options.seed}")
 
 

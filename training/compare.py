@@ -46,11 +46,12 @@ def shape_statistics(points: Tensor) -> np.ndarray:
     for values in (height, radius):
         edges = np.linspace(-1 if values is height else 0, 1, 9)
         columns.append(np.stack([np.histogram(row, edges)[0] / len(row) for row in values]))
-    statistics = np.concatenate(columns, axis=1)
-    return statistics / statistics.std(0).clip(1e-6)
+    return np.concatenate(columns, axis=1)
 
 
 def nearest_neighbor_accuracy(known: np.ndarray, labels: np.ndarray, new: np.ndarray, answers: np.ndarray) -> float:
+    deviation = known.std(0).clip(1e-6)
+    known, new = known / deviation, new / deviation
     nearest = ((new[:, None] - known) ** 2).sum(-1).argmin(1)
     return float((labels[nearest] == answers).mean())
 
@@ -76,7 +77,7 @@ def finetune(folder: Path | None, untrained: ACTStudent, clouds: Tensor, labels:
         model.student.load_state_dict(untrained.state_dict())
     model.train()
     optimizer, order = make_optimizer(model, 0.05), torch.Generator().manual_seed(seed)
-    steps_per_epoch = len(clouds) // 28
+    steps_per_epoch = max(1, len(clouds) // 28)
     for step in range(epochs * steps_per_epoch):
         if step % steps_per_epoch == 0:
             rows = torch.randperm(len(clouds), generator=order)

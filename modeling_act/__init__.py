@@ -1,41 +1,28 @@
 """ACT, autoencoders as cross-modal teachers, for Hugging Face: point-cloud teachers, students and their heads.
 
-Importing it registers every model with the Auto classes of transformers.
+Importing it registers every model with the Auto classes of transformers. The models themselves are imported when one
+is first used: `transformers.PreTrainedModel` alone costs more than all of `import transformers`.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, PreTrainedConfig
 
 from .configuration_act_student import ACTStudentConfig
 from .configuration_act_teacher import ACTTeacherConfig
-from .modeling_act_student import (
-    ACTStudent,
-    ACTStudentForPartSegmentation,
-    ACTStudentForPointCloudClassification,
-    ACTStudentForPreTraining,
-    ACTStudentForSemanticSegmentation,
-)
-from .modeling_act_teacher import ACTTeacher
+
+if TYPE_CHECKING:
+    from .modeling_act_student import (
+        ACTStudent,
+        ACTStudentForPartSegmentation,
+        ACTStudentForPointCloudClassification,
+        ACTStudentForPreTraining,
+        ACTStudentForSemanticSegmentation,
+    )
+    from .modeling_act_teacher import ACTTeacher
 
 __version__ = "0.1.0"
-
-AutoConfig.register("act_teacher", ACTTeacherConfig)
-AutoConfig.register("act_student", ACTStudentConfig)
-AutoModel.register(ACTTeacherConfig, ACTTeacher)
-AutoModel.register(ACTStudentConfig, ACTStudent)
-AutoModelForPreTraining.register(ACTStudentConfig, ACTStudentForPreTraining)
-
-# What a saved folder names for `trust_remote_code=True`, where this package is absent.
-for _config in (ACTTeacherConfig, ACTStudentConfig):
-    _config.register_for_auto_class()
-ACTStudentForPreTraining.register_for_auto_class("AutoModelForPreTraining")
-for _model in (
-    ACTTeacher,
-    ACTStudent,
-    ACTStudentForPartSegmentation,
-    ACTStudentForPointCloudClassification,
-    ACTStudentForSemanticSegmentation,
-):
-    _model.register_for_auto_class("AutoModel")
 
 __all__ = [
     "ACTStudent",
@@ -47,3 +34,37 @@ __all__ = [
     "ACTTeacher",
     "ACTTeacherConfig",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = ".modeling_act_teacher" if name.startswith("ACTTeacher") else ".modeling_act_student"
+    globals()[name] = value = getattr(import_module(module, __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Lazy:
+    """Stands in an Auto class for a model that is imported when the Auto class uses it."""
+
+    def __init__(self, name: str, config_class: type[PreTrainedConfig]):
+        self.__name__ = name
+        self.config_class = config_class
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(getattr(import_module(__name__), self.__name__), attribute)
+
+
+AutoConfig.register("act_teacher", ACTTeacherConfig)
+AutoConfig.register("act_student", ACTStudentConfig)
+AutoModel.register(ACTTeacherConfig, _Lazy("ACTTeacher", ACTTeacherConfig))
+AutoModel.register(ACTStudentConfig, _Lazy("ACTStudent", ACTStudentConfig))
+AutoModelForPreTraining.register(ACTStudentConfig, _Lazy("ACTStudentForPreTraining", ACTStudentConfig))
+
+# What a saved folder names for `trust_remote_code=True`, where this package is absent; models say it in their files.
+for _config in (ACTTeacherConfig, ACTStudentConfig):
+    _config.register_for_auto_class()

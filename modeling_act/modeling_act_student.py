@@ -546,6 +546,16 @@ def prediction_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return nn.functional.cross_entropy(_at_least_float32(logits).flatten(0, -2), labels.flatten().long())
 
 
+# What a saved folder names for `trust_remote_code=True`, where the package is absent.
+ACTStudentForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+for _model in (
+    ACTStudent,
+    ACTStudentForPartSegmentation,
+    ACTStudentForPointCloudClassification,
+    ACTStudentForSemanticSegmentation,
+):
+    _model.register_for_auto_class("AutoModel")
+
 __all__ = [
     "ACTStudent",
     "ACTStudentForPartSegmentation",

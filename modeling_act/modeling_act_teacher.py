@@ -335,4 +335,7 @@ def uniform_kl(logits: Tensor) -> Tensor:
     return -math.log(num_codes) - log_usage.mean()
 
 
+# What a saved folder names for `trust_remote_code=True`, where the package is absent.
+ACTTeacher.register_for_auto_class("AutoModel")
+
 __all__ = ["ACTTeacher", "ACTTeacherOutput"]

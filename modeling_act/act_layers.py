@@ -11,6 +11,8 @@ from transformers.activations import ACT2FN
 
 from .point_ops import PointGroups, group_points
 
+_POINTS_IN_CACHE = 2048  # rows of a mini-PointNet whose features, a few megabytes, a CPU keeps at hand
+
 
 def make_groups(config: PreTrainedConfig, points: Tensor | None, groups: PointGroups | None) -> PointGroups:
     """The groups a model works on: those given, or `points` (batch, points, 3) cut as its configuration says."""
@@ -61,17 +63,31 @@ class ACTGroupEmbedding(nn.Module):
         if visible is not None and not self.training:
             neighborhoods, visible = _select_groups(neighborhoods, visible), None
         batch_size, num_groups, group_size, _ = neighborhoods.shape
-        points = neighborhoods.reshape(-1, 3).to(self.linear1.weight.dtype)
-        features = self.linear2(self.norm1(self.linear1(points)).relu())
-        features = features.view(-1, group_size, features.shape[-1])  # (batch * groups, group_size, channels)
-        # linear3 of the concatenation, without repeating the group's half for each of its points
-        group_part = self.linear3(max_pool(features, 1))
-        features = self.linear3(features, start=features.shape[-1]) + group_part.unsqueeze(1)
-        features = self.norm2(features.flatten(0, 1)).relu()
-        features = features.view(batch_size, num_groups, group_size, -1)
+        groups = neighborhoods.flatten(0, 1).to(self.linear1.weight.dtype)
+        if self.training or torch.is_grad_enabled() or groups.device.type != "cpu" or torch.compiler.is_compiling():
+            features = self._embed_points(groups)
+        else:
+            # Part by part, so that what a layer leaves behind is still in the CPU's cache when the next one reads it.
+            parts = groups.split(max(1, _POINTS_IN_CACHE // group_size))
+            return torch.cat([self._pool(self._embed_points(part)) for part in parts]).unflatten(0, (-1, num_groups))
+        features = features.unflatten(0, (batch_size, num_groups))
         if visible is not None:
             features = _select_groups(features, visible)
-        return max_pool(self.linear4(features), 2)
+        return self._pool(features)
+
+    def _embed_points(self, groups: Tensor) -> Tensor:
+        """(groups, group_size, 3) -> (groups, group_size, hidden_dim). What no gradient needs is overwritten."""
+        group_size = groups.shape[1]
+        features = self.linear2(self.norm1(self.linear1(groups.flatten(0, 1))).relu_())
+        features = features.unflatten(0, (-1, group_size))  # (groups, group_size, channels)
+        # linear3 of the concatenation, without repeating the group's half for each of its points
+        group_part = self.linear3(max_pool(features, 1))
+        features = self.linear3(features, start=features.shape[-1]).add_(group_part.unsqueeze(1))
+        return self.norm2(features.flatten(0, 1)).relu_().unflatten(0, (-1, group_size))
+
+    def _pool(self, features: Tensor) -> Tensor:
+        """(..., group_size, hidden_dim) -> (..., embedding_dim)."""
+        return max_pool(self.linear4(features), features.ndim - 2)
 
 
 def _select_groups(values: Tensor, groups: Tensor) -> Tensor:

@@ -121,8 +121,8 @@ class ACTPointDecoder(nn.Module):
         folded = self.fold1(features).unsqueeze(2) + self.fold1(coarse, start=width + 2)
         folded = folded.unsqueeze(3) + self.fold1(grid, start=width)  # (batch, groups, coarse, 4, folding_dim)
         shape = folded.shape[:-1]
-        folded = self.norm1(folded.flatten(0, 3)).relu()
-        folded = self.norm2(self.fold2(folded)).relu()
+        folded = self.norm1(folded.flatten(0, 3)).relu_()
+        folded = self.norm2(self.fold2(folded)).relu_()
         fine = self.fold3(folded).view(*shape, 3) + coarse.unsqueeze(3)
         return coarse, fine.flatten(2, 3)
 

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = ROOT / "tests" / "environment"
-sys.path.insert(0, str(ROOT / "training"))  # as for the scripts there
+sys.path[:0] = [str(ROOT / "training"), str(ROOT / "benchmarks")]  # as for the scripts there
 
 # Read by huggingface_hub and transformers at import, so set before them. The Hub cache is a new one every run: remote
 # code left by an earlier run would be imported in place of the code under test.

@@ -2,13 +2,28 @@
 
 Everything is batched over clouds, runs on any device and is deterministic. Squared distances are taken as sums of
 squared differences, never through a matrix product, so clouds far from the origin keep their geometry; half-precision
-points are measured in float32. Used by every model here; knows nothing of them.
+points are measured in float32. Where the package `point_kernels` is installed, its compiled kernels do the searching
+and find the same indices. Used by every model here; knows nothing of them.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+try:
+    import point_kernels
+    from point_kernels import is_available as _has_kernels  # also tells the package from a folder of that name
+except ImportError:
+
+    def _has_kernels(device_type: str) -> bool:
+        return False
+
+
+_kernels_wanted = ContextVar("kernels_wanted", default=True)
 
 # Elements of one pairwise distance matrix held at a time: small enough for a CPU's cache, larger where memory is fast.
 _CHUNK_ELEMENTS = {"cpu": 2**20}
@@ -54,6 +69,22 @@ def check_points(points: Tensor, name: str = "points", mask: Tensor | None = Non
         )
 
 
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """Everything inside runs in plain torch, whatever is installed."""
+    token = _kernels_wanted.set(False)
+    try:
+        yield
+    finally:
+        _kernels_wanted.reset(token)
+
+
+@torch.compiler.assume_constant_result
+def _kernels_serve(device_type: str) -> bool:
+    """Whether compiled kernels do the work. An exported graph, which may run elsewhere, gets none of them."""
+    return _kernels_wanted.get() and _has_kernels(device_type) and not torch.compiler.is_exporting()
+
+
 def gather_points(values: Tensor, indices: Tensor) -> Tensor:
     """Rows of `values` (batch, points, channels) at `indices` (batch, ...) -> (batch, ..., channels)."""
     batch_size, num_points, num_channels = values.shape
@@ -79,6 +110,8 @@ def farthest_point_sample(
 
 
 def _farthest_point_sample(points: Tensor, num_samples: int, mask: Tensor | None, skip_near_origin: bool) -> Tensor:
+    if _kernels_serve(points.device.type):
+        return point_kernels.farthest_point_sample(points.detach(), num_samples, mask, skip_near_origin)
     coordinates = _measurable(points, mask).permute(2, 0, 1).contiguous()  # (3, batch, points)
     distances = torch.full_like(coordinates[0], torch.inf)  # to the nearest chosen point
     if skip_near_origin:
@@ -116,6 +149,8 @@ def k_nearest_neighbors(queries: Tensor, points: Tensor, k: int, mask: Tensor | 
 
 
 def _k_nearest_neighbors(queries: Tensor, points: Tensor, k: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    if _kernels_serve(points.device.type):
+        return point_kernels.k_nearest_neighbors(queries.detach(), points.detach(), k, mask)
     queries, points = _measurable(queries), _measurable(points, mask)
     nearest = []
     for part in _split_queries(queries, points):
@@ -173,9 +208,7 @@ def chamfer_l1(
     The gradient is the analytic one, through the chosen pairs alone, and zero where a pair coincides. Masks are True
     where a point is valid. `reduction` is "mean" over the batch or "none" (batch,).
     """
-    there, back = _nearest_residuals(points, target, mask, target_mask)
-    there, back = torch.linalg.vector_norm(there, dim=-1), torch.linalg.vector_norm(back, dim=-1)
-    return _reduce((_masked_mean(there, mask) + _masked_mean(back, target_mask)) / 2, reduction)
+    return _reduce(_chamfer(points, target, mask, target_mask, squared=False), reduction)
 
 
 def chamfer_l2(
@@ -186,15 +219,11 @@ def chamfer_l2(
     reduction: str = "mean",
 ) -> Tensor:
     """The sum of both mean squared nearest distances; otherwise as `chamfer_l1`."""
-    there, back = _nearest_residuals(points, target, mask, target_mask)
-    there, back = there.square().sum(-1), back.square().sum(-1)
-    return _reduce(_masked_mean(there, mask) + _masked_mean(back, target_mask), reduction)
+    return _reduce(_chamfer(points, target, mask, target_mask, squared=True), reduction)
 
 
-def _nearest_residuals(
-    points: Tensor, target: Tensor, mask: Tensor | None, target_mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Each point minus its nearest target, and each target minus its nearest point; differentiable in both clouds."""
+def _chamfer(points: Tensor, target: Tensor, mask: Tensor | None, target_mask: Tensor | None, squared: bool) -> Tensor:
+    """The distance (batch,) of each pair of clouds; differentiable in both."""
     check_points(points, mask=mask)
     check_points(target, "target", mask=target_mask)
     if points.shape[0] != target.shape[0] or 0 in (points.shape[1], target.shape[1]):
@@ -202,9 +231,15 @@ def _nearest_residuals(
             "`points` and `target` must hold the same number of clouds with a point each, "
             f"got shapes {tuple(points.shape)} and {tuple(target.shape)}"
         )
+    if _kernels_serve(points.device.type):
+        return point_kernels.chamfer(points, target, mask, target_mask, squared)[0]
     points, target = _upcast(points, mask), _upcast(target, target_mask)
     nearest_target, nearest_point = _nearest_pairs(points.detach(), target.detach(), mask, target_mask)
-    return points - gather_points(target, nearest_target), target - gather_points(points, nearest_point)
+    there, back = points - gather_points(target, nearest_target), target - gather_points(points, nearest_point)
+    if squared:
+        return _masked_mean(there.square().sum(-1), mask) + _masked_mean(back.square().sum(-1), target_mask)
+    there, back = torch.linalg.vector_norm(there, dim=-1), torch.linalg.vector_norm(back, dim=-1)
+    return (_masked_mean(there, mask) + _masked_mean(back, target_mask)) / 2
 
 
 def _nearest_pairs(

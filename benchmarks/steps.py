@@ -8,10 +8,12 @@ A training step is groups, forward, backward and AdamW; `embed` is groups and fo
 forms are compared without dropout and noise: losses (or embeddings), and gradients.
 """
 
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import textbook
 import torch
@@ -28,6 +30,9 @@ from modeling_act import (
     ACTTeacherConfig,
 )
 from modeling_act.modeling_act_student import sample_mask
+
+sys.path.append(str(Path(__file__).parents[1] / "training"))
+from act_training.runs import keep_freed_memory  # noqa: E402
 
 TINY_TEACHER = {
     "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96, "num_prompts": 4,
@@ -234,6 +239,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # for both forms, as the training scripts do
     results = ResultFile(output_path("steps", options), "steps")
     peak = gemm_peak(getattr(torch, options.dtype), options.threads)
     for name in options.steps:

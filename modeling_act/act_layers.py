@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 
-from .point_ops import PointGroups, group_points
+from .point_ops import PointGroups, group_points, max_of_products
 
 _POINTS_IN_CACHE = 2048  # rows of a mini-PointNet whose features, a few megabytes, a CPU keeps at hand
 
@@ -41,6 +41,20 @@ class ACTPartLinear(nn.Module):
         return nn.functional.linear(values, weight, self.bias if start == 0 else None)
 
 
+class ACTMaxLinear(nn.Module):
+    """A linear layer, and the maximum of its outputs over a group's points; as `ACTPartLinear`, no `nn.Linear`."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.in_features = in_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(groups, points, in_features) -> (groups, out_features)."""
+        return max_of_products(values, self.weight) + self.bias
+
+
 class ACTGroupEmbedding(nn.Module):
     """Mini-PointNet: one feature for each group, by max over its points."""
 
@@ -49,10 +63,10 @@ class ACTGroupEmbedding(nn.Module):
         point_dim, group_dim, hidden_dim = dims
         self.linear1 = nn.Linear(3, point_dim)
         self.norm1 = nn.BatchNorm1d(point_dim)
-        self.linear2 = nn.Linear(point_dim, group_dim)
+        self.linear2 = ACTMaxLinear(point_dim, group_dim)
         self.linear3 = ACTPartLinear(2 * group_dim, hidden_dim)  # reads [group feature, point feature]
         self.norm2 = nn.BatchNorm1d(hidden_dim)
-        self.linear4 = nn.Linear(hidden_dim, embedding_dim)
+        self.linear4 = ACTMaxLinear(hidden_dim, embedding_dim)
 
     def forward(self, neighborhoods: Tensor, visible: Tensor | None = None) -> Tensor:
         """(batch, groups, group_size, 3) -> (batch, groups or visible groups, embedding_dim).
@@ -61,44 +75,44 @@ class ACTGroupEmbedding(nn.Module):
         batch statistics, as in the original, but the last layer is spared them.
         """
         if visible is not None and not self.training:
-            neighborhoods, visible = _select_groups(neighborhoods, visible), None
+            neighborhoods, visible = select_groups(neighborhoods, visible), None
         batch_size, num_groups, group_size, _ = neighborhoods.shape
         groups = neighborhoods.flatten(0, 1).to(self.linear1.weight.dtype)
+        both = self._join_linear2_and_linear3(groups)
         if self.training or torch.is_grad_enabled() or groups.device.type != "cpu" or torch.compiler.is_compiling():
-            features = self._embed_points(groups)
-        else:
-            # Part by part, so that what a layer leaves behind is still in the CPU's cache when the next one reads it.
-            parts = groups.split(max(1, _POINTS_IN_CACHE // group_size))
-            return torch.cat([self._pool(self._embed_points(part)) for part in parts]).unflatten(0, (-1, num_groups))
-        features = features.unflatten(0, (batch_size, num_groups))
-        if visible is not None:
-            features = _select_groups(features, visible)
-        return self._pool(features)
+            features = self._embed_points(groups, *both)
+            if visible is not None:
+                features = select_groups(features.unflatten(0, (batch_size, num_groups)), visible).flatten(0, 1)
+            return self.linear4(features).unflatten(0, (batch_size, -1))
+        # Part by part, so that what a layer leaves behind is still in the CPU's cache when the next one reads it.
+        parts = groups.split(max(1, _POINTS_IN_CACHE // group_size))
+        pooled = [self.linear4(self._embed_points(part, *both)) for part in parts]
+        return torch.cat(pooled).unflatten(0, (batch_size, num_groups))
 
-    def _embed_points(self, groups: Tensor) -> Tensor:
+    def _join_linear2_and_linear3(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Nothing bends between linear2 and the point's half of linear3, so both are one map of half the work: its
+        weight (hidden_dim, point_dim) and offset (hidden_dim,)."""
+        group_dim, point_dim = self.linear2.weight.shape
+        basis = torch.eye(point_dim + 1, point_dim, dtype=like.dtype, device=like.device)  # unit vectors, and zero
+        with torch.autocast(like.device.type, enabled=False):  # rounded once, where it is used
+            images = self.linear3(self.linear2(basis.unsqueeze(1)), start=group_dim)
+        return (images[:-1] - images[-1]).t(), images[-1]
+
+    def _embed_points(self, groups: Tensor, weight: Tensor, offset: Tensor) -> Tensor:
         """(groups, group_size, 3) -> (groups, group_size, hidden_dim). What no gradient needs is overwritten."""
         group_size = groups.shape[1]
-        features = self.linear2(self.norm1(self.linear1(groups.flatten(0, 1))).relu_())
-        features = features.unflatten(0, (-1, group_size))  # (groups, group_size, channels)
-        # linear3 of the concatenation, without repeating the group's half for each of its points
-        group_part = self.linear3(max_pool(features, 1))
-        features = self.linear3(features, start=features.shape[-1]).add_(group_part.unsqueeze(1))
+        features = self.norm1(self.linear1(groups.flatten(0, 1))).relu_()
+        whole = self.linear2(features.unflatten(0, (-1, group_size)))  # (groups, group_dim)
+        # linear3 of [whole, linear2(features)], without repeating the first half for each point of a group
+        features = nn.functional.linear(features, weight).unflatten(0, (-1, group_size))
+        features = features.add_((self.linear3(whole) + offset).unsqueeze(1))
         return self.norm2(features.flatten(0, 1)).relu_().unflatten(0, (-1, group_size))
 
-    def _pool(self, features: Tensor) -> Tensor:
-        """(..., group_size, hidden_dim) -> (..., embedding_dim)."""
-        return max_pool(self.linear4(features), features.ndim - 2)
 
-
-def _select_groups(values: Tensor, groups: Tensor) -> Tensor:
+def select_groups(values: Tensor, groups: Tensor) -> Tensor:
     """(batch, groups, ...), (batch, kept) -> (batch, kept, ...)."""
     rows = torch.arange(values.shape[0], device=values.device).unsqueeze(1)
     return values[rows, groups]
-
-
-def max_pool(values: Tensor, dim: int) -> Tensor:
-    """Maximum whose gradient goes to the first of equal entries; where none is needed, the faster kernel."""
-    return values.max(dim).values if values.requires_grad else values.amax(dim)
 
 
 class ACTPositionEmbedding(nn.Module):

@@ -31,6 +31,9 @@ class ACTStudentConfig(PreTrainedConfig):
         Width of the teacher's features.
     mask_ratio (`float`), mask_type (`"random"` or `"block"`):
         Share of the groups hidden in pretraining, drawn at random or as the nearest groups of a random one.
+    embed_visible_only (`bool`):
+        In pretraining the mini-PointNet is spared the hidden groups, whose points the original lets take part in its
+        batch statistics. Faster, and another training.
     loss_type (`"cosine"`, `"l2"` or `"smooth_l1"`):
         Distance between predicted and teacher features.
     head (`"mlp3"` or `"linear"`), classifier_dim, classifier_dropout:
@@ -69,6 +72,7 @@ class ACTStudentConfig(PreTrainedConfig):
     teacher_dim: int = 384
     mask_ratio: float | int = 0.8
     mask_type: str = "random"
+    embed_visible_only: bool = False
     loss_type: str = "cosine"
 
     head: str = "mlp3"

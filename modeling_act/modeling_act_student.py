@@ -18,12 +18,14 @@ from .act_layers import (
     ACTMLP,
     ACTDropPath,
     ACTGroupEmbedding,
+    ACTMaxLinear,
     ACTPartLinear,
     ACTPositionEmbedding,
     attend,
     eager_attention_forward,
     init_torch_linear,
     make_groups,
+    select_groups,
 )
 from .configuration_act_student import ACTStudentConfig
 from .point_ops import PointGroups, gather_points, interpolate, interpolation_weights
@@ -172,7 +174,7 @@ class ACTStudentPreTrainedModel(PreTrainedModel):
         """As the original: truncated normal, Xavier in the decoder, and torch's default in what it leaves alone."""
         super()._init_weights(module)
         std = self.config.initializer_range
-        if isinstance(module, (nn.Linear, ACTPartLinear)):
+        if isinstance(module, (nn.Linear, ACTMaxLinear, ACTPartLinear)):
             init.trunc_normal_(module.weight, std=std)
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -240,7 +242,11 @@ class ACTStudent(ACTStudentPreTrainedModel):
         centers, neighborhoods = make_groups(self.config, points, groups)
         if bool_masked_pos is not None:
             visible_groups, _ = split_mask(bool_masked_pos, count_masked(bool_masked_pos, centers, self.config))
-        tokens = self.projection(self.group_embedding(neighborhoods, visible_groups))
+        if visible_groups is not None and self.config.embed_visible_only:
+            tokens = self.group_embedding(select_groups(neighborhoods, visible_groups))
+        else:
+            tokens = self.group_embedding(neighborhoods, visible_groups)
+        tokens = self.projection(tokens)
         tokens = tokens.to(self.norm.weight.dtype)  # under autocast, the residual stream keeps the weights' precision
         visible_centers = centers if visible_groups is None else gather_points(centers, visible_groups)
         positions = self.position_embedding(visible_centers)

@@ -15,7 +15,14 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .act_layers import ACTGroupEmbedding, ACTPartLinear, ACTPositionEmbedding, init_torch_linear, make_groups
+from .act_layers import (
+    ACTGroupEmbedding,
+    ACTMaxLinear,
+    ACTPartLinear,
+    ACTPositionEmbedding,
+    init_torch_linear,
+    make_groups,
+)
 from .backbone_families import load_backbone
 from .configuration_act_teacher import ACTTeacherConfig
 from .modeling_act_backbone import ACTAffine, ACTBackbone, ACTBackboneAttention, ACTBackboneLayer, ACTPrompts
@@ -223,7 +230,7 @@ class ACTTeacher(PreTrainedModel):
             init.ones_(module.layer_scale2)
         elif isinstance(module, (ACTGroupEmbedding, ACTGraphNetwork, ACTPositionEmbedding, ACTPointDecoder)):
             for linear in module.modules():
-                if isinstance(linear, (nn.Linear, ACTPartLinear)):
+                if isinstance(linear, (nn.Linear, ACTMaxLinear, ACTPartLinear)):
                     init_torch_linear(linear)
 
     def group(self, points: Tensor) -> PointGroups:
@@ -324,7 +331,7 @@ class ACTTeacher(PreTrainedModel):
 
 def add_gumbel_noise(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     noise = torch.empty_like(logits, dtype=torch.promote_types(logits.dtype, torch.float32))
-    return logits - noise.exponential_(generator=generator).log()
+    return logits - noise.uniform_(generator=generator).log_().neg_().log_()  # vectorises; `exponential_` does not
 
 
 def uniform_kl(logits: Tensor) -> Tensor:

@@ -242,6 +242,18 @@ def _chamfer(points: Tensor, target: Tensor, mask: Tensor | None, target_mask: T
     return (_masked_mean(there, mask) + _masked_mean(back, target_mask)) / 2
 
 
+def max_of_products(values: Tensor, weight: Tensor) -> Tensor:
+    """Maximum over the points of `values @ weight.T`: (groups, points, features), (channels, features) -> (groups,
+    channels). The gradient goes to the first of equal points."""
+    measured = values.dtype == weight.dtype and values.dtype in (torch.float32, torch.float64)
+    needs_gradient = torch.is_grad_enabled() and (values.requires_grad or weight.requires_grad)
+    measured = measured and values.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    if measured and needs_gradient and _kernels_serve("cpu"):
+        return point_kernels.linear_max(values, weight)[0]
+    products = torch.nn.functional.linear(values, weight)
+    return products.max(1).values if needs_gradient else products.amax(1)  # which is faster
+
+
 def _nearest_pairs(
     points: Tensor, target: Tensor, mask: Tensor | None, target_mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:

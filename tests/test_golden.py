@@ -92,16 +92,23 @@ def test_teacher(tmp_path, stage):
 
 
 def test_teacher_in_bf16(tmp_path):
-    """Under autocast, within 2e-2 of the authors' fp32; the same codes, whose margins allow it."""
+    """Under autocast, within 2e-2 of the authors' fp32; the same codes wherever their margin is above the rounding."""
     teacher = converted(tmp_path, "teacher_state", "--num_groups=16", model_class=ACTTeacher)
+    best, second = GOLDEN["teacher.logits"].topk(2, dim=-1).values.unbind(-1)
+    clear = best - second > 0.05  # all but one, whose margin is 0.0007
+    assert clear.sum() == clear.numel() - 1
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        hard = teacher(GOLDEN["points"])
-    assert torch.equal(hard.code_indices, GOLDEN["teacher.code_index"])
+        output = teacher(GOLDEN["points"])
+        # what follows the codes, from the same ones
+        codes, centers = teacher.codebook[GOLDEN["teacher.code_index"]], output.centers
+        backbone_features, teacher_features = teacher._transform(codes, centers, teacher._neighbors(centers))
+        fine_points = teacher.decoder(teacher_features)[1]
+    assert torch.equal(output.code_indices[clear], GOLDEN["teacher.code_index"][clear])
     for name, value in {
-        "teacher.hard.fine": hard.fine_points,
-        "teacher.targets": hard.teacher_features,
-        "teacher.targets_before_dgcnn_2": hard.backbone_features,
-        "teacher.logits": hard.logits,
+        "teacher.hard.fine": fine_points,
+        "teacher.targets": teacher_features,
+        "teacher.targets_before_dgcnn_2": backbone_features,
+        "teacher.logits": output.logits,
     }.items():
         error = (value.float() - GOLDEN[name]).abs().max()
         assert error <= 2e-2 * (1 + GOLDEN[name].abs().max()), f"{name}: {error}"

@@ -100,7 +100,11 @@ def test_gradients_reach_every_trainable_parameter_and_no_frozen_one(name, field
 
 @pytest.mark.parametrize("name", MODELS)
 def test_bf16_autocast_stays_close_to_fp32(name):
-    """Every output within 2e-2 * (1 + its maximum) of fp32; arg-max codes wherever the margin allows it."""
+    """Every output within 2e-2 * (1 + its maximum) of fp32; arg-max codes wherever the margin allows it.
+
+    The logits within 1e-1: of networks as narrow as these they move by 2 to 16 %, seed by seed; of the paper's widths by
+    1.6 % (benchmarks/precision.py).
+    """
     model, inputs = build(name)
     model.eval()
     # Groups once: the question is the network, not which of two equally near points comes first.
@@ -114,11 +118,11 @@ def test_bf16_autocast_stays_close_to_fp32(name):
     for key, value in tensors(expected).items():
         if key == "code_indices":
             top = expected.logits.topk(2, dim=-1).values
-            clear = top[..., 0] - top[..., 1] > 0.05
+            clear = top[..., 0] - top[..., 1] > 0.2
             assert clear.any() and (output[key] == value)[clear].all()
         elif value.is_floating_point():
             error = (output[key].float() - value).abs().max() / (1 + value.abs().max())
-            assert error <= 2e-2, f"{key}: {error}"
+            assert error <= (1e-1 if key == "logits" and name == "teacher" else 2e-2), f"{key}: {error}"
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -169,6 +173,19 @@ def test_student_outputs():
     assert [a.shape for a in eager.attentions] == [(2, 4, 17, 17)] * 3
     torch.testing.assert_close(eager.attentions[0].sum(-1), torch.ones(2, 4, 17))
     torch.testing.assert_close(eager.last_hidden_state, output.last_hidden_state)
+
+
+@pytest.mark.parametrize("visible_only", [False, True])
+def test_hidden_groups_reach_only_the_batch_statistics(visible_only):
+    model = ACTStudent(small_student_config(embed_visible_only=visible_only, drop_path_rate=0.0)).train()
+    groups = model.group(torch.randn(2, 64, 3))
+    mask = torch.zeros(groups.centers.shape[:2], dtype=torch.bool)
+    mask[:, ::2] = True
+    states = []
+    for scale in (1, 5):
+        neighborhoods = torch.where(mask[:, :, None, None], scale * groups.neighborhoods, groups.neighborhoods)
+        states.append(model(groups=(groups.centers, neighborhoods), bool_masked_pos=mask).last_hidden_state)
+    assert torch.equal(*states) == visible_only
 
 
 def test_student_sees_only_visible_groups():

@@ -1,4 +1,4 @@
-# make check | test | test-slow | demo | format | clean. Each sets up .venv first, where it is missing or out of date.
+# make check | test | test-slow | demo | bench | format | clean. Each sets up .venv first, where it is missing or out of date.
 # `make test PYTHON=/path/to/python` uses that interpreter as it is instead, with the package installed in it by you.
 
 VENV := .venv
@@ -8,10 +8,10 @@ ifeq ($(origin PYTHON),command line)
 ENVIRONMENT :=
 else
 PYTHON := $(VENV)/bin/python
-ENVIRONMENT := $(VENV)/.installed
+ENVIRONMENT := $(VENV)/.installed $(VENV)/.kernels
 endif
 
-.PHONY: check test test-slow demo format clean
+.PHONY: check test test-slow demo bench format clean
 
 check: $(ENVIRONMENT)
 	$(PYTHON) -m ruff check .
@@ -26,6 +26,14 @@ test-slow: $(ENVIRONMENT)
 
 demo: $(ENVIRONMENT)
 	$(PYTHON) training/demo.py
+
+# The better part of an hour on one core; benchmarks/README.md has the parts.
+bench: $(ENVIRONMENT)
+	$(PYTHON) benchmarks/steps.py
+	$(PYTHON) benchmarks/ops.py
+	$(PYTHON) benchmarks/data.py
+	$(PYTHON) benchmarks/embed.py
+	$(PYTHON) benchmarks/report.py
 
 format: $(ENVIRONMENT)
 	$(PYTHON) -m ruff check --fix .
@@ -42,6 +50,11 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt tests/environment/s
 	site=$$($(VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") && \
 	cp tests/environment/sitecustomize.py "$$site/torchvision_operators.py" && \
 	echo "import torchvision_operators" > "$$site/torchvision_operators.pth"
+	touch $@
+
+# The compiled kernels, as a user gets them: a wheel built by the local C++ compiler.
+$(VENV)/.kernels: $(VENV)/.installed $(shell find point_kernels -name '*.cpp' -o -name '*.h' -o -name '*.py' -o -name '*.toml')
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt --force-reinstall --no-deps ./point_kernels
 	touch $@
 
 clean:

@@ -39,6 +39,20 @@ def fixed_seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(params=["torch", "kernels"])
+def implementation(request):
+    """The test runs in plain torch, and once more on the compiled kernels where they are installed."""
+    from modeling_act import point_ops
+
+    if request.param == "torch":
+        with point_ops.without_kernels():
+            yield request.param
+    elif not point_ops._kernels_serve("cpu"):
+        pytest.skip("point_kernels is not installed")
+    else:
+        yield request.param
+
+
 @pytest.fixture
 def run_python():
     """Runs `python *arguments` from the root of the project, asserts its exit code and returns its CompletedProcess.

@@ -16,7 +16,6 @@ from modeling_act import (
     ACTStudentForPreTraining,
     ACTTeacher,
     ACTTeacherConfig,
-    point_ops,
 )
 
 BATCH_SIZE = 2
@@ -44,17 +43,6 @@ def cost(step) -> tuple[float, int]:
     return flops.get_total_flops() / BATCH_SIZE / 1e9, counter.calls.total()
 
 
-@pytest.fixture(params=["torch", "kernels"])
-def kernels(request):
-    if request.param == "torch":
-        with point_ops.without_kernels():
-            yield False
-    elif not point_ops._kernels_serve("cpu"):
-        pytest.skip("point_kernels is not installed")
-    else:
-        yield True
-
-
 @pytest.fixture(scope="module")
 def teacher():
     """ViT-B with 64 deep prompts."""
@@ -67,14 +55,14 @@ def assert_cost(step, gflop: float, calls: int):
     assert 0.97 * gflop < found[0] <= gflop and 0.9 * calls < found[1] <= calls, found
 
 
-def test_autoencode(teacher, kernels):
+def test_autoencode(teacher, implementation):
     points = torch.randn(BATCH_SIZE, 1024, 3)
     teacher.train()
-    bounds = (41.8, 1200) if kernels else (43.6, 1770)
+    bounds = (41.8, 1200) if implementation == "kernels" else (43.6, 1770)
     assert_cost(lambda: teacher(points).loss.backward(), *bounds)
 
 
-def test_distill(teacher, kernels):
+def test_distill(teacher, implementation):
     points = torch.randn(BATCH_SIZE, 1024, 3)
     student = ACTStudentForPreTraining(ACTStudentConfig()).train()
     teacher.eval()
@@ -85,20 +73,20 @@ def test_distill(teacher, kernels):
             features = teacher.get_teacher_features(groups=groups)
         student(groups=groups, teacher_features=features).loss.backward()
 
-    bounds = (20.6, 1340) if kernels else (21.2, 1840)
+    bounds = (20.6, 1340) if implementation == "kernels" else (21.2, 1840)
     assert_cost(step, *bounds)
 
 
-def test_finetune(kernels):
+def test_finetune(implementation):
     model = ACTStudentForPointCloudClassification(ACTStudentConfig(num_groups=128, num_labels=15)).train()
     points, labels = torch.randn(BATCH_SIZE, 2048, 3), torch.zeros(BATCH_SIZE, dtype=torch.long)
-    bounds = (20.3, 800) if kernels else (23.9, 1730)
+    bounds = (20.3, 800) if implementation == "kernels" else (23.9, 1730)
     assert_cost(lambda: model(points, labels).loss.backward(), *bounds)
 
 
-def test_embed(kernels):
+def test_embed(implementation):
     student = ACTStudent(ACTStudentConfig()).eval()
     points = torch.randn(BATCH_SIZE, 1024, 3)
-    bounds = (4.02, 220) if kernels else (4.02, 690)
+    bounds = (4.02, 220) if implementation == "kernels" else (4.02, 690)
     with torch.no_grad():
         assert_cost(lambda: student(points), *bounds)

@@ -102,8 +102,8 @@ def test_gradients_reach_every_trainable_parameter_and_no_frozen_one(name, field
 def test_bf16_autocast_stays_close_to_fp32(name):
     """Every output within 2e-2 * (1 + its maximum) of fp32; arg-max codes wherever the margin allows it.
 
-    The logits within 1e-1: of networks as narrow as these they move by 2 to 16 %, seed by seed; of the paper's widths by
-    1.6 % (benchmarks/precision.py).
+    The logits within 1e-1: of networks as narrow as these they move by 2 to 16 %, seed by seed; of the paper's widths
+    by 1.6 % (benchmarks/precision.py).
     """
     model, inputs = build(name)
     model.eval()

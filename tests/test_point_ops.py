@@ -24,16 +24,7 @@ HALVES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=s
 CHAMFER = pytest.mark.parametrize("chamfer", [chamfer_l1, chamfer_l2])
 
 
-@pytest.fixture(params=["torch", "kernels"], autouse=True)
-def implementation(request):
-    """Every test runs in plain torch, and on the compiled kernels where they are installed."""
-    if request.param == "torch":
-        with point_ops.without_kernels():
-            yield
-    elif not point_ops._kernels_serve("cpu"):
-        pytest.skip("point_kernels is not installed")
-    else:
-        yield
+pytestmark = pytest.mark.usefixtures("implementation")
 
 
 def on_axis(*positions):

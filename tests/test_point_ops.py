@@ -18,13 +18,11 @@ from modeling_act.point_ops import (
     k_nearest_neighbors,
 )
 
+pytestmark = pytest.mark.usefixtures("implementation")
 CLOUDS = pytest.mark.parametrize("kind", ["random", "grid", "duplicates"])
 FLOATS = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 HALVES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 CHAMFER = pytest.mark.parametrize("chamfer", [chamfer_l1, chamfer_l2])
-
-
-pytestmark = pytest.mark.usefixtures("implementation")
 
 
 def on_axis(*positions):

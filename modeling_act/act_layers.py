@@ -38,7 +38,9 @@ class ACTPartLinear(nn.Module):
     def forward(self, values: Tensor, start: int = 0) -> Tensor:
         """Maps the input channels from `start` on; channel 0 brings the bias."""
         weight = self.weight[:, start : start + values.shape[-1]]
-        return nn.functional.linear(values, weight, self.bias if start == 0 else None)
+        # Rows in two dimensions: of three, torch makes a product for each cloud when the weight is a part of another.
+        rows = nn.functional.linear(values.flatten(0, -2), weight, self.bias if start == 0 else None)
+        return rows.unflatten(0, values.shape[:-1])
 
 
 class ACTMaxLinear(nn.Module):

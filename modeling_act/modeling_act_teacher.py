@@ -77,9 +77,8 @@ class ACTGraphLayer(nn.Module):
         of_neighbor = self.linear(features)
         of_group = self.linear(features, start=features.shape[-1]) - of_neighbor
         edges = gather_points(of_neighbor, neighbors) + of_group.unsqueeze(2)  # (batch, groups, k, out_dim)
-        edges = self.norm(edges.flatten(1, 2).transpose(1, 2))  # (batch, out_dim, groups * k)
-        edges = nn.functional.leaky_relu(edges, 0.2).unflatten(2, neighbors.shape[1:])
-        return edges.max(3).values.transpose(1, 2)
+        edges = norm_and_activate(self.norm, edges)
+        return edges.max(2).values if edges.requires_grad else edges.amax(2)
 
 
 class ACTGraphNetwork(nn.Module):
@@ -99,8 +98,13 @@ class ACTGraphNetwork(nn.Module):
             features = layer(features, neighbors)
             collected.append(features)
         features = self.output(torch.cat(collected, dim=-1))
-        features = self.norm(features.transpose(1, 2)).transpose(1, 2)
-        return nn.functional.leaky_relu(features, 0.2)
+        return norm_and_activate(self.norm, features.unsqueeze(1)).squeeze(1)
+
+
+def norm_and_activate(norm: nn.GroupNorm, values: Tensor) -> Tensor:
+    """Both (batch, rows, columns, channels), which torch normalises as it does a channels-last image: uncopied."""
+    normed = norm(values.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    return nn.functional.leaky_relu(normed, 0.2, inplace=True)
 
 
 class ACTPointDecoder(nn.Module):

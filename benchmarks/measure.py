@@ -82,9 +82,8 @@ def interleave(
     """
     repeats, timings = {}, {name: Timing() for name in candidates}
     for name, call in candidates.items():
-        for _ in range(warmup):
-            call()
-        repeats[name] = max(1, round(shortest / max(_seconds(call, 1)[0], 1e-9)))
+        fastest = min(_seconds(call, 1)[0] for _ in range(warmup + 1))
+        repeats[name] = max(1, round(shortest / max(fastest, 1e-9)))
     order, shuffle = list(candidates), random.Random(0).shuffle
     for _ in range(rounds):
         shuffle(order)

@@ -15,12 +15,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import textbook
 import torch
-from measure import ResultFile, argument_parser, gemm_peak, interleave, output_path, peak_memory
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import textbook
+from measure import ResultFile, argument_parser, gemm_peak, interleave, output_path, peak_memory
 from modeling_act import (
     ACTStudent,
     ACTStudentConfig,

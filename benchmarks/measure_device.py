@@ -1,0 +1,97 @@
+"""What gpu.py measures with: the device's own clock, CUDA graphs, and records that outlive a failure."""
+
+import gc
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from measure import ResultFile
+
+BUDGET = 500.0  # seconds; what has not begun by then is recorded as not run
+
+
+@dataclass
+class Bench:
+    """Where results go, on which device they are measured, and until when."""
+
+    results: ResultFile
+    device: torch.device
+    quick: bool
+    deadline: float
+    peak_gflops: float | None = None
+
+    @property
+    def on_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    @contextmanager
+    def measuring(self, section: str, needs_cuda: bool = False, **labels) -> Iterator[dict | None]:
+        """A record to fill in, written at the end with the error if there was one; None where there is no time or no
+        such device, which is recorded too."""
+        record = {"section": section, **labels}
+        gc.collect()
+        if self.on_cuda:
+            torch.cuda.empty_cache()
+        if needs_cuda and not self.on_cuda:
+            record["not_run"] = "needs a CUDA device"
+        elif time.monotonic() > self.deadline:
+            record["not_run"] = f"not begun within {BUDGET:.0f} s"
+        try:
+            yield None if "not_run" in record else record
+        except Exception as error:
+            first_line = next(iter(str(error).strip().splitlines()), "")
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{Path(where.filename).name}:{where.lineno}"
+            record["failed"] = f"{type(error).__name__}: {first_line[:300]} ({place})"
+        self.results.append(record)
+        shown = {name: value for name, value in record.items() if not isinstance(value, list | dict)}
+        shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in shown.items()}
+        print(" ".join(f"{name}={value}" for name, value in shown.items()), flush=True)
+
+    def seconds(self, run: Callable[[], object], rounds: int = 20) -> list[float]:
+        """Of each of some calls after a warm-up: by events of the device, or by the clock on the CPU."""
+        if not self.on_cuda:
+            ticks = [time.perf_counter()]
+            for _ in range(3):
+                run()
+                ticks.append(time.perf_counter())
+            return differences(ticks)[1:]
+        for _ in range(3):
+            run()
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(rounds + 1)]
+        torch.cuda.synchronize()
+        events[0].record()
+        for event in events[1:]:
+            run()
+            event.record()
+        torch.cuda.synchronize()
+        return [before.elapsed_time(after) / 1e3 for before, after in zip(events, events[1:], strict=False)]
+
+
+def differences(values: list[float]) -> list[float]:
+    return [after - before for before, after in zip(values, values[1:], strict=False)]
+
+
+def capture(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The same work as one CUDA graph, after calls that allocate and compile whatever only the first ones do."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = run()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return output
+
+    return replay

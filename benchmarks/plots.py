@@ -1,0 +1,92 @@
+"""The pictures of RESULTS.md; each function writes one PNG and returns its name."""
+
+import io
+import statistics
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from PIL import Image  # noqa: E402
+
+# One look a library in every picture.
+STYLES = {
+    "ours, kernels": ("#c0392b", "o", 2.2),
+    "ours, plain torch": ("#e08e79", "s", 1.6),
+    "naive torch": ("#7f8c8d", "v", 1.2),
+    "fpsample": ("#2980b9", "^", 1.2),
+    "fpsample, buckets": ("#85c1e9", "^", 1.2),
+    "scipy": ("#27ae60", "D", 1.2),
+    "faiss-cpu": ("#8e44ad", "P", 1.2),
+    "open3d": ("#d4ac0d", "X", 1.2),
+    "torch_cluster": ("#34495e", "<", 1.2),
+    "pytorch3d": ("#16a085", ">", 1.2),
+}
+STAGES = {"read": "#85c1e9", "sample": "#2980b9", "normalise": "#34495e", "group": "#e08e79", "encode": "#c0392b"}
+
+
+def plot_growth(operation: str, records: list[dict], folder: Path) -> str:
+    """Seconds of one call over the points of one cloud, both logarithmic."""
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for name, (color, marker, width) in STYLES.items():
+        chosen = sorted((r for r in records if r["implementation"] == name), key=lambda record: record["points"])
+        if chosen:
+            medians = [statistics.median(record["seconds_cpu"]) for record in chosen]
+            points = [record["points"] for record in chosen]
+            inexact = any(record["equal"].startswith("no") for record in chosen)
+            label = f"{name} (other result)" if inexact else name
+            axes.plot(points, medians, color=color, marker=marker, linewidth=width, markersize=5, label=label)
+    axes.set(xscale="log", yscale="log", xlabel="points in the cloud", ylabel="CPU seconds a call, one thread")
+    asked = "samples" if operation == "farthest_point_sample" else "queries"
+    axes.set_title(f"{operation}: {asked} are points / 16, at most 4,096", fontsize=10)
+    axes.grid(which="major", alpha=0.4)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return save(figure, f"{operation}.png", folder)
+
+
+def plot_data(records: list[dict], needed: float, folder: Path) -> str:
+    """Rows/s in random order without workers, a bar for each size of rows."""
+    chosen = [record for record in records if record["order"] == "random" and record["workers"] == 0]
+    forms = list(dict.fromkeys(record["form"] for record in chosen))
+    sizes = sorted({record["points"] for record in chosen})
+    figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
+    height = 0.8 / len(sizes)
+    for place, size in enumerate(sizes):
+        rates = {r["form"]: statistics.median(r["rows_per_second"]) for r in chosen if r["points"] == size}
+        rows = [forms.index(form) + (place - (len(sizes) - 1) / 2) * height for form in rates]
+        color = ("#c0392b", "#2980b9", "#7f8c8d")[place % 3]
+        axes.barh(rows, list(rates.values()), height, color=color, label=f"{size:,} points")
+    axes.axvline(needed, color="black", linestyle="--", linewidth=1, label="one GPU takes")
+    axes.set_yticks(range(len(forms)), forms)
+    axes.invert_yaxis()
+    axes.locator_params(axis="x", nbins=5)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xlabel("rows/s, random order, no workers")
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return save(figure, "data.png", folder)
+
+
+def plot_embed(records: list[dict], folder: Path) -> str:
+    """Milliseconds a cloud, stage upon stage."""
+    figure, axes = plt.subplots(figsize=(7, 0.9 + 0.5 * len(records)), layout="constrained")
+    names = [f"{record['implementation']}, {record['form']}" for record in records]
+    starts = [0.0] * len(records)
+    for stage, color in STAGES.items():
+        widths = [1e3 * record["stage_seconds_cpu"][stage] / record["batch"] for record in records]
+        axes.barh(names, widths, 0.7, left=starts, color=color, label=stage)
+        starts = [start + width for start, width in zip(starts, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlabel("CPU milliseconds a cloud, one thread")
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return save(figure, "embed.png", folder)
+
+
+def save(figure: Figure, name: str, folder: Path) -> str:
+    """In 64 colors, which makes a small file."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=110)
+    plt.close(figure)
+    Image.open(drawn).convert("RGB").quantize(64).save(folder / name, optimize=True)
+    return name

@@ -289,17 +289,19 @@ class ACTStudentForPreTraining(ACTStudentPreTrainedModel):
         bool_masked_pos: Tensor | None = None,
         groups: PointGroups | None = None,
         generator: torch.Generator | None = None,
+        num_masked: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ACTStudentForPreTrainingOutput:
         """`teacher_features` (batch, groups, teacher_dim) are what `ACTTeacher.get_teacher_features` gives for the
-        same `points` or `groups`. Without `bool_masked_pos` (batch, groups), `generator` draws the mask."""
+        same `points` or `groups`. Without `bool_masked_pos` (batch, groups), `generator` draws the mask. How many
+        groups a mask hides in each cloud, `num_masked`, spares a GPU waiting until it is read."""
         groups = make_groups(self.config, points, groups)
         centers = groups.centers
         if bool_masked_pos is None:
             num_masked = int(self.config.mask_ratio * centers.shape[1])
             bool_masked_pos = sample_mask(centers, num_masked, self.config.mask_type, generator)
         else:
-            num_masked = count_masked(bool_masked_pos, centers, self.config)
+            num_masked = count_masked(bool_masked_pos, centers, self.config, num_masked)
         visible, masked = split_mask(bool_masked_pos, num_masked)
         if 0 in (visible.shape[1], masked.shape[1]):
             num_masked, num_groups = masked.shape[1], centers.shape[1]
@@ -349,20 +351,26 @@ def sample_mask(
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, hidden, True)
 
 
-def count_masked(bool_masked_pos: Tensor, centers: Tensor, config: ACTStudentConfig) -> int:
-    """How many groups each cloud hides. A traced graph cannot read the mask: there it is the configured share."""
+def count_masked(
+    bool_masked_pos: Tensor, centers: Tensor, config: ACTStudentConfig, num_masked: int | None = None
+) -> int:
+    """How many groups each cloud hides. A traced graph cannot read the mask: there it is `num_masked`, or else the
+    configured share."""
     if bool_masked_pos.dtype != torch.bool or bool_masked_pos.shape != centers.shape[:2]:
         raise ValueError(
             f"`bool_masked_pos` must be bool of shape {tuple(centers.shape[:2])}, True = masked, "
             f"got {bool_masked_pos.dtype} of shape {tuple(bool_masked_pos.shape)}"
         )
-    if torch.compiler.is_compiling():
-        num_masked = int(config.mask_ratio * centers.shape[1])
-        torch._assert_async((bool_masked_pos.sum(1) == num_masked).all(), "the mask must hide the configured share")
+    if torch.compiler.is_compiling() or (num_masked is not None and bool_masked_pos.device.type != "cpu"):
+        if num_masked is None:
+            num_masked = int(config.mask_ratio * centers.shape[1])
+        torch._assert_async((bool_masked_pos.sum(1) == num_masked).all(), f"the mask must hide {num_masked} groups")
         return num_masked
     counts = bool_masked_pos.sum(1).tolist()
     if len(set(counts)) > 1:
         raise ValueError(f"`bool_masked_pos` must mask as many groups in each cloud, got {counts}")
+    if num_masked not in (None, counts[0]):
+        raise ValueError(f"`bool_masked_pos` must mask `num_masked` groups, got {counts[0]} and {num_masked=}")
     return counts[0]
 
 

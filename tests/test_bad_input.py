@@ -62,6 +62,11 @@ def bad_inputs():
         ("student", {"points": points, "bool_masked_pos": torch.zeros(2, 16)}, "must be bool"),
         ("pretraining", {"points": points, "teacher_features": features[:, :, :8]}, "teacher_dim.*got"),
         ("pretraining", {"points": points, "bool_masked_pos": uneven & False}, "visible and masked groups"),
+        (
+            "pretraining",
+            {"points": points, "bool_masked_pos": uneven & False, "num_masked": 3},
+            "must mask `num_masked` groups, got 0 and num_masked=3",
+        ),
         ("teacher", {"points": points, "code_mode": "hard"}, "`code_mode` must be one of gumbel, soft, argmax"),
         ("teacher", {"points": points, "code_mode": "soft", "temperature": 0}, "`temperature` must be positive"),
         ("classification", {"points": points, "labels": torch.tensor([0, 5])}, "below num_labels=5, got 5"),

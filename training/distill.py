@@ -155,8 +155,11 @@ class Target:
 
 
 def hide(student: ACTStudentForPreTraining, keys: Tensor, groups: PointGroups, seed: int) -> Tensor:
-    config = student.config
-    return keyed_mask(keys, groups.centers, int(config.mask_ratio * config.num_groups), config.mask_type, seed)
+    return keyed_mask(keys, groups.centers, num_hidden(student.config), student.config.mask_type, seed)
+
+
+def num_hidden(config: ACTStudentConfig) -> int:
+    return int(config.mask_ratio * config.num_groups)
 
 
 @torch.no_grad()
@@ -235,7 +238,7 @@ def main(arguments: list[str]) -> None:
             groups = student.group(points)  # once, for both
             mask = hide(student, keys, groups, options.seed)
             with run.autocast():
-                loss = pretraining_loss(run.model, groups, target(groups, keys), mask)
+                loss = pretraining_loss(run.model, groups, target(groups, keys), mask, num_hidden(student.config))
             run.backward(loss)
         run.update()
 

@@ -120,11 +120,14 @@ def evaluate_distillation(
     return metrics
 
 
-def pretraining_loss(student: nn.Module, groups: PointGroups, features: Tensor | None, mask: Tensor) -> Tensor:
+def pretraining_loss(
+    student: nn.Module, groups: PointGroups, features: Tensor | None, mask: Tensor, num_masked: int | None = None
+) -> Tensor:
     """How far the student is from the features of hidden groups, or without features from their points."""
+    inputs = {"groups": groups, "bool_masked_pos": mask, "num_masked": num_masked}
     if features is not None:
-        return student(groups=groups, teacher_features=features, bool_masked_pos=mask).loss
-    predicted = student(groups=groups, bool_masked_pos=mask).predicted_features.float()
+        return student(teacher_features=features, **inputs).loss
+    predicted = student(**inputs).predicted_features.float()
     hidden = groups.neighborhoods[mask]  # (all hidden groups, group_size, 3)
     return chamfer_l2(predicted.flatten(0, 1).unflatten(1, (-1, 3)), hidden)
 

@@ -59,6 +59,20 @@ FREE_FLAGS = {
 SECONDS_TO_STOP = 20  # after a signal, for a process that waits for others
 
 
+class StepSummary:
+    """Loss, gradient norm and signal of a step, on their way from the device; `keys` are those of its rows."""
+
+    def __init__(self, step: int, keys: list[Tensor], values: Tensor):
+        self.step, self.keys = step, keys
+        self._values = values.to("cpu", non_blocking=values.is_cuda)
+        self._arrived = torch.cuda.current_stream().record_event() if values.is_cuda else None
+
+    def read(self) -> list[float]:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._values.tolist()
+
+
 class TrainingRun:
     data: TrainingData
     length: RunLength
@@ -81,6 +95,11 @@ class TrainingRun:
         self.signals = StopSignals(SECONDS_TO_STOP if self.accelerator.num_processes > 1 else None)
         self.step, self.start, self.best = 0, 0, {}
         self.average: dict[str, Tensor] | None = None
+        self.stop_signal = 0
+        # A GPU works ahead of its host: what came of a step is read while the next one runs.
+        self.reads_late = self.device.type == "cuda"
+        self._unread: list[StepSummary] = []
+        self._refused: Tensor | None = None  # on the device: whether a loss or gradient was not finite so far
         self._keys: list[Tensor] = []  # of the rows of the present step
         torch.manual_seed(options.seed)
         on_main_process(self.accelerator, lambda: check_hub(options))
@@ -222,31 +241,39 @@ class TrainingRun:
         self.accelerator.backward(loss / self.options.gradient_accumulation_steps)
 
     def update(self) -> None:
-        """Clips, checks and applies the gradients. Where loss or gradient is not finite, nothing is applied and the
-        run ends, naming the rows."""
+        """Clips, checks and applies the gradients. Where loss or gradient is not finite, nothing is applied, then or
+        later, and the run ends, naming the rows."""
         parameters = [parameter for parameter in self.weights.parameters() if parameter.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, self.options.max_grad_norm or math.inf).float()
         loss = torch.stack(self._losses).mean().float()
-        summary = torch.stack([loss, norm, norm.new_tensor(float(self.signals.received))])
+        summary = torch.stack([loss, norm, torch.full_like(norm, self.signals.received)])
         if self.accelerator.num_processes > 1:
             shared = self.accelerator.gather(summary.unsqueeze(0))
             summary = torch.stack([shared[:, 0].mean(), shared[:, 1].max(), shared[:, 2].max()])
-        self.loss, self.gradient_norm, signal = summary.tolist()
-        self.stop_signal = int(signal)
-        if not (math.isfinite(self.loss) and math.isfinite(self.gradient_norm)):
-            self._refuse_update()
+        refused = ~summary[:2].isfinite().all()
+        self._refused = refused if self._refused is None else self._refused | refused
+        self.optimizer.found_inf = self._refused.float()  # fused AdamW then leaves everything as it is
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             update_average(self.average, self.weights, self.options.ema_decay)
+        self._unread.append(StepSummary(self.step, self._keys, summary))
         self.step += 1
-        self.log.update(loss=f"{self.loss:.4f}", lr=f"{self.learning_rate:.2e}")
+        self._read_summaries(but=1 if self.reads_late else 0)
+        if self.step - self.start > len(self._unread):
+            self.log.update(loss=f"{self.loss:.4f}", lr=f"{self.learning_rate:.2e}")
 
-    def _refuse_update(self) -> None:
-        raise InputError(
-            f"step {self.step}: loss {self.loss}, gradient norm {self.gradient_norm}; nothing was updated. "
-            f"{self._describe_rows(gather_object(torch.cat(self._keys).tolist()))}"
-        )
+    def _read_summaries(self, but: int = 0) -> None:
+        """Waits for all steps but the last few, and ends the run at one that was refused."""
+        while len(self._unread) > but:
+            summary = self._unread.pop(0)
+            self.loss, self.gradient_norm, signal = summary.read()
+            self.stop_signal = int(signal)
+            if not (math.isfinite(self.loss) and math.isfinite(self.gradient_norm)):
+                raise InputError(
+                    f"step {summary.step}: loss {self.loss}, gradient norm {self.gradient_norm}; nothing was updated. "
+                    f"{self._describe_rows(gather_object(torch.cat(summary.keys).tolist()))}"
+                )
 
     def _rows_here(self) -> str:
         return self._describe_rows([key for keys in self._keys for key in keys.tolist()])
@@ -272,6 +299,7 @@ class TrainingRun:
         return self.length.completes(epochs, self.step)
 
     def log_training(self, **values: float) -> None:
+        self._read_summaries()
         values = {
             "loss": self.loss, "gradient_norm": self.gradient_norm, "learning_rate": self.learning_rate,
             "clouds_per_second": self.log.clouds_per_second(self.step), **values,
@@ -301,6 +329,7 @@ class TrainingRun:
 
     def log_validation(self, group: str, metrics: dict[str, float], best_by: str | None = None) -> None:
         """Logs figures of this step; keeps the weights if they are the best by the (lower) figure `best_by`."""
+        self._read_summaries()
         self.log.write(self.step, {f"{group}/{name}": value for name, value in metrics.items()})
         if best_by and self.step and metrics[best_by] < self.best.get(best_by, math.inf):
             self.best = metrics | {"step": self.step}
@@ -310,6 +339,8 @@ class TrainingRun:
         """A checkpoint where one is due, and at the end; after a signal a checkpoint and no more steps."""
         every = self.options.checkpointing_steps
         due = self.is_due(1) if every == "epoch" else self.step % int(every) == 0
+        if due or self.finished or self.stop_signal:
+            self._read_summaries()
         if self.stop_signal:
             self.signals.handled()
         if due or self.finished or self.stop_signal:

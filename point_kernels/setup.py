@@ -1,7 +1,7 @@
 """Compiles csrc/ into one shared library without torch or Python in it; pyproject.toml holds the rest.
 
-kernels.cpp is compiled once for each instruction set. Without a working C++ compiler the package installs all the same,
-without the library.
+kernels.cpp is compiled once for each instruction set. Without a working C++ compiler the package installs all the
+same, without the library.
 """
 
 import platform
@@ -13,7 +13,16 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 # -ffp-contract=off: a fused multiply-add rounds once where torch rounds twice, and near ties would come out otherwise.
-FLAGS = ["-std=c++17", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-pthread"]
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-g0",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-ffp-contract=off",
+    "-pthread",
+]
 AVX2 = ["-mavx2", "-mfma", "-mbmi", "-mbmi2"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]
 # instruction set: (bytes of a vector, flags)

@@ -180,7 +180,7 @@ private:
         enclose(buckets.low_z + first, buckets.high_z + first, groups.low_z[group], groups.high_z[group], kGroupSize);
     }
 
-    // The smallest of `lows` and the largest of `highs`, without NaN; infinity and its negative if there are no others.
+    // The smallest of `lows` and the largest of `highs`, NaN apart; infinity and its negative if there are no others.
     static void enclose(const T* lows, const T* highs, T& low, T& high, int64_t count) {
         Vector<T> negative_low = broadcast(-kInfinity<T>), largest = negative_low;
         for (int64_t i = 0; i < count; i += kWidth<T>) {

@@ -6,8 +6,8 @@
 
 namespace POINT_KERNELS_NAMESPACE {
 
-// Searches pass over all points, or over the buckets that boxes leave. Of equally near points the lower index wins; it is
-// 0 where none is at a finite distance.
+// Searches pass over all points, or over the buckets that boxes leave. Of equally near points the lower index wins; it
+// is 0 where none is at a finite distance.
 
 // One query a lane, two vectors at a time to share what is loaded; `tree` is in the order of the cloud.
 template <class T>
@@ -115,9 +115,9 @@ inline int64_t count_valid(const uint8_t* mask, int64_t count) {
     return valid;
 }
 
-// The mean over the valid points of the squared distances or of their roots; NaN if there is none. Summed in double and
-// in one order, so that neither the instruction set nor the number of threads shows. `squared` is padded to eights and
-// overwritten.
+// The mean over the valid points of the squared distances or of their roots; NaN if there is none. Summed in double
+// and in one order, so that neither the instruction set nor the number of threads shows. `squared` is padded to eights
+// and overwritten.
 template <class T>
 double mean_distance(T* squared, const uint8_t* mask, int64_t count, bool keep_squared) {
     if (!keep_squared)
@@ -268,8 +268,9 @@ void chamfer_forward(const ChamferBatch<T>& pairs, int threads, T* loss) {
     }
 }
 
-// The gradient of one direction: each valid query pulls itself and its neighbour together. False if an index is out of
-// range. A masked neighbour, met only where all distances overflow, stands at the origin; its gradient is cleared later.
+// The gradient of one direction: each valid query pulls itself and its neighbour together. False if an index is out
+// of range. A masked neighbour, met only where all distances overflow, stands at the origin; its gradient is cleared
+// later.
 template <class T>
 bool pull_pairs(const T* queries, const T* others, const uint8_t* mask, const uint8_t* others_mask,
                 const int64_t* nearest, int64_t count, int64_t num_others, T scale, bool squared,

@@ -76,7 +76,8 @@ private:
     Vector<T> update_bucket(int64_t bucket, Vector<T> x, Vector<T> y, Vector<T> z) {
         Vector<T> farthest = broadcast(-kInfinity<T>);
         for (int64_t i = bucket * kBucketSize; i < (bucket + 1) * kBucketSize; i += kWidth<T>) {
-            const Vector<T> squared = squared_norm(load(tree_.x + i) - x, load(tree_.y + i) - y, load(tree_.z + i) - z);
+            const Vector<T> squared =
+                squared_norm(load(tree_.x + i) - x, load(tree_.y + i) - y, load(tree_.z + i) - z);
             const Vector<T> distance = smaller(squared, load(distances_ + i));
             store(distances_ + i, distance);
             farthest = larger(distance, farthest);

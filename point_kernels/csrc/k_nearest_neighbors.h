@@ -1,8 +1,8 @@
 // The k nearest points of each query, nearest first, the lower index first of equally near ones.
 //
 // A bound on the k-th distance comes from a part of the points; what does not exceed it is a candidate; candidates are
-// ranked by counting. Points at an infinite distance (masked, overflown or NaN) are never candidates: they follow in the
-// order of their index where there are fewer than k others.
+// ranked by counting. Points at an infinite distance (masked, overflown or NaN) are never candidates: they follow in
+// the order of their index where there are fewer than k others.
 #ifndef POINT_KERNELS_K_NEAREST_NEIGHBORS_H
 #define POINT_KERNELS_K_NEAREST_NEIGHBORS_H
 
@@ -95,7 +95,10 @@ private:
     };
     Buffer<Candidate> order_;
 
-    static int64_t padded(int64_t capacity) { return round_up(capacity, kBucketSize * kGroupSize) + kBucketSize * kGroupSize; }
+    // Room for whole groups, and for the vector that is written after the last candidate.
+    static int64_t padded(int64_t capacity) {
+        return round_up(capacity, kBucketSize * kGroupSize) + kBucketSize * kGroupSize;
+    }
 
     Vector<T> squared_distances(int64_t i, Vector<T> x, Vector<T> y, Vector<T> z) const {
         return squared_norm(x - load(tree_.x + i), y - load(tree_.y + i), z - load(tree_.z + i));
@@ -138,7 +141,8 @@ private:
     // The nearest buckets of the nearest groups need not be the nearest of all: they are near enough for a bound.
     T bound_from_nearest_buckets(Vector<T> x, Vector<T> y, Vector<T> z) {
         const int64_t num_buckets = 1 + 3 * k_ / kBucketSize, num_groups = 2 + num_buckets / kGroupSize;
-        const T group_limit = bound_of_kth(group_bounds_ + 0, round_up(tree_.num_groups, kWidth<T>), num_groups, 2 * num_groups);
+        const int64_t all_groups = round_up(tree_.num_groups, kWidth<T>);
+        const T group_limit = bound_of_kth(group_bounds_ + 0, all_groups, num_groups, 2 * num_groups);
         int64_t count = 0;
         visit_groups(group_limit, [&](int64_t bucket) {
             store(bounds_ + count, tree_.buckets.bounds(bucket, x, y, z));
@@ -263,7 +267,7 @@ void k_nearest_neighbors(const T* queries, const T* points, const uint8_t* mask,
         return;
     }
     BucketTree<T> tree(num_points);
-    const int64_t chunk = (num_queries + 8 * threads - 1) / (8 * threads), num_chunks = (num_queries + chunk - 1) / chunk;
+    const int64_t chunk = num_queries / (8 * threads) + 1, num_chunks = (num_queries + chunk - 1) / chunk;
     for (int64_t cloud = 0; cloud < batch; ++cloud) {
         build(tree, cloud);
         share_tasks(num_chunks, operations, threads, [&](TaskQueue& queue) {

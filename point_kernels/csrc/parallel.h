@@ -9,8 +9,8 @@
 
 namespace point_kernels {
 
-// Runs `worker(context)` on so many threads and waits for them; defined once, in dispatch.cpp. Throws std::bad_alloc if
-// a worker did.
+// Runs `worker(context)` on so many threads and waits for them; defined once, in dispatch.cpp. Throws std::bad_alloc
+// if a worker did.
 void run_on_threads(int threads, void (*worker)(void*), void* context);
 
 }  // namespace point_kernels

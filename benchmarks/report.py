@@ -267,6 +267,9 @@ def render(results: Path, plots: Path) -> str:
             parts.append(f"Not measured yet: there is no results/{subject}.jsonl.")
         for path in paths:
             run = Run.load(path)
+            if not run.records:
+                parts.append(f"results/{path.name} ends before its first record.")
+                continue
             parts += [provenance(run), render_subject(run, plots)]
             if run.absent():
                 parts.append(f"Absent: {'; '.join(run.absent())}.")

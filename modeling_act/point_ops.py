@@ -57,7 +57,7 @@ def check_points(points: Tensor, name: str = "points", mask: Tensor | None = Non
     if points.device.type != "cpu" or torch.compiler.is_compiling():
         return
     if mask is None and points.sum().isfinite():
-        return  # nothing else sums to that; far cheaper than a look at each value, which a sum that overflows still gets
+        return  # nothing else sums to that; far cheaper than a look at each value, left for sums that overflow
     bad = ~points.isfinite().all(-1)
     if mask is not None:
         bad, empty = bad & mask, ~mask.any(1)

@@ -80,12 +80,9 @@ def make_teacher(options: AutoencodeArguments, fields: dict, clouds: Tensor) -> 
 @torch.no_grad()
 def calibrate_logits(teacher: ACTTeacher, clouds: Tensor, scale: float) -> None:
     """Sets the last norm before the logits so that no code is likelier than another over these clouds."""
-    norm, seen = teacher.code_network.norm, []
-    hook = norm.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    for points in clouds.split(64):
-        teacher(points)
-    hook.remove()
-    logits = torch.cat(seen).transpose(1, 2).flatten(0, 1).float()  # (all groups, codes)
+    norm = teacher.code_network.norm
+    logits = torch.cat([teacher(points).logits for points in clouds.split(64)]).flatten(0, 1).float()
+    logits = torch.where(logits < 0, logits / 0.2, logits)  # the activation after the norm undone
     norm.weight.copy_(scale / logits.std(0).clamp_min(1e-6))
     norm.bias.copy_(-logits.mean(0) * norm.weight)
 

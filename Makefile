@@ -1,4 +1,4 @@
-# make check | test | test-slow | demo | bench | format | clean. Each sets up .venv first, where it is missing or out of date.
+# make check | test | test-slow | demo | bench | format | clean. Each sets up .venv first, where missing or out of date.
 # `make test PYTHON=/path/to/python` uses that interpreter as it is instead, with the package installed in it by you.
 
 VENV := .venv

@@ -21,9 +21,9 @@ from modeling_act import ACTStudent, ACTStudentConfig
 from peers import cluster_group
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from act_training.batches import pad_clouds  # noqa: E402
+from act_training.batches import pad_rows  # noqa: E402
 from act_training.cloud_files import read_cloud  # noqa: E402
-from act_training.keyed_random import sample_points, to_unit_sphere  # noqa: E402
+from act_training.keyed_random import Sampling, sample_points, to_unit_sphere  # noqa: E402
 
 from stored_clouds import write_off, write_ply  # noqa: E402
 
@@ -44,9 +44,11 @@ def read(files: list[Path], num_points: int) -> list[np.ndarray]:
 
 
 def sample(clouds: list[np.ndarray], num_points: int) -> Tensor:
-    points, lengths = pad_clouds(np.concatenate(clouds), np.array([len(cloud) for cloud in clouds]))
+    lengths = np.array([len(cloud) for cloud in clouds])
+    points = pad_rows(np.concatenate(clouds), lengths)
     keys = torch.stack([torch.zeros(len(clouds), dtype=torch.int64), torch.arange(len(clouds))], 1)
-    return sample_points({"points": points, "lengths": lengths, "keys": keys}, num_points, seed=0, normalize=False)
+    batch = {"points": points, "lengths": torch.from_numpy(lengths), "keys": keys}
+    return sample_points(batch, Sampling(num_points, normalize=False))["points"]
 
 
 def ours(sizes: dict[str, int]) -> tuple[Callable, Callable]:

@@ -46,7 +46,7 @@ except ImportError:
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from act_training.batches import ShuffledRows, iterate_batches  # noqa: E402
-from act_training.keyed_random import augment, sample_points  # noqa: E402
+from act_training.keyed_random import Sampling, augment, sample_points  # noqa: E402
 
 SHAPENET55 = 41_952  # shapes to train on
 EPOCHS = 300  # of either stage
@@ -310,7 +310,8 @@ def measure_data(bench: Bench) -> None:
     num_rows, stored, batch_size, num_points = (64, 256, 8, 128) if bench.quick else (SHAPENET55, 8192, 128, 1024)
 
     def draw(batch: dict[str, Tensor]) -> Tensor:
-        return augment(sample_points(batch, num_points, seed=0), batch["keys"], 0, ["scale_shift"])
+        points = sample_points(batch, Sampling(num_points))["points"]
+        return augment(points, batch["keys"], 0, ["scale_shift"])
 
     with bench.measuring("data", source="resident", rows=num_rows, points=stored, batch=batch_size) as record:
         if record is not None:

@@ -104,9 +104,9 @@ def main(arguments: list[str]) -> None:
     run = TrainingRun(options)
     sizes = [fields.get(name, getattr(ACTTeacherConfig, name)) for name in ("num_groups", "group_size")]
     run.open_data(min_points=max(sizes))
-    teacher = run.prepare(lambda: make_teacher(options, fields, run.sample_clouds(256)[0]))
+    teacher = run.prepare(lambda: make_teacher(options, fields, run.sample_clouds(256)["points"]))
     codebook_size = teacher.config.codebook_size
-    shown, _ = run.sample_clouds(4)
+    shown = run.sample_clouds(4)["points"]
 
     def validate() -> dict[str, float]:
         with run.autocast():
@@ -121,9 +121,11 @@ def main(arguments: list[str]) -> None:
         temperature = cosine_between(step, 0, length, options.temperature_start, options.temperature_end)
         start, length = run.length.share(options.kl_start), run.length.share(options.kl_steps)
         kl_weight = cosine_between(step, start, length, 0.0, options.kl_weight)
-        for points, _ in parts:
+        for batch in parts:
             with run.autocast():
-                output = run.model(points, temperature=temperature, kl_weight=kl_weight, code_mode=options.code_mode)
+                output = run.model(
+                    batch["points"], temperature=temperature, kl_weight=kl_weight, code_mode=options.code_mode
+                )
             loss, kl_loss = output.loss, output.kl_loss
             if options.kl_over == "batch":
                 kl_loss = uniform_kl(output.logits.flatten(0, 1).unsqueeze(0))

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from act_training.errors import InputError
 from act_training.evaluation import embed, probe_accuracy, validation_batches
-from act_training.keyed_random import augment
+from act_training.keyed_random import Sampling, augment
 from act_training.optimization import cosine_between, make_optimizer, set_learning_rate
 from act_training.outputs import write_text
 from act_training.point_sets import PointSet, open_point_set
@@ -28,7 +28,8 @@ from modeling_act import ACTStudent, ACTStudentForPointCloudClassification
 
 
 def all_points(point_set: PointSet, num_points: int) -> Tensor:
-    return torch.cat([points for points, _ in validation_batches(point_set, 256, num_points, 0, True, "cpu")])
+    batches = validation_batches(point_set, 256, Sampling(num_points), torch.device("cpu"))
+    return torch.cat([batch["points"] for batch in batches])
 
 
 def first_of_each_class(point_set: PointSet, count: int | None) -> PointSet:
@@ -128,7 +129,7 @@ def main(arguments: list[str]) -> None:
     results = []
     for folder in tqdm([None, *options.students], desc="comparing", unit="student"):
         student = ACTStudent.from_pretrained(folder).eval() if folder else untrained
-        parts = [embed(student, part, options.num_points, 0, True, 128) for part in (fitting, scoring)]
+        parts = [embed(student, part, Sampling(options.num_points), 128) for part in (fitting, scoring)]
         probe = probe_accuracy(np.concatenate(parts), both, *rows, options.seed)
         result = {"student": folder.name if folder else "untrained", "probe": probe["accuracy"], **probe}
         del result["accuracy"]

@@ -118,15 +118,13 @@ class Target:
         self.mean, self.deviation, self.known = 0.0, 1.0, None
         if options.target == "standardized":
             # The teacher is fixed, and so are these; measured once, on clouds that are always the same.
-            clouds, _ = run.sample_clouds(1024)
+            clouds = run.sample_clouds(1024)["points"]
             seen = torch.cat([self(teacher.group(points)).flatten(0, 1) for points in clouds.split(64)])
             self.mean, self.deviation = seen.mean(0), seen.std(0).clamp_min(1e-6)
         if options.cache_targets:
-            clouds = validation_batches(
-                run.data.train, 64, options.num_points, options.seed, options.normalize, run.device
-            )
-            rows = tqdm(clouds, desc="teacher", total=-(-len(run.data.train) // 64), unit="batch", leave=False)
-            self.known = torch.cat([self(teacher.group(points)) for points, _ in rows])
+            batches = validation_batches(run.data.train, 64, run.sampling, run.device)
+            batches = tqdm(batches, desc="teacher", total=-(-len(run.data.train) // 64), unit="batch", leave=False)
+            self.known = torch.cat([self(teacher.group(batch["points"])) for batch in batches])
 
     @torch.no_grad()
     def __call__(self, groups: PointGroups, keys: Tensor | None = None) -> Tensor | None:
@@ -163,12 +161,11 @@ def num_hidden(config: ACTStudentConfig) -> int:
 
 
 @torch.no_grad()
-def reconstruct(
-    student: ACTStudentForPreTraining, target: Target, points: Tensor, keys: Tensor, seed: int
-) -> list[dict]:
+def reconstruct(student: ACTStudentForPreTraining, target: Target, batch: dict[str, Tensor], seed: int) -> list[dict]:
     """Panels of a picture for each of a few clouds."""
+    points = batch["points"]
     groups = student.group(points)
-    mask = hide(student, keys, groups, seed)
+    mask = hide(student, batch["keys"], groups, seed)
     student.eval()
     predicted = student(groups=groups, bool_masked_pos=mask).predicted_features.float()
     student.train()
@@ -194,10 +191,7 @@ def probe(student: ACTStudentForPreTraining, point_set: PointSet, rows: tuple, r
     """Accuracy of a linear probe of the frozen student on labelled rows that it was not fitted to."""
     options = run.options
     with run.autocast():
-        features = embed(
-            student.student, point_set, options.num_points, options.seed, options.normalize,
-            options.per_device_eval_batch_size,
-        )  # fmt: skip
+        features = embed(student.student, point_set, run.sampling, options.per_device_eval_batch_size)
     return probe_accuracy(features, point_set.labels(), *rows, options.seed)
 
 
@@ -215,7 +209,7 @@ def main(arguments: list[str]) -> None:
     probe_rows = split_rows(probe_set.labels(), 0.2, options.seed) if probe_set else None
     student = run.prepare(lambda: make_student(fields, teacher), teacher=digest_of(teacher) if teacher else "none")
     target = Target(teacher, options, run)
-    shown, shown_keys = run.sample_clouds(4)
+    shown = run.sample_clouds(4)
     metrics: dict[str, float] = {}
 
     def validate() -> None:
@@ -234,11 +228,12 @@ def main(arguments: list[str]) -> None:
         if probe_set:
             measure_probe()
     for _, parts in run.steps():
-        for points, keys in parts:
-            groups = student.group(points)  # once, for both
-            mask = hide(student, keys, groups, options.seed)
+        for batch in parts:
+            groups = student.group(batch["points"])  # once, for both
+            mask = hide(student, batch["keys"], groups, options.seed)
             with run.autocast():
-                loss = pretraining_loss(run.model, groups, target(groups, keys), mask, num_hidden(student.config))
+                features = target(groups, batch["keys"])
+                loss = pretraining_loss(run.model, groups, features, mask, num_hidden(student.config))
             run.backward(loss)
         run.update()
 
@@ -249,7 +244,7 @@ def main(arguments: list[str]) -> None:
         if probe_set and run.is_due(options.probe_epochs):
             measure_probe()
         if run.is_due(options.picture_epochs):
-            save_pictures(run, reconstruct(student, target, shown, shown_keys, options.seed))
+            save_pictures(run, reconstruct(student, target, shown, options.seed))
         run.save_or_stop()
 
     finish_run(
@@ -264,7 +259,7 @@ def main(arguments: list[str]) -> None:
             width=2 * student.config.hidden_size,
         ),
         metrics=metrics,
-        clouds=reconstruct(student, target, shown, shown_keys, options.seed),
+        clouds=reconstruct(student, target, shown, options.seed),
     )
 
 

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from act_training.batches import ShuffledRows, StreamedRows, iterate_batches, pad_clouds, read_batch
+from act_training.batches import ShuffledRows, StreamedRows, iterate_batches, pad_rows, read_batch
 from act_training.errors import InputError
 from act_training.point_schema import build_dataset
 from act_training.point_sets import PointSet, StreamedPointSet, open_point_set
@@ -156,8 +156,8 @@ def test_a_bad_row_of_a_stream_is_one_line(tmp_path, num_workers):
 
 def test_ragged_clouds_are_padded_with_zeros():
     values, lengths = np.arange(18, dtype=np.float32).reshape(6, 3), np.array([1, 3, 2])
-    points, counts = pad_clouds(values, lengths)
-    assert points.shape == (3, 3, 3) and counts.tolist() == [1, 3, 2]
+    points = pad_rows(values, lengths)
+    assert points.shape == (3, 3, 3)
     for cloud, length, first in zip(points, lengths, (0, 1, 4), strict=True):
         assert cloud[:length].tolist() == values[first : first + length].tolist() and not cloud[length:].any()
 

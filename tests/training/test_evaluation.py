@@ -17,7 +17,7 @@ from act_training.evaluation import (
     split_rows,
     validation_batches,
 )
-from act_training.keyed_random import keyed_mask
+from act_training.keyed_random import Sampling, keyed_mask
 from act_training.point_schema import build_dataset
 from act_training.point_sets import PointSet
 
@@ -34,7 +34,7 @@ def point_set():
 
 
 def batches_of(point_set, batch_size, **options):
-    return validation_batches(point_set, batch_size, 64, 0, True, CPU, **options)
+    return validation_batches(point_set, batch_size, Sampling(64), CPU, **options)
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def test_reconstruction_is_measured_alike_in_any_batches(point_set, batch_size):
         parameter.data *= 0.8
     found = evaluate_autoencoder(teacher, batches_of(point_set, batch_size), Accelerator(cpu=True))
     assert teacher.training
-    points = torch.cat([points for points, _ in batches_of(point_set, 3)])
+    points = torch.cat([batch["points"] for batch in batches_of(point_set, 3)])
     expected = expected_figures(teacher, points)
     assert 0 < expected["f_score"] < 1
     for name, value in expected.items():
@@ -79,7 +79,9 @@ def test_reconstruction_is_measured_alike_in_any_batches(point_set, batch_size):
 @pytest.mark.parametrize("world_size", [1, 2, 3, 20])
 def test_processes_share_the_rows(point_set, world_size):
     keys = [
-        keys for rank in range(world_size) for _, keys in batches_of(point_set, 2, rank=rank, world_size=world_size)
+        batch["keys"]
+        for rank in range(world_size)
+        for batch in batches_of(point_set, 2, rank=rank, world_size=world_size)
     ]
     assert sorted(torch.cat(keys).tolist()) == [[-1, row] for row in range(11)]
 
@@ -105,7 +107,8 @@ def test_distillation_is_measured_alike_in_any_batches(point_set, loss_type):
     for each in found:
         assert each == pytest.approx(found[0], rel=1e-5)
     hidden = []
-    for points, keys in batches_of(point_set, 11):
+    for batch in batches_of(point_set, 11):
+        points, keys = batch["points"], batch["keys"]
         groups = student.group(points)
         hidden = target(groups)[hide(student, keys, groups, 0)].double()
     constant = torch.nn.functional.normalize(hidden, dim=-1).mean(0) if loss_type == "cosine" else hidden.mean(0)
@@ -137,7 +140,7 @@ def test_use_of_codes():
 
 def test_features_do_not_depend_on_the_batch_size(point_set):
     student = ACTStudent(small_student_config()).train()
-    one, other = (embed(student, point_set, 64, 0, True, size) for size in (3, 11))
+    one, other = (embed(student, point_set, Sampling(64), size) for size in (3, 11))
     assert one.shape == (11, 48) and student.training
     np.testing.assert_allclose(one, other, atol=1e-5)
 

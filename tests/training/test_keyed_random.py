@@ -7,6 +7,7 @@ import pytest
 import torch
 from act_training.errors import InputError
 from act_training.keyed_random import (
+    Sampling,
     augment,
     keyed_bits,
     keyed_mask,
@@ -15,6 +16,8 @@ from act_training.keyed_random import (
     step_seed,
     to_unit_sphere,
 )
+
+from modeling_act.point_ops import farthest_point_sample
 
 WRAP = 2**64
 
@@ -93,7 +96,7 @@ def make_batch(lengths, most=None):
 @pytest.mark.parametrize("num_points", [1, 7, 16, 40])
 def test_subsets_hold_no_padding_and_repeat_only_where_points_are_few(num_points):
     lengths = [1, 5, 16, 17, 30]
-    sampled = sample_points(make_batch(lengths), num_points, 0, normalize=False)
+    sampled = sample_points(make_batch(lengths), Sampling(num_points, normalize=False))["points"]
     assert sampled.shape == (5, num_points, 3)
     for cloud, length in zip(sampled[..., 0], lengths, strict=True):
         found, counts = cloud.unique(return_counts=True)
@@ -103,14 +106,15 @@ def test_subsets_hold_no_padding_and_repeat_only_where_points_are_few(num_points
 
 def test_every_point_is_as_likely_as_another():
     batch = make_batch([10] * 4000)
-    counts = torch.bincount(sample_points(batch, 3, 0, normalize=False)[..., 0].flatten().long(), minlength=11)[1:]
+    sampled = sample_points(batch, Sampling(3, normalize=False))["points"]
+    counts = torch.bincount(sampled[..., 0].flatten().long(), minlength=11)[1:]
     assert (counts - 1200).abs().max() < 5 * math.sqrt(4000 * 0.3 * 0.7)
 
 
 @pytest.mark.parametrize("augmentation", [(), ("scale_shift", "rotate_y")])
 def test_a_row_does_not_depend_on_the_others_of_its_batch(augmentation):
     def draw(batch):
-        return augment(sample_points(batch, 8, 5), batch["keys"], 5, augmentation)
+        return augment(sample_points(batch, Sampling(8, 5))["points"], batch["keys"], 5, augmentation)
 
     batch = make_batch([20, 9, 30, 12])
     together = draw(batch)
@@ -126,7 +130,38 @@ def test_a_row_does_not_depend_on_the_others_of_its_batch(augmentation):
 def test_epochs_draw_other_subsets():
     batch = make_batch([50])
     other = batch | {"keys": batch["keys"] + torch.tensor([1, 0])}
-    assert not torch.equal(*(sample_points(each, 20, 0, normalize=False) for each in (batch, other)))
+    assert not torch.equal(*(sample_points(each, Sampling(20))["points"] for each in (batch, other)))
+
+
+def far_apart(lengths, num_points, training=False):
+    """Places (from 1) of the points taken in clouds of random points, told by labels."""
+    generator = torch.Generator().manual_seed(0)
+    points = torch.rand(len(lengths), max(lengths), 3, generator=generator)
+    batch = make_batch(lengths) | {"points": points}
+    batch["point_labels"] = torch.arange(max(lengths)).repeat(len(lengths), 1)
+    sampled = sample_points(batch, Sampling(num_points, normalize=False, method="farthest"), training)
+    places = sampled["point_labels"]
+    assert torch.equal(sampled["points"], points.gather(1, places.unsqueeze(2).expand(-1, -1, 3)))
+    return points, places
+
+
+def test_points_far_apart_are_those_of_the_paper_and_labels_follow():
+    lengths = [400, 250, 120]
+    points, places = far_apart(lengths, 100)
+    for cloud, length, chosen in zip(points, lengths, places, strict=True):
+        assert torch.equal(farthest_point_sample(cloud[None, :length], 100)[0], chosen)
+    _, drawn = far_apart(lengths, 100, training=True)  # a random subset of the 118 farthest
+    for cloud, length, chosen in zip(points, lengths, drawn, strict=True):
+        allowed = farthest_point_sample(cloud[None, :length], min(118, length))[0]
+        assert len(chosen.unique()) == 100 and set(chosen.tolist()) <= set(allowed.tolist())
+        assert not torch.equal(chosen.sort().values, allowed[:100].sort().values)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_few_points_all_come_before_any_comes_twice(training):
+    _, places = far_apart([30, 9, 4], 24, training)
+    for length, chosen in zip([30, 9, 4], places, strict=True):
+        assert chosen.max() < length and len(chosen.unique()) == min(24, length)
 
 
 def test_clouds_are_centered_in_the_unit_sphere():
@@ -159,7 +194,7 @@ def test_a_turn_about_y_keeps_heights_and_angles():
 
 
 def test_an_unknown_augmentation_is_refused():
-    with pytest.raises(InputError, match="`augmentation` must be among scale_shift, rotate_y, got 'flip'"):
+    with pytest.raises(InputError, match="`augmentation` must be among scale_shift, rotate_y, rotate_z, got 'flip'"):
         augment(torch.zeros(1, 2, 3), keys_of(1), 0, ("flip",))
 
 

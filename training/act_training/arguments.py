@@ -13,6 +13,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from act_training.errors import InputError
+from act_training.keyed_random import SAMPLINGS
 
 
 @dataclass
@@ -32,10 +33,13 @@ class TrainingArguments:
         default=False, metadata={"help": "read parquet shards as training goes, never all of them"}
     )
     skip_bad: bool = field(default=False, metadata={"help": "leave out rows that cannot be trained on, and list them"})
-    num_points: int = field(default=1024, metadata={"help": "random points taken from each cloud each time"})
+    num_points: int = field(default=1024, metadata={"help": "points taken from each cloud each time"})
     fixed_points: bool = field(default=False, metadata={"help": "take the same points of a cloud in every epoch"})
+    point_sampling: str = field(
+        default="random", metadata={"help": "random, or farthest: a random subset of points far from one another"}
+    )
     normalize: bool = field(default=True, metadata={"help": "center each cloud and scale it into the unit sphere"})
-    augmentation: list[str] = field(default_factory=list, metadata={"help": "any of scale_shift, rotate_y"})
+    augmentation: list[str] = field(default_factory=list, metadata={"help": "any of scale_shift, rotate_y, rotate_z"})
     model: str | None = field(default=None, metadata={"help": "fields of the model's configuration, as {name: value}"})
 
     per_device_train_batch_size: int = 64
@@ -90,6 +94,7 @@ class TrainingArguments:
                 raise InputError(f"--{name} must not be negative, got {getattr(self, name)}")
         self.mixed_precision = self.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         check_choice("--mixed_precision", self.mixed_precision, ("no", "bf16"))
+        check_choice("--point_sampling", self.point_sampling, SAMPLINGS)
         check_choice("--final_weights", self.final_weights, ("last", "best", "ema"))
         check_choice("--report_to", self.report_to, ("none", "tensorboard", "wandb", "trackio", "all"))
         if self.checkpointing_steps != "epoch" and not (

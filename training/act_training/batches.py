@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from act_training.errors import InputError
 
+IGNORED_LABEL = -100  # of points that no loss and no measure counts
+
 
 @dataclass
 class ShuffledRows:
@@ -112,22 +114,27 @@ class _Reader(Dataset):
             return error
 
 
+PADDING = {"points": 0, "point_labels": IGNORED_LABEL, "boxes": 0, "box_labels": -1}  # of columns of many a row
+
+
 def read_batch(point_set, keys: list[tuple[int, int]]) -> dict[str, Tensor]:
-    """points (batch, most points, 3) padded with zeros, lengths (batch,), keys (batch, 2), and labels if there are."""
+    """points (batch, most points, 3), lengths (batch,), keys (batch, 2), and what else the set has: label and
+    category (batch,), point_labels (batch, most points), boxes (batch, most boxes, 7), box_labels alike; padded."""
     columns = point_set.read([row for _, row in keys])
-    points, lengths = pad_clouds(*columns.pop("points"))
-    batch = {"points": points, "lengths": lengths, "keys": torch.tensor(keys)}
-    return batch | {name: torch.tensor(values) for name, values in columns.items() if values.dtype != object}
+    batch = {"keys": torch.tensor(keys), "lengths": torch.tensor(columns["points"][1])}
+    for name, values in columns.items():
+        batch[name] = pad_rows(*values, PADDING[name]) if name in PADDING else torch.tensor(values)
+    return batch
 
 
-def pad_clouds(values: np.ndarray, lengths: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Clouds end to end (points, 3) -> (clouds, most points, 3)."""
+def pad_rows(values: np.ndarray, lengths: np.ndarray, padding: float = 0) -> Tensor:
+    """Rows of unequal length end to end (total, ...) -> (rows, longest, ...)."""
     if len(set(lengths.tolist())) == 1:
-        return torch.tensor(values.reshape(len(lengths), -1, 3)), torch.tensor(lengths)
-    padded = np.zeros((len(lengths), lengths.max(), 3), dtype=np.float32)
-    for cloud, points in zip(padded, np.split(values, lengths.cumsum()[:-1]), strict=True):
-        cloud[: len(points)] = points
-    return torch.from_numpy(padded), torch.tensor(lengths)
+        return torch.tensor(values.reshape(len(lengths), lengths[0], *values.shape[1:]))
+    padded = np.full((len(lengths), lengths.max(), *values.shape[1:]), padding, dtype=values.dtype)
+    for row, entries in zip(padded, np.split(values, lengths.cumsum()[:-1]), strict=True):
+        row[: len(entries)] = entries
+    return torch.from_numpy(padded)
 
 
 def _as_read(batch: dict[str, Tensor] | InputError) -> dict[str, Tensor] | InputError:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from act_training.batches import read_batch
 from act_training.errors import InputError
-from act_training.keyed_random import sample_points
+from act_training.keyed_random import Sampling, sample_points
 from modeling_act import ACTStudentForPreTraining, ACTTeacher
 from modeling_act.point_ops import PointGroups, chamfer_l2, k_nearest_neighbors
 
@@ -22,21 +22,14 @@ PENALTIES = (0.003, 0.03, 0.3, 3.0, 30.0)  # inverse strengths tried for the pro
 
 
 def validation_batches(
-    point_set,
-    batch_size: int,
-    num_points: int,
-    seed: int,
-    normalize: bool,
-    device: torch.device,
-    rank: int = 0,
-    world_size: int = 1,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """(points, keys) of the rows of one process, each row of the set in one process; always the same points."""
+    point_set, batch_size: int, sampling: Sampling, device: torch.device, rank: int = 0, world_size: int = 1
+) -> Iterator[dict[str, Tensor]]:
+    """The rows of one process, each row of the set in one process; always the same points."""
     rows = range(rank, len(point_set), world_size)
     for start in range(0, len(rows), batch_size):
         keys = [(VALIDATION_EPOCH, row) for row in rows[start : start + batch_size]]
         batch = {name: value.to(device) for name, value in read_batch(point_set, keys).items()}
-        yield sample_points(batch, num_points, seed, normalize), batch["keys"]
+        yield sample_points(batch, sampling)
 
 
 class Means:
@@ -64,7 +57,8 @@ def evaluate_autoencoder(teacher: ACTTeacher, batches: Iterator, accelerator: Ac
     training = teacher.training
     teacher.eval()
     means, histogram = Means(), torch.zeros(teacher.config.codebook_size, dtype=torch.float64)
-    for points, _ in batches:
+    for batch in batches:
+        points = batch["points"]
         output = teacher(points)
         rebuilt = (output.fine_points + output.centers.unsqueeze(2)).flatten(1, 2).float()
         there = k_nearest_neighbors(rebuilt, points, 1)[0].squeeze(2)
@@ -101,15 +95,15 @@ def evaluate_distillation(
     training = student.training
     student.eval()
     means = Means()
-    for points, keys in batches:
-        groups = student.group(points)
-        features, mask = target(groups), hide(student, keys, groups, seed)
+    for batch in batches:
+        groups = student.group(batch["points"])
+        features, mask = target(groups), hide(student, batch["keys"], groups, seed)
         found = {"loss": pretraining_loss(student, groups, features, mask)}
         if features is not None:
             hidden = features[mask].double()  # (all hidden groups, teacher_dim)
             found |= {"features": hidden.mean(0), "squares": hidden.square().mean(0)}
             found["directions"] = functional.normalize(hidden, dim=-1).mean(0)
-        means.add(len(points), **found)
+        means.add(len(mask), **found)
     student.train(training)
     found = means.compute()
     metrics = {"loss": found["loss"].item()}
@@ -136,12 +130,12 @@ def pretraining_loss(
 
 
 @torch.no_grad()
-def embed(student: nn.Module, point_set, num_points: int, seed: int, normalize: bool, batch_size: int) -> np.ndarray:
+def embed(student: nn.Module, point_set, sampling: Sampling, batch_size: int) -> np.ndarray:
     """Frozen features of every row, (rows, width): [class token, maximum over the groups]."""
     training, device = student.training, next(student.parameters()).device
     student.eval()
-    batches = validation_batches(point_set, batch_size, num_points, seed, normalize, device)
-    features = [student(points).pooler_output.float().cpu() for points, _ in batches]
+    batches = validation_batches(point_set, batch_size, sampling, device)
+    features = [student(batch["points"]).pooler_output.float().cpu() for batch in batches]
     student.train(training)
     return torch.cat(features).numpy()
 

@@ -4,16 +4,34 @@
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from act_training.errors import InputError
+from modeling_act.point_ops import farthest_point_sample, gather_points
 
 # One stream for each use, so that no two share numbers.
 SUBSET, SCALE, SHIFT, ROTATION, MASK = range(5)
-AUGMENTATIONS = ("scale_shift", "rotate_y")
+AUGMENTATIONS = ("scale_shift", "rotate_y", "rotate_z")
+SAMPLINGS = ("random", "farthest")
+SPREAD = 1200 / 1024  # in training, a random subset of so many times the points, taken farthest from one another
 _MASK64 = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a network's points are taken from a cloud: at random, or farthest from one another.
+
+    Of the latter, training takes a random subset of `SPREAD` times as many, as the paper does, and evaluation always
+    the same points.
+    """
+
+    num_points: int
+    seed: int = 0
+    normalize: bool = True
+    method: str = "random"
 
 
 def keyed_bits(keys: Tensor, count: int, seed: int, stream: int) -> Tensor:
@@ -37,19 +55,43 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return value >> 1
 
 
-def sample_points(batch: dict[str, Tensor], num_points: int, seed: int, normalize: bool = True) -> Tensor:
-    """A random subset of each cloud, (batch, num_points, 3), centered in the unit sphere if asked.
+def sample_points(batch: dict[str, Tensor], sampling: Sampling, training: bool = False) -> dict[str, Tensor]:
+    """The batch with a subset of each cloud, points (batch, num_points, 3) in the unit sphere if asked.
 
-    `batch` holds points (batch, most points, 3), their lengths (batch,) and keys (batch, 2). A cloud with fewer than
-    `num_points` repeats some of them.
+    `batch` holds points (batch, most points, 3), their lengths (batch,) and keys (batch, 2), and may hold
+    point_labels (batch, most points). A cloud with fewer than `num_points` repeats some of them.
     """
-    points, lengths, keys = batch["points"], batch["lengths"], batch["keys"]
-    order = keyed_bits(keys, points.shape[1], seed, SUBSET)
-    padding = torch.arange(points.shape[1], device=points.device) >= lengths.unsqueeze(1)
-    order = order.masked_fill_(padding, torch.iinfo(torch.int64).max).argsort(1)[:, :num_points]
-    position = torch.arange(num_points, device=points.device) % lengths.unsqueeze(1)
-    points = points.gather(1, order.gather(1, position).unsqueeze(2).expand(-1, -1, 3))
-    return to_unit_sphere(points) if normalize else points
+    if sampling.method == "farthest":
+        chosen = _spread(batch, sampling, training)
+    else:
+        chosen = _subset(batch["lengths"], batch["keys"], batch["points"].shape[1], sampling)
+    points = gather_points(batch["points"], chosen)
+    sampled = {"points": to_unit_sphere(points) if sampling.normalize else points}
+    if "point_labels" in batch:
+        sampled["point_labels"] = batch["point_labels"].gather(1, chosen)
+    return {name: values for name, values in batch.items() if name != "lengths"} | sampled
+
+
+def _subset(lengths: Tensor, keys: Tensor, most: int, sampling: Sampling) -> Tensor:
+    """Indices (batch, num_points) of a random subset of clouds of these lengths, padded to `most`."""
+    order = keyed_bits(keys, most, sampling.seed, SUBSET)
+    padding = torch.arange(most, device=keys.device) >= lengths.unsqueeze(1)
+    order = order.masked_fill_(padding, torch.iinfo(torch.int64).max).argsort(1)[:, : sampling.num_points]
+    return order.gather(1, torch.arange(sampling.num_points, device=keys.device) % lengths.unsqueeze(1))
+
+
+def _spread(batch: dict[str, Tensor], sampling: Sampling, training: bool) -> Tensor:
+    """Indices (batch, num_points) of points far from one another; in training a random subset of some more."""
+    points, lengths = batch["points"], batch["lengths"]
+    count = math.ceil(SPREAD * sampling.num_points) if training else sampling.num_points
+    # Points repeat in place of the padding, and once more where the longest cloud is too short. A point that is there
+    # twice is picked again after all others.
+    rows = torch.arange(max(points.shape[1], sampling.num_points), device=points.device) % lengths.unsqueeze(1)
+    count = min(count, rows.shape[1])
+    spread = rows.gather(1, farthest_point_sample(gather_points(points, rows), count))
+    if not training:
+        return spread
+    return spread.gather(1, _subset(lengths.clamp(max=count), batch["keys"], count, sampling))
 
 
 def to_unit_sphere(points: Tensor) -> Tensor:
@@ -60,16 +102,19 @@ def to_unit_sphere(points: Tensor) -> Tensor:
 
 
 def augment(points: Tensor, keys: Tensor, seed: int, augmentation: tuple[str, ...] | list[str]) -> Tensor:
-    """`scale_shift`: each axis times U[2/3, 3/2] plus U[-0.2, 0.2]; `rotate_y`: a random turn about the y axis."""
+    """`scale_shift`: each axis times U[2/3, 3/2] plus U[-0.2, 0.2]; `rotate_y`, `rotate_z`: a random turn about it."""
     for name in augmentation:
         if name == "scale_shift":
             scale = keyed_uniform(keys, 3, seed, SCALE, 2 / 3, 3 / 2).unsqueeze(1)
             points = points * scale + keyed_uniform(keys, 3, seed, SHIFT, -0.2, 0.2).unsqueeze(1)
-        elif name == "rotate_y":
+        elif name in ("rotate_y", "rotate_z"):
             angle = keyed_uniform(keys, 1, seed, ROTATION, 0.0, 2 * math.pi)
             x, y, z = points.unbind(-1)
             sine, cosine = angle.sin(), angle.cos()
-            points = torch.stack([cosine * x + sine * z, y, cosine * z - sine * x], dim=-1)
+            if name == "rotate_y":
+                points = torch.stack([cosine * x + sine * z, y, cosine * z - sine * x], dim=-1)
+            else:
+                points = torch.stack([cosine * x - sine * y, sine * x + cosine * y, z], dim=-1)
         else:
             raise InputError(f"`augmentation` must be among {', '.join(AUGMENTATIONS)}, got {name!r}")
     return points

@@ -71,7 +71,7 @@ class PointSet:
         return PointSet(self.dataset, self.source, self.rows[np.asarray(rows, dtype=np.int64)])
 
     def read(self, rows: Sequence[int]) -> dict:
-        """points: (values (total, 3), lengths (rows,)); other columns: arrays of a value a row, or of one a point."""
+        """As `columns_of`."""
         return columns_of(self.read_table(rows), self.columns)
 
     def read_table(self, rows: Sequence[int]) -> pa.Table:
@@ -173,14 +173,17 @@ def _take(
 
 
 def columns_of(table: pa.Table, columns: dict[str, str]) -> dict:
-    """The columns of a table as numpy arrays; rows must have been checked before."""
+    """The columns of a table: a value a row, or (values end to end, how many each row has) of points and the like.
+    Rows must have been checked before."""
     values, lengths = read_rows(table, columns["points"])
     found = {"points": (values.astype(np.float32, copy=False).reshape(-1, 3), lengths)}
     for name in ("label", "category"):
         if name in columns:
             found[name] = table.column(columns[name]).to_numpy()
-    if "point_labels" in columns and len(set(lengths.tolist())) == 1:
-        found["point_labels"] = read_rows(table, columns["point_labels"])[0].reshape(len(lengths), -1)
+    for name, shape in (("point_labels", (-1,)), ("boxes", (-1, 7)), ("box_labels", (-1,))):
+        if name in columns:
+            values, lengths = read_rows(table, columns[name])
+            found[name] = (values.reshape(shape), lengths)
     return found
 
 

@@ -3,7 +3,7 @@
 A script's loop stays its own:
 
     for step, parts in run.steps():
-        for points, keys in parts:
+        for batch in parts:
             with run.autocast():
                 loss = ...
             run.backward(loss)
@@ -35,7 +35,7 @@ from act_training.arguments import TrainingArguments
 from act_training.batches import iterate_batches
 from act_training.errors import InputError
 from act_training.evaluation import VALIDATION_EPOCH, validation_batches
-from act_training.keyed_random import augment, sample_points, step_seed
+from act_training.keyed_random import Sampling, augment, sample_points, step_seed
 from act_training.optimization import (
     RunLength,
     learning_rate_at,
@@ -45,6 +45,7 @@ from act_training.optimization import (
     update_average,
 )
 from act_training.outputs import RunLog, check_hub, check_tracker, save_weights
+from act_training.point_sets import PointSet
 from act_training.runs import Stopped, on_main_process, warn
 from act_training.signals import StopSignals, die_with_launcher, held_back
 from act_training.sync_batch_norm import synchronize_batch_norm
@@ -93,6 +94,7 @@ class TrainingRun:
         )
         self.device = self.accelerator.device
         self.signals = StopSignals(SECONDS_TO_STOP if self.accelerator.num_processes > 1 else None)
+        self.sampling = Sampling(options.num_points, options.seed, options.normalize, options.point_sampling)
         self.step, self.start, self.best = 0, 0, {}
         self.average: dict[str, Tensor] | None = None
         self.stop_signal = 0
@@ -188,8 +190,9 @@ class TrainingRun:
 
     # The loop --------------------------------------------------------------------------------------------------------
 
-    def steps(self) -> Iterator[tuple[int, Iterator[tuple[Tensor, Tensor]]]]:
-        """The remaining steps: number, and batches of points (batch, num_points, 3) with their keys (epoch, row)."""
+    def steps(self) -> Iterator[tuple[int, Iterator[dict[str, Tensor]]]]:
+        """The remaining steps: number, and batches of points (batch, num_points, 3), keys (batch, 2) of (epoch, row),
+        and what labels the set has."""
         options, accumulation = self.options, self.options.gradient_accumulation_steps
         rows = make_row_order(self.data, options, self.accelerator)
         stop = self.length.total_steps * accumulation
@@ -209,21 +212,23 @@ class TrainingRun:
             self._losses, self._keys = [], []
             yield step, self._parts(batches)
 
-    def _parts(self, batches: Iterator[dict]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _parts(self, batches: Iterator[dict]) -> Iterator[dict[str, Tensor]]:
         accumulation = self.options.gradient_accumulation_steps
         for part in range(accumulation):
             batch = {name: value.to(self.device, non_blocking=True) for name, value in next(batches).items()}
             self._keys.append(batch["keys"])
-            points = self._sample(batch)
+            batch = self._sample(batch)
             with self.accelerator.no_sync(self.model) if part + 1 < accumulation else nullcontext():
-                yield points, batch["keys"]
+                yield batch
 
-    def _sample(self, batch: dict[str, Tensor]) -> Tensor:
+    def _sample(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         options, keys = self.options, batch["keys"]
         if options.fixed_points:  # those that validation would take
-            batch = batch | {"keys": torch.stack([torch.full_like(keys[:, 0], VALIDATION_EPOCH), keys[:, 1]], dim=1)}
-        points = sample_points(batch, options.num_points, options.seed, options.normalize)
-        return augment(points, keys, options.seed, options.augmentation)
+            validation_keys = torch.stack([torch.full_like(keys[:, 0], VALIDATION_EPOCH), keys[:, 1]], dim=1)
+            batch = sample_points(batch | {"keys": validation_keys}, self.sampling)
+        else:
+            batch = sample_points(batch, self.sampling, training=True)
+        return batch | {"keys": keys, "points": augment(batch["points"], keys, options.seed, options.augmentation)}
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
@@ -306,32 +311,32 @@ class TrainingRun:
         }  # fmt: skip
         self.log.write(self.step, {f"train/{name}": value for name, value in values.items()})
 
-    def validation_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process' rows of the validation set, (points, keys). Judged is what would be saved, so the batch
+    def validation_batches(self, point_set: PointSet | None = None) -> Iterator[dict[str, Tensor]]:
+        """This process' rows of the validation set, or of another. Judged is what would be saved, so the batch
         statistics of the first process hold for all."""
         if self.accelerator.num_processes > 1:
             for buffer in self.weights.buffers():
                 broadcast(buffer)
-        options = self.options
-        torch.manual_seed(options.seed)  # noisy codes are the same each time
+        torch.manual_seed(self.options.seed)  # noisy codes are the same each time
         return validation_batches(
-            self.data.validation, options.per_device_eval_batch_size, options.num_points, options.seed,
-            options.normalize, self.device, self.accelerator.process_index, self.accelerator.num_processes,
+            self.data.validation if point_set is None else point_set, self.options.per_device_eval_batch_size,
+            self.sampling, self.device, self.accelerator.process_index, self.accelerator.num_processes,
         )  # fmt: skip
 
-    def sample_clouds(self, count: int) -> tuple[Tensor, Tensor]:
+    def sample_clouds(self, count: int) -> dict[str, Tensor]:
         """The first validation rows, for pictures."""
-        options, rows = self.options, range(min(count, len(self.data.validation)))
-        shown = validation_batches(
-            self.data.validation.select(rows), count, options.num_points, options.seed, options.normalize, self.device
-        )
-        return next(shown)
+        rows = range(min(count, len(self.data.validation)))
+        return next(validation_batches(self.data.validation.select(rows), count, self.sampling, self.device))
 
-    def log_validation(self, group: str, metrics: dict[str, float], best_by: str | None = None) -> None:
-        """Logs figures of this step; keeps the weights if they are the best by the (lower) figure `best_by`."""
+    def log_validation(
+        self, group: str, metrics: dict[str, float], best_by: str | None = None, highest: bool = False
+    ) -> None:
+        """Logs figures of this step; keeps the weights if they are the best by the figure `best_by`, the lowest or
+        the highest; of equal ones the first."""
         self._read_summaries()
         self.log.write(self.step, {f"{group}/{name}": value for name, value in metrics.items()})
-        if best_by and self.step and metrics[best_by] < self.best.get(best_by, math.inf):
+        sign = -1 if highest else 1
+        if best_by and self.step and sign * metrics[best_by] < sign * self.best.get(best_by, sign * math.inf):
             self.best = metrics | {"step": self.step}
             on_main_process(self.accelerator, lambda: save_weights(self.folder / "best", self.weights))
 

@@ -43,6 +43,14 @@ class ACTStudentConfig(PreTrainedConfig):
         all of the depth.
     propagation_dims, segmentation_dims (`list[int]`), segmentation_dropout, num_categories, category_dim:
         Widths of the segmentation heads; the object categories are read by part segmentation only.
+    category_names (`list[str]`, *optional*), parts_of_category (`list[list[int]]`, *optional*):
+        What the object categories are called, and the labels of the parts that each of them has.
+    num_queries (`int`):
+        Boxes that detection offers for a scene; at most `num_groups`, at whose centers they begin.
+    detection_dim, detection_num_hidden_layers, detection_num_attention_heads (`int`), detection_dropout:
+        The decoder of detection; the defaults are 3DETR's.
+    num_angle_bins (`int`):
+        Parts of a turn that detected boxes are told apart by; 1 leaves them axis-aligned.
     """
 
     model_type = "act_student"
@@ -85,6 +93,15 @@ class ACTStudentConfig(PreTrainedConfig):
     segmentation_dropout: float | int = 0.5
     num_categories: int = 16
     category_dim: int = 64
+    category_names: list[str] | None = None
+    parts_of_category: list[list[int]] | None = None
+
+    num_queries: int = 256
+    detection_dim: int = 256
+    detection_num_hidden_layers: int = 8
+    detection_num_attention_heads: int = 4
+    detection_dropout: float | int = 0.1
+    num_angle_bins: int = 1
 
     def __post_init__(self, **kwargs):
         self.pointnet_dims = list(self.pointnet_dims)
@@ -101,15 +118,28 @@ class ACTStudentConfig(PreTrainedConfig):
             self, "num_groups", "group_size", "embedding_dim", "position_dim", "hidden_size", "num_hidden_layers",
             "num_attention_heads", "intermediate_size", "decoder_num_hidden_layers", "decoder_num_attention_heads",
             "decoder_intermediate_size", "teacher_dim", "classifier_dim", "num_categories", "category_dim",
+            "num_queries", "detection_dim", "detection_num_hidden_layers", "detection_num_attention_heads",
+            "num_angle_bins",
         )  # fmt: skip
         check_widths(self, pointnet_dims=3, propagation_dims=2, segmentation_dims=2)
         check_choice(self, mask_type=("random", "block"), head=("mlp3", "linear"))
         check_choice(self, loss_type=("cosine", "l2", "smooth_l1"))
-        check_share(self, "drop_path_rate", "classifier_dropout", "segmentation_dropout", "mask_ratio")
+        check_share(
+            self, "drop_path_rate", "classifier_dropout", "segmentation_dropout", "detection_dropout", "mask_ratio"
+        )
         for name in ("num_attention_heads", "decoder_num_attention_heads"):
             heads = getattr(self, name)
             if heads is not None and self.hidden_size % heads:
                 raise ValueError(f"`hidden_size` must be divisible by `{name}`, got {self.hidden_size} and {heads}")
+        for name in ("category_names", "parts_of_category"):
+            values = getattr(self, name)
+            if values is not None and len(values) != self.num_categories:
+                raise ValueError(f"`{name}` must be of num_categories={self.num_categories}, got {len(values)}")
+        if self.detection_dim % (2 * self.detection_num_attention_heads):
+            raise ValueError(
+                "`detection_dim` must be divisible by twice `detection_num_attention_heads`, got "
+                f"{self.detection_dim} and {self.detection_num_attention_heads}"
+            )
         layers, depth = self.segmentation_layers, self.num_hidden_layers
         if layers is not None and not (layers and min(layers) >= 1 and max(layers) == depth):
             raise ValueError(

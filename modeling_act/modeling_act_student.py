@@ -431,10 +431,14 @@ class ACTStudentForPointCloudClassification(ACTStudentPreTrainedModel):
         points: Tensor | None = None,
         labels: Tensor | None = None,
         groups: PointGroups | None = None,
+        features: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ACTPredictionOutput:
-        """Clouds (batch, points, 3) and labels (batch,) -> logits (batch, num_labels)."""
-        encoded = self.student(points, groups=groups, **kwargs)
+        """Clouds (batch, points, 3) and labels (batch,) -> logits (batch, num_labels). `features`, the student's
+        `pooler_output`, may stand for clouds that were encoded before."""
+        encoded = ACTStudentOutput(pooler_output=features)
+        if features is None:
+            encoded = self.student(points, groups=groups, **kwargs)
         logits = self.classifier(encoded.pooler_output)
         loss = None if labels is None else prediction_loss(logits, labels)
         return ACTPredictionOutput(loss, logits, encoded.hidden_states, encoded.attentions)
@@ -549,7 +553,7 @@ class ACTStudentForPartSegmentation(ACTStudentSegmenter):
         return self._segment(points, nn.functional.leaky_relu(embedded, 0.2), labels, **kwargs)
 
 
-def prediction_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def prediction_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Cross-entropy of logits (..., num_labels) and labels (...); -100 is ignored."""
     if labels.shape != logits.shape[:-1] or labels.is_floating_point():
         raise ValueError(
@@ -557,7 +561,8 @@ def prediction_loss(logits: Tensor, labels: Tensor) -> Tensor:
         )
     if labels.device.type == "cpu" and not torch.compiler.is_compiling() and int(labels.max()) >= logits.shape[-1]:
         raise ValueError(f"`labels` must be below num_labels={logits.shape[-1]}, got {int(labels.max())}")
-    return nn.functional.cross_entropy(_at_least_float32(logits).flatten(0, -2), labels.flatten().long())
+    logits = _at_least_float32(logits).flatten(0, -2)
+    return nn.functional.cross_entropy(logits, labels.flatten().long(), class_weights)
 
 
 # What a saved folder names for `trust_remote_code=True`, where the package is absent.

@@ -37,6 +37,12 @@ COMMON = {
     "warmup_epochs": 0.5, "learning_rate": 1e-3, "weight_decay": 0.05, "validation_epochs": 2, "ema_decay": 0.9,
     "augmentation": ["scale_shift", "rotate_y"], "dataloader_num_workers": 1, "checkpointing_steps": 3,
 }  # fmt: skip
+STUDENT = {
+    "num_groups": 8, "group_size": 8, "pointnet_dims": [8, 16, 16], "hidden_size": 16, "num_hidden_layers": 3,
+    "num_attention_heads": 2, "intermediate_size": 32, "position_dim": 8, "drop_path_rate": 0.2,
+    "propagation_dims": [16, 16], "segmentation_dims": [16, 8], "category_dim": 4, "classifier_dim": 16,
+}  # fmt: skip
+REFERENCES = {"autoencode": "teacher", "distill": "student", "finetune": "classifier", "segment": "segmenter"}
 RECIPES = {
     "autoencode": COMMON | {
         "temperature_steps": 0.5, "kl_start": 0.1, "kl_steps": 0.5,
@@ -52,6 +58,8 @@ RECIPES = {
             "intermediate_size": 32, "position_dim": 8, "mask_ratio": 0.6, "drop_path_rate": 0.2,
         },
     },
+    "finetune": COMMON | {"model": STUDENT, "point_sampling": "farthest"},
+    "segment": COMMON | {"model": STUDENT, "class_weights": True, "augmentation": []},
 }  # fmt: skip
 
 
@@ -62,10 +70,14 @@ def make_inputs(folder: Path) -> Path:
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     BertModel(BertConfig(**sizes, vocab_size=50)).save_pretrained(folder / "bert")
     clouds = np.random.default_rng(0).normal(size=(60, 160, 3)).astype(np.float32)
+    split, part_labels = np.where(np.arange(60) // 3 % 5, "train", "test"), (clouds[..., 1] > 0).astype(int)
+    part_labels += 2 * (np.arange(60) % 3)[:, None]
     np.savez(folder / "clouds.npz", points=clouds, labels=np.arange(60) % 3)
+    np.savez(folder / "parts.npz", points=clouds, labels=np.arange(60) % 3, point_labels=part_labels, split=split)
     inputs = {"autoencode": {"backbone": str(folder / "bert")}, "distill": {"teacher": str(folder / "teacher")}}
     for script, recipe in RECIPES.items():
-        recipe = recipe | inputs[script] | {"dataset_name": str(folder / "clouds.npz"), "validation_share": 0.12}
+        clouds = folder / ("parts.npz" if script in ("finetune", "segment") else "clouds.npz")
+        recipe = recipe | inputs.get(script, {}) | {"dataset_name": str(clouds), "validation_share": 0.12}
         (folder / f"{script}.yaml").write_text(yaml.safe_dump(recipe))
     return folder
 

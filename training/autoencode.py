@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from act_training.arguments import TrainingArguments, check_choice, parse_arguments, parse_mapping
+from act_training.batch_norm import settle_batch_norm
 from act_training.errors import InputError
 from act_training.evaluation import code_use, evaluate_autoencoder, is_collapsed
 from act_training.optimization import cosine_between
@@ -70,6 +71,7 @@ def make_teacher(options: AutoencodeArguments, fields: dict, clouds: Tensor) -> 
     except (ValueError, OSError, ImportError) as error:
         raise InputError(f"--backbone {options.backbone}: {' '.join(str(error).split())}") from error
     teacher = teacher.to(clouds.device).train()
+    settle_batch_norm(teacher, teacher, clouds.split(64))
     if options.calibrate_logits:
         calibrate_logits(teacher, clouds, options.logit_scale)
     else:

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from act_training.errors import InputError
-from act_training.evaluation import embed, probe_accuracy, validation_batches
+from act_training.evaluation import validation_batches
+from act_training.frozen_features import embed, probe_accuracy
 from act_training.keyed_random import Sampling, augment
 from act_training.optimization import cosine_between, make_optimizer, set_learning_rate
 from act_training.outputs import write_text

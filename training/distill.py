@@ -7,21 +7,15 @@ python training/distill.py ... --target coordinates               without a teac
 ... --resume_from_checkpoint latest                               goes on after any interruption, bit for bit
 """
 
-import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from act_training.arguments import TrainingArguments, check_choice, parse_arguments, parse_mapping
+from act_training.checkpoints import digest_of
 from act_training.errors import InputError
-from act_training.evaluation import (
-    embed,
-    evaluate_distillation,
-    pretraining_loss,
-    probe_accuracy,
-    split_rows,
-    validation_batches,
-)
+from act_training.evaluation import evaluate_distillation, pretraining_loss, validation_batches
+from act_training.frozen_features import embed, probe_accuracy, split_rows
 from act_training.keyed_random import keyed_mask
 from act_training.outputs import finish_run, save_pictures
 from act_training.point_checks import check_point_set
@@ -84,14 +78,6 @@ def load_teacher(name: str) -> ACTTeacher:
     if problems := [f"{kind}: {', '.join(sorted(map(str, keys))[:3])}" for kind, keys in loading.items() if keys]:
         raise InputError(f"--teacher {name} is no complete ACTTeacher ({'; '.join(problems)})")
     return teacher.requires_grad_(False).eval()
-
-
-def digest_of(model: torch.nn.Module) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def make_student(fields: dict, teacher: ACTTeacher | None) -> ACTStudentForPreTraining:
@@ -208,6 +194,7 @@ def main(arguments: list[str]) -> None:
     probe_set = open_probe_set(options, run, max(sizes)) if options.probe_dataset else None
     probe_rows = split_rows(probe_set.labels(), 0.2, options.seed) if probe_set else None
     student = run.prepare(lambda: make_student(fields, teacher), teacher=digest_of(teacher) if teacher else "none")
+    run.settle_batch_norm(lambda batch: student.student(batch["points"]))
     target = Target(teacher, options, run)
     shown = run.sample_clouds(4)
     metrics: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Validation against independent numpy, whatever the batch size; the probe, and how rows are held out for it."""
+"""Validation against independent numpy, whatever the batch size."""
 
 import math
 
@@ -6,22 +6,18 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from act_training.errors import InputError
 from act_training.evaluation import (
     code_use,
-    embed,
     evaluate_autoencoder,
     evaluate_distillation,
     is_collapsed,
-    probe_accuracy,
-    split_rows,
     validation_batches,
 )
 from act_training.keyed_random import Sampling, keyed_mask
 from act_training.point_schema import build_dataset
 from act_training.point_sets import PointSet
 
-from modeling_act import ACTStudent, ACTStudentForPreTraining, ACTTeacher
+from modeling_act import ACTStudentForPreTraining, ACTTeacher
 from small_models import small_student_config, small_teacher_config
 
 CPU = torch.device("cpu")
@@ -136,54 +132,3 @@ def test_use_of_codes():
     assert code_use(torch.tensor([0.0, 9])) == {"codes_used": 1, "perplexity": pytest.approx(1)}
     assert [is_collapsed({"perplexity": value}, 512) for value in (11.3, 11.4)] == [True, False]
     assert [is_collapsed({"perplexity": value}, 16) for value in (3.9, 4)] == [True, False]
-
-
-def test_features_do_not_depend_on_the_batch_size(point_set):
-    student = ACTStudent(small_student_config()).train()
-    one, other = (embed(student, point_set, Sampling(64), size) for size in (3, 11))
-    assert one.shape == (11, 48) and student.training
-    np.testing.assert_allclose(one, other, atol=1e-5)
-
-
-# The probe -----------------------------------------------------------------------------------------------------------
-
-
-def make_features(separable):
-    random = np.random.default_rng(0)
-    labels = np.arange(300) % 3
-    return random.normal(size=(300, 8)) + 12 * separable * np.eye(8)[labels], labels
-
-
-def test_the_probe_finds_what_is_there_and_nothing_else():
-    for separable, low, high in ((True, 1, 1), (False, 0.15, 0.52)):
-        features, labels = make_features(separable)
-        accuracy = probe_accuracy(features, labels, *split_rows(labels, 0.3, 0), 0)["accuracy"]
-        assert low <= accuracy <= high
-
-
-def test_the_penalty_is_chosen_without_the_rows_that_judge():
-    features, labels = make_features(False)
-    train, held_out = split_rows(labels, 0.3, 0)
-    first = probe_accuracy(features, labels, train, held_out, 0)
-    features[held_out], labels[held_out] = 50, 0
-    second = probe_accuracy(features, labels, train, held_out, 0)
-    assert first["penalty"] == second["penalty"] and first["accuracy"] != second["accuracy"]
-    assert second["accuracy"] in (0, 1)  # equal features, one prediction
-
-
-def test_features_that_are_not_finite_are_refused():
-    features, labels = make_features(True)
-    features[3, 2] = np.nan
-    with pytest.raises(InputError, match="not finite"):
-        probe_accuracy(features, labels, *split_rows(labels, 0.3, 0), 0)
-
-
-@pytest.mark.parametrize("counts", [(10, 10, 10), (1, 2, 100), (3, 50, 7)])
-@pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
-def test_rows_are_held_out_of_each_class(counts, share):
-    labels = np.random.default_rng(0).permutation(np.repeat(range(3), counts))
-    kept, held_out = split_rows(labels, share, 0)
-    assert sorted([*kept, *held_out]) == list(range(len(labels)))
-    for label, count in enumerate(counts):
-        assert (labels[held_out] == label).sum() == (max(1, round(share * count)) if count > 1 else 0)
-    assert not np.array_equal(held_out, split_rows(labels, share, 1)[1])

@@ -32,7 +32,7 @@ STUDENT_CODE = {
 }  # fmt: skip
 EVERY_RUN = {
     ".gitattributes", "README.md", "config.json", "metrics.json", "model.safetensors", "recipe.yaml", "report.html",
-    "pictures/step-00000006.png",
+    "pictures/step-00000006.png", "preprocessor_config.json", "processing_act.py",
 }  # fmt: skip
 
 RUN_COMMANDS = """

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from act_training.checkpoints import MANIFEST, find_checkpoint, list_checkpoints, write_checkpoint
 
-from training_runs import RESUME, checkpoints_of, copy_run, digest, start, start_command
+from training_runs import REFERENCES, RESUME, checkpoints_of, copy_run, digest, start, start_command
 
-REFERENCES = {"autoencode": "teacher", "distill": "student"}
 FILES = ("model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json", "config.json", MANIFEST)
 DAMAGES = ("truncated", "empty", "deleted", "flipped")
 

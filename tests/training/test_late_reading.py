@@ -34,7 +34,8 @@ def train(run, poisoned=None):
     """Weights and losses as the host knew them after each step; the loss of step `poisoned` is not finite."""
     known, weights = [], []
     for step, parts in run.steps():
-        for points, _ in parts:
+        for batch in parts:
+            points = batch["points"]
             loss = run.model(points, torch.zeros(len(points), dtype=torch.long)).loss
             run.backward(loss * math.inf if step == poisoned else loss)
         run.update()

@@ -11,11 +11,13 @@ import torch
 from act_training import outputs
 from act_training.arguments import TrainingArguments
 from act_training.errors import InputError
+from act_training.keyed_random import Sampling
 from act_training.optimization import RunLength
-from act_training.outputs import RunLog, check_hub, check_tracker, finish_run, save_weights
+from act_training.outputs import RunLog, check_hub, check_tracker, finish_run, load_final_weights, save_weights
 from safetensors.torch import load_file
 
 from loopback_hub import TOKEN, LoopbackHub
+from modeling_act import ACTPointCloudProcessor
 from small_models import small_models
 
 ONE_PROCESS = SimpleNamespace(is_main_process=True, log=lambda values, step: None, end_training=lambda: None)
@@ -149,7 +151,7 @@ def test_a_run_that_starts_anew_has_a_log_of_its_own(tmp_path):
     ("kind", "best", "added", "said"),
     [
         ("last", {"loss": 0.25, "step": 3}, 0.0, "after the last step."),
-        ("best", {"loss": 0.25, "step": 3}, 1.0, "with the lowest loss, after step 3."),
+        ("best", {"loss": 0.25, "step": 3}, 1.0, "that did best in validation, after step 3."),
         ("best", {}, 0.0, "after the last step."),
         ("ema", {"loss": 0.25, "step": 3}, 2.0, "after the last step, not of their average, which this model holds."),
     ],
@@ -164,10 +166,17 @@ def test_final_weights_are_the_ones_asked_for(tmp_path, kind, best, added, said)
     options = arguments(tmp_path, final_weights=kind, ema_decay=0.9)
     run = SimpleNamespace(
         options=options, folder=tmp_path, accelerator=ONE_PROCESS, weights=model, average=moved[2], best=best, step=10,
-        log=RunLog(options, ONE_PROCESS, LENGTH, start=0),
+        log=RunLog(options, ONE_PROCESS, LENGTH, start=0), sampling=Sampling(64, normalize=False),
     )  # fmt: skip
-    finish_run(run, "Title", "Text.", "usage", {"loss": 0.5}, [{"input": torch.rand(8, 3)}])
+    load_final_weights(run)  # as a script does that then reads the test split
+    tested = model.state_dict()
+    finish_run(run, "Title", "Text.", "usage", {"loss": 0.5}, [{"input": torch.rand(8, 3)}], test={"accuracy": 0.125})
     written = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(written[name], last[name] + added) for name in floats)
+    assert all(torch.equal(written[name], tested[name]) for name in floats)
+    processor = ACTPointCloudProcessor.from_pretrained(tmp_path)
+    assert (processor.num_points, processor.point_sampling, processor.normalize) == (64, "random", False)
+    assert json.loads((tmp_path / "metrics.json").read_text())["test"] == {"accuracy": 0.125}
     card = (tmp_path / "README.md").read_text()
+    assert "| accuracy | 0.125 |" in card.split("## Test")[1]
     assert said in card and f"| loss | {0.25 if 'step 3' in said else 0.5} |" in card

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 import trimesh
 from act_training import point_sets
-from act_training.batches import IGNORED_LABEL, read_batch
+from act_training.batches import read_batch
 from act_training.errors import InputError
 from act_training.everyday_shapes import generate_shapes
 from act_training.point_schema import ALIASES, build_dataset, find_columns
@@ -169,7 +169,7 @@ def test_ragged_clouds_keep_their_lengths(tmp_path):
     )
     ragged = open_point_set(str(tmp_path / "ragged"))
     labels = read_batch(ragged, [(0, 4), (0, 0)])["point_labels"]
-    assert labels.tolist() == [[0, 1, 2, 3, 4, 5, 6], [0, 1, 2, *[IGNORED_LABEL] * 4]]
+    assert labels.tolist() == [[0, 1, 2, 3, 4, 5, 6], [0, 1, 2, *[-100] * 4]]
     values, lengths = ragged.read([4, 0, 9])["points"]
     assert lengths.tolist() == [7, 3, 12] and np.array_equal(
         values, np.concatenate([clouds[row] for row in (4, 0, 9)])

@@ -13,7 +13,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from act_training.errors import InputError
-from act_training.keyed_random import SAMPLINGS
+from modeling_act.processing_act import SAMPLINGS
 
 
 @dataclass

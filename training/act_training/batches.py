@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from act_training.errors import InputError
-
-IGNORED_LABEL = -100  # of points that no loss and no measure counts
+from act_training.metrics import IGNORED
 
 
 @dataclass
@@ -114,7 +113,7 @@ class _Reader(Dataset):
             return error
 
 
-PADDING = {"points": 0, "point_labels": IGNORED_LABEL, "boxes": 0, "box_labels": -1}  # of columns of many a row
+PADDING = {"points": 0, "point_labels": IGNORED, "boxes": 0, "box_labels": -1}  # of columns of many a row
 
 
 def read_batch(point_set, keys: list[tuple[int, int]]) -> dict[str, Tensor]:

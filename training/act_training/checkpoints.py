@@ -192,3 +192,24 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def digest_of(model: torch.nn.Module) -> str:
+    """Of all weights and buffers, to tell one model from another."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def differences(saved: dict, now: dict, prefix: str = "") -> list[str]:
+    """What differs between two descriptions of a run, in words."""
+    found = []
+    for name in sorted(saved.keys() | now.keys()):
+        before, after = saved.get(name), now.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{prefix}{name}.")
+        elif json.dumps(before) != json.dumps(after):
+            found.append(f"{prefix}{name} was {before}, now {after}")
+    return found

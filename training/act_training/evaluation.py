@@ -1,9 +1,8 @@
-"""Deterministic validation of both stages over all processes, every row exactly once, and the probe people watch."""
+"""Deterministic validation of both stages over all processes, every row exactly once."""
 
 import math
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -11,14 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from act_training.batches import read_batch
-from act_training.errors import InputError
 from act_training.keyed_random import Sampling, sample_points
 from modeling_act import ACTStudentForPreTraining, ACTTeacher
 from modeling_act.point_ops import PointGroups, chamfer_l2, k_nearest_neighbors
 
 F_SCORE_DISTANCE = 0.05  # in units of the sphere's radius
 VALIDATION_EPOCH = -1  # keys subsets and masks of validation, so that they never change
-PENALTIES = (0.003, 0.03, 0.3, 3.0, 30.0)  # inverse strengths tried for the probe
 
 
 def validation_batches(
@@ -124,52 +121,6 @@ def pretraining_loss(
     predicted = student(**inputs).predicted_features.float()
     hidden = groups.neighborhoods[mask]  # (all hidden groups, group_size, 3)
     return chamfer_l2(predicted.flatten(0, 1).unflatten(1, (-1, 3)), hidden)
-
-
-# The probe -----------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def embed(student: nn.Module, point_set, sampling: Sampling, batch_size: int) -> np.ndarray:
-    """Frozen features of every row, (rows, width): [class token, maximum over the groups]."""
-    training, device = student.training, next(student.parameters()).device
-    student.eval()
-    batches = validation_batches(point_set, batch_size, sampling, device)
-    features = [student(batch["points"]).pooler_output.float().cpu() for batch in batches]
-    student.train(training)
-    return torch.cat(features).numpy()
-
-
-def split_rows(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows kept and held out, the latter about `share` of each class, at least one of each class of two or more."""
-    random, held_out = np.random.default_rng([seed, 7]), []
-    for label in np.unique(labels):
-        rows = random.permutation((labels == label).nonzero()[0])
-        held_out.append(rows[: max(1, round(share * len(rows)))] if len(rows) > 1 else rows[:0])
-    held_out = np.sort(np.concatenate(held_out))
-    return np.setdiff1d(np.arange(len(labels)), held_out), held_out
-
-
-def probe_accuracy(
-    features: np.ndarray, labels: np.ndarray, train: np.ndarray, held_out: np.ndarray, seed: int
-) -> dict:
-    """Logistic regression on standardised frozen features: the penalty is chosen on a part of `train`, then accuracy
-    on `held_out`, which nothing was fitted to."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    def fit(rows: np.ndarray, penalty: float):
-        return make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=300, tol=1e-3)).fit(
-            features[rows], labels[rows]
-        )
-
-    if not np.isfinite(features).all():
-        raise InputError("the student's features are not finite")
-    fitted, choosing = (train[rows] for rows in split_rows(labels[train], 0.2, seed))
-    scores = [fit(fitted, penalty).score(features[choosing], labels[choosing]) for penalty in PENALTIES]
-    best = PENALTIES[int(np.argmax(scores))]
-    return {"accuracy": fit(train, best).score(features[held_out], labels[held_out]), "penalty": best}
 
 
 def is_collapsed(metrics: dict[str, float], codebook_size: int) -> bool:

@@ -16,19 +16,22 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCardData
 from huggingface_hub.errors import HTTPError
+from safetensors.torch import load_model
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from act_training.arguments import TrainingArguments, save_recipe
 from act_training.errors import InputError
+from act_training.keyed_random import Sampling
 from act_training.optimization import RunLength
 from act_training.pictures import save_cloud_panels
 from act_training.report import write_report
 from act_training.runs import describe_versions, naming
+from modeling_act import ACTPointCloudProcessor
 
 MEASURED = {
     "last": "of the weights after the last step",
-    "best": "of the weights with the lowest loss, after step {step}",
+    "best": "of the weights that did best in validation, after step {step}",
     "ema": "of the weights after the last step, not of their average, which this model holds",
 }
 
@@ -151,8 +154,21 @@ def save_pictures(run, clouds: list[dict[str, torch.Tensor]]) -> Path:
     return path
 
 
-def finish_run(run, title: str, text: str, usage: str, metrics: dict, clouds: list[dict[str, torch.Tensor]]) -> None:
-    """Leaves a folder that `from_pretrained` loads, with metrics, recipe, card and report; uploads it if asked."""
+def finish_run(
+    run,
+    title: str,
+    text: str,
+    usage: str,
+    metrics: dict,
+    clouds: list[dict[str, torch.Tensor]],
+    test: dict[str, float] | None = None,
+    tables: dict[str, list[dict]] | None = None,
+    images: dict[str, Path] | None = None,
+) -> None:
+    """Leaves a folder that `from_pretrained` loads, with metrics, recipe, card and report; uploads it if asked.
+
+    `metrics` are of the validation rows and the last weights, `test` of the test split and the weights that are left.
+    """
     if not run.accelerator.is_main_process:
         return run.log.close()
     options, recipe = run.options, repeatable(run.options)
@@ -164,19 +180,21 @@ def finish_run(run, title: str, text: str, usage: str, metrics: dict, clouds: li
     measured = MEASURED[kind].format(step=run.best.get("step"))
     summary = {name: value for name, value in (run.best if kind == "best" else metrics).items() if name != "step"}
     with naming(run.folder):
-        files = _fill_folder(run, kind, metrics, recipe, make_card(title, text, usage, summary, measured))
-    pictures = sorted((run.folder / "pictures").glob("step-*.png"))
+        card = make_card(title, text, usage, summary, measured, test)
+        files = _fill_folder(run, kind, {"metrics": metrics, "test": test}, recipe, card)
+    pictures = sorted((run.folder / "pictures").glob("*.png"))
+    images = {path.stem: path for path in sorted((run.folder / "pictures").glob("step-*.png"))[-1:]} | (images or {})
     with TemporaryDirectory() as scratch:
         published = Path(scratch) / "recipe.yaml"
         save_recipe(published, public)
         report, shown_recipe = run.folder / "report.html", yaml.safe_load(published.read_text("utf-8"))
         with naming(report):
             write_report(
-                report, title, summary, run.log.records(), _as_arrays(clouds),
-                images={path.stem: path for path in pictures[-1:]}, recipe=shown_recipe,
+                report, title, _marked(summary, test), run.log.records(), _as_arrays(clouds), tables, images,
+                shown_recipe,
             )  # fmt: skip
         run.log.close()
-        print(json.dumps(metrics))
+        print(json.dumps(_marked(metrics, test)))
         where = ""
         if options.push_to_hub:
             files += [report, *pictures]
@@ -199,8 +217,13 @@ def without_local_paths(options: TrainingArguments) -> TrainingArguments:
     return replace(options, **{name: os.path.basename(os.path.abspath(value)) for name, value in here.items()})
 
 
-def _fill_folder(run, kind: str, metrics: dict, recipe: TrainingArguments, card: str) -> list[Path]:
-    """Model, metrics, recipe and card, the weights last: what has weights is complete. Returns the files written."""
+def _marked(metrics: dict, test: dict | None) -> dict:
+    return metrics | {f"test {name}": value for name, value in (test or {}).items()}
+
+
+def _fill_folder(run, kind: str, figures: dict, recipe: TrainingArguments, card: str) -> list[Path]:
+    """Model, processor, metrics, recipe and card, the weights last: what has weights is complete. Returns the files
+    written."""
     staged = run.folder / ".final"
     if kind == "best":
         replace_folder(staged, lambda path: shutil.copytree(run.folder / "best", path, dirs_exist_ok=True))
@@ -209,7 +232,8 @@ def _fill_folder(run, kind: str, metrics: dict, recipe: TrainingArguments, card:
     if run.average is not None:
         save_weights(run.folder / "ema", run.weights, run.average)
     save_recipe(staged / "recipe.yaml", recipe)
-    record = {"metrics": metrics, "best": run.best, "steps": run.step, "versions": describe_versions()}
+    save_processor(staged, run.sampling)
+    record = figures | {"best": run.best, "steps": run.step, "versions": describe_versions()}
     write_text(staged / "metrics.json", json.dumps(record, indent=1))
     write_text(staged / "README.md", card)
     names = [path.name for path in sorted(staged.iterdir(), key=lambda path: path.suffix == ".safetensors")]
@@ -239,12 +263,33 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def make_card(title: str, text: str, usage: str, metrics: dict[str, float], measured: str) -> str:
+def save_processor(folder: Path, sampling: Sampling) -> None:
+    """What takes a user's clouds to what the model was trained on."""
+    ACTPointCloudProcessor(sampling.num_points, sampling.method, sampling.normalize).save_pretrained(folder)
+
+
+def load_final_weights(run) -> None:
+    """Puts those weights into the model that `finish_run` will leave."""
+    if run.options.final_weights == "best" and run.best:
+        load_model(run.weights, str(run.folder / "best" / "model.safetensors"))
+    elif run.options.final_weights == "ema":
+        run.weights.load_state_dict(run.average, strict=False)
+
+
+def make_card(
+    title: str, text: str, usage: str, metrics: dict[str, float], measured: str, test: dict[str, float] | None = None
+) -> str:
     """A model card whose numbers are those of metrics.json."""
     data = ModelCardData(library_name="transformers", license="apache-2.0", tags=["point-cloud", "act"])
-    rows = "".join(f"| {name} | {value:.6g} |\n" for name, value in metrics.items())
+    tables = f"## Validation\n\nFigures {measured}.\n\n{_table(metrics)}\n"
+    if test:
+        tables += f"## Test\n\nFigures of the weights that this folder holds; read once.\n\n{_table(test)}\n"
     return (
         f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{text}\n\n```python\n{usage}\n```\n\n"
-        f"## Validation\n\nFigures {measured}.\n\n| measure | value |\n|---|---|\n{rows}\n"
-        "`recipe.yaml` repeats the run; `metrics.json` holds the versions it ran with.\n"
+        f"{tables}`recipe.yaml` repeats the run; `metrics.json` holds the versions it ran with.\n"
     )
+
+
+def _table(metrics: dict[str, float]) -> str:
+    rows = "".join(f"| {name} | {value:.6g} |\n" for name, value in metrics.items())
+    return f"| measure | value |\n|---|---|\n{rows}"

@@ -81,6 +81,21 @@ class PointSet:
     def where(self, row: int) -> str:
         return f"row {self.rows[row]} of {self.source}"
 
+    def row_names(self) -> list[str]:
+        """What each row is called, as the column `name` has it."""
+        if "name" not in self.dataset.column_names:
+            columns = ", ".join(self.dataset.column_names)
+            raise InputError(f"{self.source} has no column name; its columns are {columns}")
+        return np.asarray(self.dataset.data.column("name").to_pylist(), dtype=object)[self.rows].tolist()
+
+    def names_of(self, column: str) -> list[str] | None:
+        """The names of the classes that a column of the schema tells apart, if it names them."""
+        if column == "label":
+            return self.class_names
+        feature = self.dataset.features[self.columns[column]]
+        feature = getattr(feature, "feature", feature)  # of lists
+        return feature.names if isinstance(feature, ClassLabel) else None
+
     def labels(self) -> np.ndarray:
         """The class of each row, -1 where it has none."""
         if self._labels is None:

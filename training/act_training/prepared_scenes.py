@@ -73,6 +73,14 @@ def read_room(item: Item, choices: Choices) -> list[Row]:
     return rows
 
 
+def place_of_block(name: str) -> tuple[str, np.ndarray] | None:
+    """The room that a block of `read_room` is a part of, and the block's origin in it; None for any other name."""
+    match = re.fullmatch(r"(.+)/(\d+)_(\d+)", name)
+    if match is None:
+        return None
+    return match[1], np.array([(int(match[2]) + 0.5) * BLOCK_SIZE, (int(match[3]) + 0.5) * BLOCK_SIZE, 0])
+
+
 def _read_annotations(folder: Path) -> np.ndarray:
     parts = []
     for file in sorted(folder.glob("*.txt")):

@@ -1,6 +1,8 @@
-"""The rows a run trains and validates on: opened, checked before anything else happens, and cut apart."""
+"""The rows a run trains, validates and is tested on: opened, checked before anything else happens, and cut apart."""
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,8 @@ from accelerate import Accelerator
 from act_training.arguments import TrainingArguments
 from act_training.batches import ShuffledRows, StreamedRows
 from act_training.errors import InputError
+from act_training.frozen_features import split_rows
+from act_training.metrics import IGNORED
 from act_training.point_checks import check_point_set
 from act_training.point_sets import PointSet, StreamedPointSet, open_point_set
 from act_training.runs import on_main_process, warn
@@ -19,43 +23,138 @@ class TrainingData:
     train: PointSet | StreamedPointSet
     validation: PointSet
     fingerprint: str
+    test: PointSet | None = None
+    names: list[str] = field(default_factory=list)  # of the classes to learn, where there are any
 
 
-def open_training_data(options: TrainingArguments, accelerator: Accelerator, min_points: int) -> TrainingData:
-    """Train and validation rows. Validation is a split of its own or a seeded part of train; test is never touched."""
+@dataclass(frozen=True)
+class Target:
+    """The column to learn, and how rows are held out of train: (rows, share, seed) -> kept and held out."""
+
+    column: str
+    hold_out: Callable[[PointSet, float, int], tuple[np.ndarray, np.ndarray]]
+
+
+def hold_out_any(point_set: PointSet, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows kept and held out, drawn from all."""
+    order = np.random.default_rng([seed, 1]).permutation(len(point_set))
+    count = min(len(point_set) - 1, max(1, round(share * len(point_set))))
+    return np.sort(order[count:]), np.sort(order[:count])
+
+
+def hold_out_by_class(point_set: PointSet, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same share of each class."""
+    return split_rows(point_set.labels(), share, seed)
+
+
+def open_training_data(
+    options: TrainingArguments,
+    accelerator: Accelerator,
+    min_points: int,
+    target: Target | None = None,
+    test_split: str | None = None,
+) -> TrainingData:
+    """Train and validation rows. Validation is a split of its own or a seeded part of train. The test split is opened
+    where a script names it, and checked like the others, so that a damaged one says so before and not after training.
+    """
     if options.num_points < min_points:
         raise InputError(f"--num_points {options.num_points} is fewer than the {min_points} that the groups need")
 
-    def open_checked(split: str) -> tuple[PointSet, str]:
+    def open_split(split: str) -> PointSet:
         with accelerator.main_process_first():  # whatever is downloaded or converted is so once
-            point_set = open_point_set(options.dataset_name, split, options.dataset_config_name)
+            return open_point_set(options.dataset_name, split, options.dataset_config_name)
 
-        def check() -> tuple:
+    def check(point_set: PointSet, split: str) -> tuple[PointSet, str]:
+        def work() -> tuple:
             quiet = not accelerator.is_main_process
-            checked, problems, digest = check_point_set(point_set, min_points, None, options.skip_bad, quiet)
+            num_classes = len(names) if target and target.column == "label" else None
+            checked, problems, digest = check_point_set(point_set, min_points, num_classes, options.skip_bad, quiet)
             report_skipped(problems, Path(options.output_dir) / f"skipped_{split}.txt")
             return checked.rows, digest
 
-        rows, digest = on_main_process(accelerator, check)
+        rows, digest = on_main_process(accelerator, work)
         return (point_set if len(rows) == len(point_set) else point_set.select(rows)), digest
 
     if options.streaming:
         train = open_point_set(
             options.dataset_name, options.train_split, options.dataset_config_name, True, min_points
         )
-        digest = train.fingerprint()
-    else:
-        train, digest = open_checked(options.train_split)
-        if options.max_train_samples:
-            train = train.select(range(min(options.max_train_samples, len(train))))
-    if options.validation_split:
-        validation, validation_digest = open_checked(options.validation_split)
-        return TrainingData(train, validation, f"{digest}, {validation_digest}")
-    if len(train) < 2:
-        raise InputError(f"{train.source}: one row cannot be cut into train and validation; name a --validation_split")
-    order = np.random.default_rng([options.seed, 1]).permutation(len(train))
-    count = min(len(train) - 1, max(1, round(options.validation_share * len(train))))
-    return TrainingData(train.select(np.sort(order[count:])), train.select(np.sort(order[:count])), digest)
+        validation, digest = check(open_split(options.validation_split), options.validation_split)
+        return TrainingData(train, validation, f"{train.fingerprint()}, {digest}")
+    splits = {"train": options.train_split, "validation": options.validation_split, "test": test_split}
+    opened = {part: open_split(split) for part, split in splits.items() if split}
+    names = class_names(target.column, *opened.values()) if target else []
+    digests = []
+    for part, point_set in opened.items():
+        opened[part], digest = check(point_set, splits[part])
+        digests.append(digest)
+    if target:
+        digests.append(hashlib.blake2b(repr(names).encode(), digest_size=8).hexdigest())
+        digests += [check_targets(target.column, point_set, len(names)) for point_set in opened.values()]
+    train = opened["train"]
+    if options.max_train_samples:
+        train = train.select(range(min(options.max_train_samples, len(train))))
+    if not options.validation_split:
+        if len(train) < 2:
+            raise InputError(
+                f"{train.source}: one row cannot be cut into train and validation; name a --validation_split"
+            )
+        hold_out = target.hold_out if target else hold_out_any
+        kept, held_out = hold_out(train, options.validation_share, options.seed)
+        train, opened["validation"] = train.select(kept), train.select(held_out)
+    return TrainingData(train, opened["validation"], ", ".join(digests), opened.get("test"), names)
+
+
+# Labels --------------------------------------------------------------------------------------------------------------
+
+
+def class_names(column: str, *point_sets: PointSet) -> list[str]:
+    """The names of the classes of a column, which all sets must share; numbers where they have none."""
+    for point_set in point_sets:
+        if column not in point_set.columns:
+            names = ", ".join(point_set.dataset.column_names)
+            raise InputError(f"{point_set.source} has no {column}, which are to be learned; its columns are {names}")
+    named = [(point_set, point_set.names_of(column)) for point_set in point_sets]
+    first, names = named[0]
+    for other, other_names in named[1:]:
+        if other_names != names:
+            raise InputError(f"{first.source} and {other.source} name different classes, {names} and {other_names}")
+    if names is None:
+        largest = max(_values_of(column, point_set).max(initial=0) for point_set in point_sets)
+        names = [str(number) for number in range(int(largest) + 1)]
+    return names
+
+
+def check_targets(column: str, point_set: PointSet, num_classes: int) -> str:
+    """A digest of a column, all of whose values must name one of the classes; those of points may be ignored."""
+    digest = hashlib.blake2b(digest_size=8)
+    for start in range(0, len(point_set), 256):
+        rows = range(start, min(start + 256, len(point_set)))
+        columns = point_set.read(rows)
+        values, counts = columns[column] if isinstance(columns[column], tuple) else (columns[column], None)
+        if column == "point_labels" and (wrong := (counts != columns["points"][1]).nonzero()[0]).size:
+            place = wrong[0]
+            raise InputError(
+                f"{point_set.where(rows[place])}: {counts[place]} point labels of {columns['points'][1][place]} points"
+            )
+        allowed = (values >= 0) & (values < num_classes)
+        if column == "point_labels":
+            allowed |= values == IGNORED
+        if not allowed.all():
+            place = (~allowed).nonzero()[0][0]
+            row = rows[place if counts is None else np.searchsorted(counts.cumsum(), place, side="right")]
+            what = f"{column} {values[place]} where 0 to {num_classes - 1} were expected"
+            raise InputError(f"{point_set.where(row)}: {what}")
+        digest.update(np.ascontiguousarray(values))
+    return digest.hexdigest()
+
+
+def _values_of(column: str, point_set: PointSet) -> np.ndarray:
+    if column == "label":
+        return point_set.labels()
+    parts = [point_set.read(range(start, min(start + 256, len(point_set)))) for start in range(0, len(point_set), 256)]
+    parts = [part[column][0] if isinstance(part[column], tuple) else part[column] for part in parts]
+    return np.concatenate(parts)
 
 
 def make_row_order(

@@ -16,7 +16,6 @@ optimizer and a step, and a resumed run repeats the uninterrupted one bit for bi
 """
 
 import itertools
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
@@ -32,6 +31,7 @@ from transformers import PreTrainedModel
 
 from act_training import checkpoints
 from act_training.arguments import TrainingArguments
+from act_training.batch_norm import settle_batch_norm, synchronize_batch_norm
 from act_training.batches import iterate_batches
 from act_training.errors import InputError
 from act_training.evaluation import VALIDATION_EPOCH, validation_batches
@@ -48,7 +48,6 @@ from act_training.outputs import RunLog, check_hub, check_tracker, save_weights
 from act_training.point_sets import PointSet
 from act_training.runs import Stopped, on_main_process, warn
 from act_training.signals import StopSignals, die_with_launcher, held_back
-from act_training.sync_batch_norm import synchronize_batch_norm
 from act_training.training_data import TrainingData, make_row_order, open_training_data
 
 # What may differ between the run that wrote a checkpoint and the one that resumes from it.
@@ -57,6 +56,7 @@ FREE_FLAGS = {
     "logging_steps", "report_to", "push_to_hub", "hub_model_id", "dataloader_num_workers", "picture_epochs",
     "per_device_eval_batch_size",
 }  # fmt: skip
+SETTLING_BATCHES = 8
 SECONDS_TO_STOP = 20  # after a signal, for a process that waits for others
 
 
@@ -128,10 +128,13 @@ class TrainingRun:
     def checkpoint_folder(self) -> Path:
         return self.folder / "checkpoints"
 
-    def open_data(self, min_points: int) -> TrainingData:
-        """Opens and checks the rows, and fixes how long the run is."""
-        options = self.options
-        self.data = open_training_data(options, self.accelerator, min_points)
+    def open_data(self, min_points: int, **labelled) -> TrainingData:
+        """Opens and checks the rows; `labelled` are `target` and `test_split` of `open_training_data`."""
+        return self.use_data(open_training_data(self.options, self.accelerator, min_points, **labelled))
+
+    def use_data(self, data: TrainingData) -> TrainingData:
+        """Fixes what to train on, and so how long the run is."""
+        self.data, options = data, self.options
         global_batch_size = options.per_device_train_batch_size * self.accelerator.num_processes
         self.length = RunLength(
             len(self.data.train), global_batch_size * options.gradient_accumulation_steps, options.num_train_epochs,
@@ -164,6 +167,12 @@ class TrainingRun:
         self.log = RunLog(options, self.accelerator, self.length, self.start)
         return self.weights
 
+    def settle_batch_norm(self, forward: Callable[[dict[str, Tensor]], object]) -> None:
+        """Before the first step: batch statistics of the first training rows for layers that never trained."""
+        if self.start == 0:
+            batches = validation_batches(self.data.train, 32, self.sampling, self.device)
+            settle_batch_norm(self.weights, forward, itertools.islice(batches, SETTLING_BATCHES))
+
     def _find_checkpoint(self) -> str | None:
         wanted = self.options.resume_from_checkpoint
         if not wanted:
@@ -172,7 +181,7 @@ class TrainingRun:
         if found is None:
             warn(f"no checkpoint in {self.checkpoint_folder} yet: starting at step 0")
             return None
-        if different := differences(checkpoints.read_state(found)["run"], self.description):
+        if different := checkpoints.differences(checkpoints.read_state(found)["run"], self.description):
             raise InputError(f"{found} belongs to another run: {'; '.join(different)}")
         return str(found)
 
@@ -190,9 +199,9 @@ class TrainingRun:
 
     # The loop --------------------------------------------------------------------------------------------------------
 
-    def steps(self) -> Iterator[tuple[int, Iterator[dict[str, Tensor]]]]:
+    def steps(self, sampled: bool = True) -> Iterator[tuple[int, Iterator[dict[str, Tensor]]]]:
         """The remaining steps: number, and batches of points (batch, num_points, 3), keys (batch, 2) of (epoch, row),
-        and what labels the set has."""
+        and what labels the set has; points as they are stored unless `sampled`."""
         options, accumulation = self.options, self.options.gradient_accumulation_steps
         rows = make_row_order(self.data, options, self.accelerator)
         stop = self.length.total_steps * accumulation
@@ -210,14 +219,14 @@ class TrainingRun:
             )  # fmt: skip
             set_learning_rate(self.optimizer, self.learning_rate)
             self._losses, self._keys = [], []
-            yield step, self._parts(batches)
+            yield step, self._parts(batches, sampled)
 
-    def _parts(self, batches: Iterator[dict]) -> Iterator[dict[str, Tensor]]:
+    def _parts(self, batches: Iterator[dict], sampled: bool) -> Iterator[dict[str, Tensor]]:
         accumulation = self.options.gradient_accumulation_steps
         for part in range(accumulation):
             batch = {name: value.to(self.device, non_blocking=True) for name, value in next(batches).items()}
             self._keys.append(batch["keys"])
-            batch = self._sample(batch)
+            batch = self._sample(batch) if sampled else batch
             with self.accelerator.no_sync(self.model) if part + 1 < accumulation else nullcontext():
                 yield batch
 
@@ -375,15 +384,3 @@ class TrainingRun:
                 raise FloatingPointError(
                     f"step {self.step - 1}: {name} is no longer finite; nothing was saved. {self._rows_here()}"
                 )
-
-
-def differences(saved: dict, now: dict, prefix: str = "") -> list[str]:
-    """What differs between two descriptions of a run, in words."""
-    found = []
-    for name in sorted(saved.keys() | now.keys()):
-        before, after = saved.get(name), now.get(name)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found += differences(before, after, f"{prefix}{name}.")
-        elif json.dumps(before) != json.dumps(after):
-            found.append(f"{prefix}{name} was {before}, now {after}")
-    return found

@@ -1,0 +1,128 @@
+"""Predictions for every point of clouds and scenes of any size, by a segmentation model that sees few at a time."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .processing_act import ACTPointCloudProcessor, to_unit_sphere
+
+
+@torch.no_grad()
+def predict_points(
+    model: torch.nn.Module,
+    points: Tensor,
+    processor: ACTPointCloudProcessor,
+    category: int | None = None,
+    votes: int = 1,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> Tensor:
+    """The mean logits (points, num_labels), on the CPU, of each point of a cloud (points, 3).
+
+    A vote deals the points, shuffled, into clouds of `processor.num_points`; the last is filled up with some that were
+    seen before. Memory on the model's device does not grow with the cloud.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    hands = (hand for _ in range(votes) for hand in _deal(torch.arange(len(points)), processor.num_points, generator))
+    return _mean_logits(model, points, ((hand, points[hand]) for hand in hands), processor, category, batch_size)
+
+
+@torch.no_grad()
+def predict_scene(
+    model: torch.nn.Module,
+    points: Tensor,
+    processor: ACTPointCloudProcessor,
+    block_size: float = 1.0,
+    stride: float = 0.5,
+    votes: int = 1,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> Tensor:
+    """The mean logits (points, num_labels), on the CPU, of each point of a scene (points, 3) whose third axis is up.
+
+    Square columns of `block_size` slide over it, so that a point is seen in several. In each, x and y count from its
+    middle and z from the lowest point of the scene, as in training, and its points are dealt as `predict_points` does.
+    """
+    if not 0 < stride <= block_size:
+        raise ValueError(f"`stride` must lie between 0 and `block_size`={block_size}, got {stride}")
+    generator = torch.Generator().manual_seed(seed)
+
+    def hands() -> Iterator[tuple[Tensor, Tensor]]:
+        for members, middle in slide(points, block_size, stride):
+            for _ in range(votes):
+                for hand in _deal(members, processor.num_points, generator):
+                    yield hand, points[hand] - middle
+
+    return _mean_logits(model, points, hands(), processor, None, batch_size)
+
+
+def slide(points: Tensor, block_size: float, stride: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """The points' indices and the origin (3,) of each column that holds any; every point is in one at least."""
+    low, high = points.amin(0), points.amax(0)
+    counts = [max(1, math.ceil((extent - block_size) / stride) + 1) for extent in (high - low)[:2].tolist()]
+    by_x = points[:, 0].argsort()
+    sorted_x = points[by_x, 0].contiguous()
+    for column in range(counts[0]):
+        x = low[0] + column * stride
+        first = torch.searchsorted(sorted_x, x)
+        # Rounded, the end of a column may lie before the start of the next one.
+        end = torch.maximum(x + block_size, low[0] + (column + 1) * stride)
+        last = len(points) if column == counts[0] - 1 else torch.searchsorted(sorted_x, end, right=True)
+        strip = by_x[first:last]
+        for row in range(counts[1]):
+            y = low[1] + row * stride
+            inside = points[strip, 1] >= y
+            if row < counts[1] - 1:
+                inside &= points[strip, 1] <= torch.maximum(y + block_size, low[1] + (row + 1) * stride)
+            members = strip[inside]
+            if len(members):
+                yield members, torch.stack([x + block_size / 2, y + block_size / 2, low[2]])
+
+
+def _deal(members: Tensor, num_points: int, generator: torch.Generator) -> Tensor:
+    """(hands, num_points): all members, shuffled; the last hand is filled up from the first."""
+    order = members[torch.randperm(len(members), generator=generator)]
+    missing = -len(order) % num_points
+    return torch.cat([order, order[torch.arange(missing) % len(order)]]).view(-1, num_points)
+
+
+def _mean_logits(
+    model: torch.nn.Module,
+    points: Tensor,
+    hands: Iterator[tuple[Tensor, Tensor]],
+    processor: ACTPointCloudProcessor,
+    category: int | None,
+    batch_size: int,
+) -> Tensor:
+    """Runs the model on hands of points, (indices, coordinates), a batch at a time, and gathers the logits."""
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    total = torch.zeros(len(points), model.config.num_labels)
+    seen = torch.zeros(len(points), 1)
+    for batch in _batches(hands, batch_size):
+        coordinates = torch.stack([part for _, part in batch]).float().to(device)
+        if processor.normalize:
+            coordinates = to_unit_sphere(coordinates)
+        known = {} if category is None else {"category": torch.full((len(batch),), category, device=device)}
+        logits = model(coordinates, **known).logits.float().cpu()
+        indices = torch.cat([hand for hand, _ in batch])
+        total.index_add_(0, indices, logits.flatten(0, 1))
+        seen.index_add_(0, indices, torch.ones(len(indices), 1))
+    model.train(training)
+    return total / seen
+
+
+def _batches(items: Iterator, size: int) -> Iterator[list]:
+    batch = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+__all__ = ["predict_points", "predict_scene"]

@@ -4,18 +4,20 @@ import os
 import pickle
 import time
 
+import datasets
 import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import trimesh
-from act_training import point_sets
+from act_training import built_in_sets
 from act_training.batches import read_batch
 from act_training.errors import InputError
 from act_training.everyday_shapes import generate_shapes
 from act_training.point_schema import ALIASES, build_dataset, find_columns
 from act_training.point_sets import PointSet, open_point_set
+from act_training.rooms import generate_rooms
 from datasets import Array2D, DatasetDict, disable_progress_bars
 
 disable_progress_bars()
@@ -205,12 +207,12 @@ def test_labels_are_whole_numbers_or_words(tmp_path, labels, expected):
 
 
 def test_the_built_in_set_is_generated_once(monkeypatch, tmp_path):
-    monkeypatch.setattr(point_sets.datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    monkeypatch.setattr(point_sets, "BUILT_IN_SPLITS", {"train": range(6), "test": range(6, 10)})
-    monkeypatch.setattr(point_sets, "BUILT_IN_PART", 2)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setitem(built_in_sets.SPLITS, "everyday_shapes", {"train": range(6), "test": range(6, 10)})
+    monkeypatch.setitem(built_in_sets.PART, "everyday_shapes", 2)
     first = open_point_set("everyday_shapes", "test")
     assert len(os.listdir(tmp_path / "everyday_shapes")) == 2  # nothing of the other split
-    monkeypatch.setattr(point_sets.everyday_shapes, "generate_shapes", None)
+    monkeypatch.setattr(built_in_sets.everyday_shapes, "generate_shapes", None)
     second = open_point_set("everyday_shapes", "test")
     expected = generate_shapes(4, start=6)
     for point_set in (first, second):
@@ -219,6 +221,20 @@ def test_the_built_in_set_is_generated_once(monkeypatch, tmp_path):
         assert np.array_equal(batch["point_labels"], expected["point_labels"])
         assert point_set.labels().tolist() == expected["label"].tolist() and point_set.class_names[0] == "chair"
     assert np.array_equal(read_batch(second, [(0, 3)])["points"][0], generate_shapes(1, start=9)["points"][0])
+
+
+def test_rooms_are_built_in_with_their_boxes(monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setitem(built_in_sets.SPLITS, "everyday_rooms", {"train": range(2), "test": range(2, 4)})
+    monkeypatch.setitem(built_in_sets.PART, "everyday_rooms", 2)
+    rooms, expected = open_point_set("everyday_rooms", "test"), generate_rooms(2, start=2)
+    assert rooms.names_of("box_labels")[0] == "bed"
+    batch = read_batch(rooms, [(0, 0), (0, 1)])
+    most = max(map(len, expected["boxes"]))
+    assert batch["boxes"].shape == (2, most, 7) and batch["box_labels"].shape == (2, most)
+    for row, (boxes, labels) in enumerate(zip(expected["boxes"], expected["box_labels"], strict=True)):
+        assert np.array_equal(batch["boxes"][row, : len(boxes)], boxes.astype(np.float32))
+        assert batch["box_labels"][row].tolist() == [*labels.tolist(), *[-1] * (most - len(labels))]
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from act_training.keyed_random import to_unit_sphere
 from act_training.batch_norm import synchronize_batch_norm
+from act_training.keyed_random import to_unit_sphere
 from safetensors.torch import load_file
 
 from modeling_act import ACTTeacher

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from act_training.errors import InputError
 from modeling_act.point_ops import farthest_point_sample, gather_points
+from modeling_act.processing_act import to_unit_sphere
 
 # One stream for each use, so that no two share numbers.
 SUBSET, SCALE, SHIFT, ROTATION, MASK = range(5)
 AUGMENTATIONS = ("scale_shift", "rotate_y", "rotate_z")
-SAMPLINGS = ("random", "farthest")
 SPREAD = 1200 / 1024  # in training, a random subset of so many times the points, taken farthest from one another
 _MASK64 = 2**64 - 1
 
@@ -92,13 +92,6 @@ def _spread(batch: dict[str, Tensor], sampling: Sampling, training: bool) -> Ten
     if not training:
         return spread
     return spread.gather(1, _subset(lengths.clamp(max=count), batch["keys"], count, sampling))
-
-
-def to_unit_sphere(points: Tensor) -> Tensor:
-    """(batch, points, 3), the mean at the origin and the farthest point at distance one."""
-    points = points - points.mean(1, keepdim=True)
-    radius = torch.linalg.vector_norm(points, dim=-1).amax(1)
-    return points / radius.clamp_min(torch.finfo(points.dtype).tiny)[:, None, None]
 
 
 def augment(points: Tensor, keys: Tensor, seed: int, augmentation: tuple[str, ...] | list[str]) -> Tensor:

@@ -1,18 +1,15 @@
 """Any point-cloud set a user can name, behind one way of reading rows.
 
-`open_point_set` takes the built-in set, a Hub id, a `save_to_disk` folder, parquet, npz, h5, or a folder of files.
+`open_point_set` takes a built-in set, a Hub id, a `save_to_disk` folder, parquet, npz, h5, or a folder of files.
 """
 
 import hashlib
 import itertools
-import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
@@ -29,16 +26,12 @@ from datasets import (
 )
 from tqdm import tqdm
 
-from act_training import everyday_shapes
 from act_training.array_sets import ARRAY_SUFFIXES, read_array_set
+from act_training.built_in_sets import SPLITS, open_built_in
 from act_training.cloud_files import CLOUD_SUFFIXES, read_cloud
 from act_training.errors import InputError
 from act_training.point_checks import bad_rows
 from act_training.point_schema import as_lists, build_dataset, find_columns, read_rows
-
-BUILT_IN = "everyday_shapes"
-BUILT_IN_SPLITS = {"train": range(6000), "test": range(6000, 7500)}  # numbers of the shapes
-BUILT_IN_PART = 500  # shapes that are generated and cached together
 
 
 class PointSet:
@@ -233,9 +226,8 @@ def _pick(splits: dict, split: str, name: str):
 
 def _open_split(name: str, split: str, config_name: str | None, num_points: int) -> Dataset:
     path = Path(name)
-    if name == BUILT_IN:
-        shapes = _pick(BUILT_IN_SPLITS, split, name)
-        return concatenate_datasets([_generate(start) for start in shapes[::BUILT_IN_PART]])
+    if name in SPLITS:
+        return open_built_in(name, split)
     if path.is_file() and path.suffix != ".parquet":
         return _pick(read_array_set(path), split, name)
     if path.is_dir():
@@ -272,22 +264,6 @@ def refusing(what: str) -> Iterator[None]:
     except Exception as error:
         reason = str(error.__cause__ or error).strip() or type(error).__name__
         raise InputError(f"{what} ({reason.splitlines()[0][:300]})") from error
-
-
-def _generate(start: int) -> Dataset:
-    """A part of the built-in set: generated once, from then on mapped from the cache of `datasets`."""
-    version = hashlib.blake2b(Path(everyday_shapes.__file__).read_bytes(), digest_size=8).hexdigest()
-    folder = Path(datasets.config.HF_DATASETS_CACHE, BUILT_IN, f"{version}-{start}")
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shapes = everyday_shapes.generate_shapes(BUILT_IN_PART, start=start)
-        names = {"class_names": everyday_shapes.CLASS_NAMES, "part_names": everyday_shapes.PART_NAMES}
-        with tempfile.TemporaryDirectory(dir=folder.parent) as draft:
-            build_dataset(shapes, **names).save_to_disk(f"{draft}/part")
-            with suppress(OSError):  # another process was faster
-                os.rename(f"{draft}/part", folder)
-    with refusing(f"{folder}: damaged, delete it"):
-        return load_from_disk(str(folder))
 
 
 def _read_folder(path: Path, num_points: int) -> Dataset:

@@ -1,7 +1,8 @@
 """The one schema of point-cloud sets on `datasets`, built from and read into numpy without a Python object a point.
 
 points (n, 3) float32, and where a set has them: normals and colors alike, point_labels (n,) int64, label and category
-(ClassLabel), name (str). Clouds of one size make fixed arrays, others ragged ones.
+(ClassLabel), name (str), boxes (m, 7) float32 (modeling_act/box_ops.py) and box_labels (m,). Clouds of one size make
+fixed arrays, others ragged ones.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ ALIASES = {
     "label": ("label", "labels", "category", "cls", "class"),
     "point_labels": ("point_labels", "seg", "segment", "part_label", "pid"),
     "category": ("category", "categories"),
+    "boxes": ("boxes", "bboxes"),
+    "box_labels": ("box_labels",),
 }
 
 
@@ -43,12 +46,15 @@ def make_features(
     class_names: Sequence[str] | None = None,
     part_names: Sequence[str] | None = None,
     category_names: Sequence[str] | None = None,
+    box_names: Sequence[str] | None = None,
 ) -> Features:
     """The features of a set with these columns; `num_points` is None where clouds differ in size."""
     known = {
         "label": ClassLabel(names=list(class_names)) if class_names else Value("int64"),
         "category": ClassLabel(names=list(category_names)) if category_names else Value("int64"),
         "point_labels": List(ClassLabel(names=list(part_names)) if part_names else Value("int64")),
+        "boxes": Array2D((None, 7), "float32"),
+        "box_labels": List(ClassLabel(names=list(box_names)) if box_names else Value("int64")),
         "name": Value("string"),
     }
     known |= {column: Array2D((num_points, 3), "float32") for column in PER_POINT}
@@ -57,7 +63,7 @@ def make_features(
 
 def build_dataset(columns: dict[str, Sequence], **names: Sequence[str] | None) -> Dataset:
     """A set from columns of the schema. Per-point columns are (clouds, n, 3) arrays or lists of (n, 3) arrays;
-    `names` are `class_names`, `part_names`, `category_names`."""
+    `names` are `class_names`, `part_names`, `category_names`, `box_names`."""
     sizes = {len(cloud) for cloud in columns["points"]}
     num_points = sizes.pop() if len(sizes) == 1 else None
     features = make_features(num_points, list(columns), **names)
@@ -76,8 +82,8 @@ def build_dataset(columns: dict[str, Sequence], **names: Sequence[str] | None) -
 
 
 def _arrow_column(values: Sequence, kind: pa.DataType) -> pa.Array:
-    if isinstance(kind, pa.ExtensionType):  # points, normals, colors
-        return pa.ExtensionArray.from_storage(kind, _nest(*_join(values, (3,), np.float32)))
+    if isinstance(kind, pa.ExtensionType):  # points, normals, colors, boxes
+        return pa.ExtensionArray.from_storage(kind, _nest(*_join(values, kind.shape[1:], np.float32)))
     if pa.types.is_list(kind):
         joined, ends = _join(values, (), np.int64)
         return pa.ListArray.from_arrays(ends, pa.array(joined))
@@ -96,8 +102,8 @@ def _join(values: Sequence, width: tuple[int, ...], dtype: type) -> tuple[np.nda
 
 
 def _nest(joined: np.ndarray, ends: np.ndarray) -> pa.Array:
-    rows = pa.ListArray.from_arrays(np.arange(0, joined.size + 1, 3, dtype=np.int32), pa.array(joined.reshape(-1)))
-    return pa.ListArray.from_arrays(ends, rows)
+    starts = np.arange(0, joined.size + 1, joined.shape[1], dtype=np.int32)
+    return pa.ListArray.from_arrays(ends, pa.ListArray.from_arrays(starts, pa.array(joined.reshape(-1))))
 
 
 def as_lists(table: pa.Table) -> pa.Table:

@@ -23,10 +23,13 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, load_from_disk
 
 from act_training.errors import InputError
-from act_training.point_schema import build_dataset, make_features
+from act_training.point_schema import PER_POINT, build_dataset, make_features
 from act_training.prepared_sets import Choices, Item, Plan, Row
 
 AFTER_READING = "all were read"
+LABELS = {
+    "label": "class_names", "category": "category_names", "point_labels": "part_names", "box_labels": "box_names",
+}  # fmt: skip
 SAMPLED_TOGETHER = 8  # clouds in one call of farthest point sampling: their distances fit a CPU's cache
 
 
@@ -124,7 +127,7 @@ def find_problem(row: Row, part: Part) -> str | None:
     points = row["points"]
     if not len(points):
         return "holds no points"
-    for column in ("points", "normals", "colors"):
+    for column in (*PER_POINT, "boxes"):
         with np.errstate(over="ignore"):
             values = np.asarray(row.get(column, ()), dtype=np.float32)
         if not np.isfinite(values).all():
@@ -133,8 +136,8 @@ def find_problem(row: Row, part: Part) -> str | None:
         return f"{row['name']} has {len(points)} points, fewer than the {part.num_points} asked for"
     if part.normalize and not np.ptp(points, axis=0).any():
         return f"{row['name']} has all its points in one place"
-    for column, kind in (("label", "class_names"), ("category", "category_names"), ("point_labels", "part_names")):
-        if column in row and kind in part.names:
+    for column, kind in LABELS.items():
+        if column in row and kind in part.names and np.size(row[column]):
             least, most = np.min(row[column]), np.max(row[column])
             if least < 0 or most >= len(part.names[kind]):
                 return f"{row['name']} has {column} {least} to {most}, and there are {len(part.names[kind])} names"
@@ -157,7 +160,7 @@ def sample_rows(rows: list[Row], num_points: int) -> list[Row]:
             indices = farthest_point_sample(torch.from_numpy(points), num_points).numpy()
             for place, chosen in zip(group, indices, strict=True):
                 sampled[place] = {
-                    name: value[chosen] if isinstance(value, np.ndarray) else value
+                    name: value[chosen] if name in (*PER_POINT, "point_labels") else value
                     for name, value in rows[place].items()
                 }
     return sampled
@@ -175,11 +178,11 @@ def _write_part(part: Part, rows: list[Row], rejected: list[list[str]]) -> None:
     draft.mkdir()
     if rows:
         build_dataset({name: [row[name] for row in rows] for name in shared}, **part.names).save_to_disk(str(draft))
-    kind = "label" if "label" in shared else "category" if "category" in shared else None
+    kind = next((name for name in ("label", "category", "box_labels") if name in shared), None)
     result = {
         "columns": shared,
         "sizes": [len(row["points"]) for row in rows],
-        "classes": Counter(int(row[kind]) for row in rows) if kind else {},
+        "classes": Counter(int(label) for row in rows for label in np.ravel(row[kind])) if kind else {},
         "rejected": rejected,
     }
     (draft / "result.json").write_text(json.dumps(result))
@@ -265,7 +268,8 @@ def _retype(table: pa.Table, features: datasets.Features) -> pa.Table:
 
 
 def summarize(parts: list[Part], plan: Plan, choices: Choices) -> dict:
-    names = plan.names.get("class_names") or plan.names.get("category_names")
+    kinds = ("class_names", "category_names", "box_names")
+    names = next((plan.names[kind] for kind in kinds if kind in plan.names), None)
     splits, rejected = {}, []
     for split in plan.splits:
         results = [part.result() for part in parts if part.split == split]

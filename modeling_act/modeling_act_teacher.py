@@ -289,8 +289,10 @@ class ACTTeacher(PreTrainedModel):
         groups: PointGroups | None = None,
         code_mode: str = "argmax",
         generator: torch.Generator | None = None,
+        of_backbone: bool = False,
     ) -> Tensor:
-        """What a student learns to predict, (batch, groups, feature_dim), without the point decoder.
+        """What a student learns to predict, (batch, groups, feature_dim), without the point decoder; `of_backbone`:
+        those before the second DGCNN, (batch, groups, code_dim).
 
         Deterministic in eval mode. `code_mode="gumbel"` samples one code for each group, the authors' noisy targets.
         """
@@ -300,7 +302,13 @@ class ACTTeacher(PreTrainedModel):
         if code_mode == "gumbel":
             logits, code_mode = add_gumbel_noise(logits, generator), "argmax"
         codes = self._select_codes(logits, None, code_mode, None)
-        return self._transform(codes, centers, neighbors)[1]
+        return self._transform(codes, centers, neighbors)[0 if of_backbone else 1]
+
+    def draw(self, features: Tensor, centers: Tensor, of_backbone: bool = False) -> Tensor:
+        """Points (batch, groups, group_size, 3) about their centers from what `get_teacher_features` gave."""
+        if of_backbone:
+            features = self.feature_network(features, self._neighbors(centers))
+        return self.decoder(features)[1]
 
     def _neighbors(self, centers: Tensor) -> Tensor:
         return k_nearest_neighbors(centers, centers, self.config.dgcnn_neighbors)[1]

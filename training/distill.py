@@ -40,7 +40,10 @@ class DistillArguments(TrainingArguments):
     teacher: str | None = field(default=None, metadata={"help": "folder or Hub id of an ACTTeacher"})
     target: str = field(
         default="teacher",
-        metadata={"help": "teacher: its features; standardized: the same per dimension; coordinates: no teacher"},
+        metadata={
+            "help": "teacher: its features; standardized: the same per dimension; backbone: those before its second "
+            "DGCNN, standardized; coordinates: no teacher"
+        },
     )
     teacher_precision: str = field(default="no", metadata={"help": "no or bf16, for the teacher alone"})
     teacher_code_mode: str = field(default="argmax", metadata={"help": "argmax, or gumbel: noisy targets"})
@@ -53,7 +56,7 @@ class DistillArguments(TrainingArguments):
 
     def check(self) -> None:
         super().check()
-        check_choice("--target", self.target, ("teacher", "standardized", "coordinates"))
+        check_choice("--target", self.target, ("teacher", "standardized", "backbone", "coordinates"))
         check_choice("--teacher_precision", self.teacher_precision, ("no", "bf16"))
         check_choice("--teacher_code_mode", self.teacher_code_mode, ("argmax", "gumbel"))
         if (self.teacher is None) != (self.target == "coordinates"):
@@ -80,14 +83,14 @@ def load_teacher(name: str) -> ACTTeacher:
     return teacher.requires_grad_(False).eval()
 
 
-def make_student(fields: dict, teacher: ACTTeacher | None) -> ACTStudentForPreTraining:
+def make_student(fields: dict, teacher: ACTTeacher | None, target: str) -> ACTStudentForPreTraining:
     """A student of the teacher's groups; one that predicts coordinates is as wide as a group's points."""
     try:
         if teacher is None:
             sizes = {"teacher_dim": 3 * fields.get("group_size", ACTStudentConfig.group_size)}
         else:
             sizes = {name: getattr(teacher.config, name) for name in ("num_groups", "group_size", "skip_near_origin")}
-            sizes["teacher_dim"] = teacher.config.feature_dim
+            sizes["teacher_dim"] = teacher.config.code_dim if target == "backbone" else teacher.config.feature_dim
         if clash := [name for name in sizes if name in fields and fields[name] != sizes[name]]:
             raise InputError(f"--model: {', '.join(clash)} must be the teacher's, {[sizes[name] for name in clash]}")
         return ACTStudentForPreTraining(ACTStudentConfig(**sizes | fields))
@@ -100,9 +103,10 @@ class Target:
 
     def __init__(self, teacher: ACTTeacher | None, options: DistillArguments, run: TrainingRun):
         self.teacher, self.code_mode, self.device = teacher, options.teacher_code_mode, run.device
+        self.of_backbone = options.target == "backbone"
         self.bf16 = "bf16" in (options.mixed_precision, options.teacher_precision)
         self.mean, self.deviation, self.known = 0.0, 1.0, None
-        if options.target == "standardized":
+        if options.target in ("standardized", "backbone"):
             # The teacher is fixed, and so are these; measured once, on clouds that are always the same.
             clouds = run.sample_clouds(1024)["points"]
             seen = torch.cat([self(teacher.group(points)).flatten(0, 1) for points in clouds.split(64)])
@@ -121,7 +125,9 @@ class Target:
         if self.known is not None and keys is not None:
             return self.known[keys[:, 1]]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            features = self.teacher.get_teacher_features(groups=groups, code_mode=self.code_mode)
+            features = self.teacher.get_teacher_features(
+                groups=groups, code_mode=self.code_mode, of_backbone=self.of_backbone
+            )
         return (features.float() - self.mean) / self.deviation
 
     @torch.no_grad()
@@ -134,7 +140,8 @@ class Target:
             features = self(groups)
             length = features.norm(dim=-1).mean() / predicted.norm(dim=-1, keepdim=True).clamp_min(1e-6)
             features = features.masked_scatter(mask.unsqueeze(2), predicted * length) * self.deviation + self.mean
-            points = torch.where(mask[:, :, None, None], self.teacher.decoder(features)[1], groups.neighborhoods)
+            drawn = self.teacher.draw(features, groups.centers, self.of_backbone)
+            points = torch.where(mask[:, :, None, None], drawn, groups.neighborhoods)
         return (points + groups.centers.unsqueeze(2)).flatten(1, 2)
 
 
@@ -193,7 +200,9 @@ def main(arguments: list[str]) -> None:
     run.open_data(min_points=max(sizes))
     probe_set = open_probe_set(options, run, max(sizes)) if options.probe_dataset else None
     probe_rows = split_rows(probe_set.labels(), 0.2, options.seed) if probe_set else None
-    student = run.prepare(lambda: make_student(fields, teacher), teacher=digest_of(teacher) if teacher else "none")
+    student = run.prepare(
+        lambda: make_student(fields, teacher, options.target), teacher=digest_of(teacher) if teacher else "none"
+    )
     run.settle_batch_norm(lambda batch: student.student(batch["points"]))
     target = Target(teacher, options, run)
     shown = run.sample_clouds(4)

@@ -1,7 +1,7 @@
 """Recipes and flags: what overrides what, which values are read how, and what is refused in one line."""
 
 import dataclasses
-import runpy
+import importlib
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,11 @@ RECIPES = sorted((ROOT / "training" / "recipes").glob("*.yaml"))
 @pytest.fixture(scope="session")
 def kinds():
     """The arguments of each training script."""
-    names = {"autoencode": "AutoencodeArguments", "distill": "DistillArguments"}
-    return {script: runpy.run_path(str(ROOT / "training" / f"{script}.py"))[name] for script, name in names.items()}
+    names = {
+        "autoencode": "AutoencodeArguments", "distill": "DistillArguments", "finetune": "ClassificationArguments",
+        "few_shot": "FewShotArguments", "segment": "SegmentArguments", "detect": "DetectArguments",
+    }  # fmt: skip
+    return {script: getattr(importlib.import_module(script), name) for script, name in names.items()}
 
 
 @pytest.fixture
@@ -162,7 +165,7 @@ def test_a_saved_recipe_repeats_the_run(parse, recipe, tmp_path):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_read_by_their_scripts(kinds, path):
-    kind = kinds["autoencode" if "autoencode" in path.stem else "distill"]
+    kind = next(kind for script, kind in kinds.items() if script in path.stem)
     teacher = ["--teacher", "outputs/teacher"] if kind is kinds["distill"] else []
     options = parse_arguments(kind, "", [*NEEDED, *teacher, "--config", str(path)])
     for name, value in yaml.safe_load(path.read_text()).items():
@@ -170,7 +173,7 @@ def test_recipes_are_read_by_their_scripts(kinds, path):
             assert getattr(options, name) == type(getattr(options, name))(value), name
 
 
-@pytest.mark.parametrize("script", ["autoencode", "distill"])
+@pytest.mark.parametrize("script", ["autoencode", "distill", "finetune", "few_shot", "segment", "detect"])
 def test_help_names_every_flag(kinds, script, capsys):
     with pytest.raises(SystemExit) as left:
         parse_arguments(kinds[script], "What it does.", ["--help"])

@@ -1,9 +1,12 @@
 """Targets that are computed once: the same student, exact resuming, and a refusal where targets change."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from modeling_act import ACTTeacher
 from training_runs import copy_run, digest, start
 
 FIXED = ("--fixed_points", "--augmentation")
@@ -28,3 +31,16 @@ def test_targets_computed_once_teach_the_same(inputs, tmp_path):
 def test_targets_that_change_are_not_computed_once(inputs, tmp_path, flags):
     text = start(inputs, "distill", tmp_path / "run", "--cache_targets", *flags).fail()
     assert "--cache_targets needs clouds and targets that stay the same" in text
+
+
+def test_features_of_the_backbone_can_be_the_target(inputs, tmp_path):
+    start(inputs, "distill", tmp_path / "run", "--target", "backbone", "--max_train_steps", 6).finish()
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]
+    assert 0 < metrics["loss"] < 2 and "constant_loss" in metrics
+    teacher = ACTTeacher.from_pretrained(inputs / "teacher").eval()
+    points = torch.randn(2, 128, 3)
+    output = teacher(points)
+    features = teacher.get_teacher_features(points, of_backbone=True)
+    assert torch.equal(features, output.backbone_features)
+    torch.testing.assert_close(teacher.draw(features, output.centers, of_backbone=True), output.fine_points)
+    torch.testing.assert_close(teacher.draw(output.teacher_features, output.centers), output.fine_points)

@@ -3,8 +3,8 @@
 python training/compare.py --students outputs/student outputs/twin --dataset_name everyday_shapes --output result.json
     fits on --fit_split (all of it, or --shapes_per_class), scores on --score_split, once, at the end
 
-Each is probed (logistic regression on frozen features, the penalty chosen inside the fitted rows) and finetuned whole.
-Nearest neighbours on simple shape statistics tell how much of the task needs no network.
+Each is probed: logistic regression on frozen features, the penalty chosen inside the fitted rows. What finetuning
+makes of it, finetune.py tells. Nearest neighbours on simple shape statistics tell how much needs no network.
 """
 
 import argparse
@@ -14,18 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from act_training.batch_norm import settle_batch_norm
 from act_training.errors import InputError
 from act_training.evaluation import validation_batches
 from act_training.frozen_features import embed, probe_accuracy
-from act_training.keyed_random import Sampling, augment
-from act_training.optimization import cosine_between, make_optimizer, set_learning_rate
+from act_training.keyed_random import Sampling
 from act_training.outputs import write_text
 from act_training.point_sets import PointSet, open_point_set
 from act_training.runs import describe_versions, run_script
 from torch import Tensor
 from tqdm import tqdm
 
-from modeling_act import ACTStudent, ACTStudentForPointCloudClassification
+from modeling_act import ACTStudent
 
 
 def all_points(point_set: PointSet, num_points: int) -> Tensor:
@@ -58,48 +58,6 @@ def nearest_neighbor_accuracy(known: np.ndarray, labels: np.ndarray, new: np.nda
     return float((labels[nearest] == answers).mean())
 
 
-@torch.no_grad()
-def settle_batch_norm(student: ACTStudent, clouds: Tensor) -> ACTStudent:
-    """Batch statistics for a network that has not trained; without them it is no fair baseline."""
-    student.train()
-    for points in clouds.split(32):
-        student(points)
-    return student.eval()
-
-
-def finetune(folder: Path | None, untrained: ACTStudent, clouds: Tensor, labels: Tensor, epochs: int, seed: int):
-    """A classifier trained whole on the labelled clouds, from a pretrained folder or from scratch."""
-    torch.manual_seed(seed)
-    num_labels = int(labels.max()) + 1
-    if folder:
-        model = ACTStudentForPointCloudClassification.from_pretrained(folder, num_labels=num_labels)
-    else:
-        config = untrained.config.__class__.from_dict(untrained.config.to_dict() | {"num_labels": num_labels})
-        model = ACTStudentForPointCloudClassification(config)
-        model.student.load_state_dict(untrained.state_dict())
-    model.train()
-    optimizer, order = make_optimizer(model, 0.05), torch.Generator().manual_seed(seed)
-    steps_per_epoch = max(1, len(clouds) // 28)
-    for step in range(epochs * steps_per_epoch):
-        if step % steps_per_epoch == 0:
-            rows = torch.randperm(len(clouds), generator=order)
-        batch = rows[step % steps_per_epoch * 28 :][:28]
-        keys = torch.stack([torch.full_like(batch, step), batch], dim=1)
-        points = augment(clouds[batch], keys, seed, ("scale_shift", "rotate_y"))
-        set_learning_rate(optimizer, cosine_between(step, 0, epochs * steps_per_epoch, 1e-3, 1e-6))
-        model(points, labels=labels[batch]).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 10)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return model.eval()
-
-
-@torch.no_grad()
-def accuracy(model: ACTStudentForPointCloudClassification, clouds: Tensor, labels: Tensor) -> float:
-    answers = torch.cat([model(points).logits.argmax(1) for points in clouds.split(64)])
-    return (answers == labels).float().mean().item()
-
-
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--students", nargs="+", type=Path, required=True, help="folders of pretrained students")
@@ -108,7 +66,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--score_split", default="test")
     parser.add_argument("--shapes_per_class", type=int, help="fit on so many shapes of each class; default: on all")
     parser.add_argument("--num_points", type=int, default=1024)
-    parser.add_argument("--finetune_epochs", type=int, default=10, help="0: only probe")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="a JSON file for the results")
     return parser.parse_args(arguments)
@@ -123,10 +80,10 @@ def main(arguments: list[str]) -> None:
     both, rows = np.concatenate([labels, answers]), (np.arange(len(known)), len(known) + np.arange(len(new)))
     torch.manual_seed(options.seed)
     try:
-        untrained = settle_batch_norm(ACTStudent(ACTStudent.from_pretrained(options.students[0]).config), known)
+        untrained = ACTStudent(ACTStudent.from_pretrained(options.students[0]).config)
     except (OSError, ValueError) as error:
         raise InputError(f"--students {options.students[0]}: {' '.join(str(error).split())}") from error
-
+    settle_batch_norm(untrained, untrained, known.split(32))  # without, it is no fair baseline
     results = []
     for folder in tqdm([None, *options.students], desc="comparing", unit="student"):
         student = ACTStudent.from_pretrained(folder).eval() if folder else untrained
@@ -134,11 +91,6 @@ def main(arguments: list[str]) -> None:
         probe = probe_accuracy(np.concatenate(parts), both, *rows, options.seed)
         result = {"student": folder.name if folder else "untrained", "probe": probe["accuracy"], **probe}
         del result["accuracy"]
-        if options.finetune_epochs:
-            classifier = finetune(
-                folder, untrained, known, torch.tensor(labels), options.finetune_epochs, options.seed
-            )
-            result["finetuned"] = accuracy(classifier, new, torch.tensor(answers))
         results.append(result)
     statistics = shape_statistics(known), labels, shape_statistics(new), answers
     results.append({"student": "1-NN on shape statistics", "probe": nearest_neighbor_accuracy(*statistics)})
@@ -149,8 +101,7 @@ def main(arguments: list[str]) -> None:
     if options.output:
         write_text(options.output, json.dumps(record, indent=1))
     for result in results:
-        finetuned = f"  finetuned {result['finetuned']:6.1%}" if "finetuned" in result else ""
-        print(f"{result['student']:<26}{result['probe']:6.1%}{finetuned}", file=sys.stdout)
+        print(f"{result['student']:<26}{result['probe']:6.1%}", file=sys.stdout)
 
 
 if __name__ == "__main__":

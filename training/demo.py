@@ -67,7 +67,6 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("demo_output"))
     parser.add_argument("--autoencode_steps", type=int, default=110)
     parser.add_argument("--distill_steps", type=int, default=1000)
-    parser.add_argument("--finetune_epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     began, output_dir, seed = time.perf_counter(), options.output_dir, ("--seed", str(options.seed))
@@ -88,7 +87,7 @@ def main() -> None:
     finish(start("distill.py", *distilled, threads=cores))
     comparison = output_dir / "comparison.json"
     compared = ["--students", *map(str, students), "--dataset_name", "everyday_shapes", "--num_points", "512"]
-    compared += ["--shapes_per_class", str(SHAPES_PER_CLASS), "--finetune_epochs", str(options.finetune_epochs)]
+    compared += ["--shapes_per_class", str(SHAPES_PER_CLASS)]
     finish(start("compare.py", *compared, *seed, "--output", str(comparison), threads=cores))
 
     metrics = json.loads((output_dir / "teacher" / "metrics.json").read_text())["metrics"]
@@ -107,8 +106,7 @@ def main() -> None:
     print(f"{metrics['codes_used']} codes in use, as diverse as {metrics['perplexity']:.0f}")
     print(about)
     for row in record["results"]:
-        finetuned = f"   finetuned {row['finetuned']:6.1%}" if "finetuned" in row else ""
-        print(f"          {row['student']:<26}{row['probe']:6.1%}{finetuned}")
+        print(f"          {row['student']:<26}{row['probe']:6.1%}")
     print("note      one seed, minutes of training: differences of a few points say nothing. What larger budgets gave")
     print("          stands in docs/experiments.md.")
     print(f"report    {output_dir / 'report.html'}    {seconds:.0f} s, seed {options.seed}")

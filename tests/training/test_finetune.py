@@ -20,6 +20,13 @@ def metrics_of(folder):
     return json.loads((folder / "metrics.json").read_text())
 
 
+def accuracy_of(model, processor, inputs):
+    archive = np.load(inputs / "parts.npz")
+    test = archive["split"] == "test"
+    logits = model(**processor(archive["points"][test])).logits
+    return (logits.argmax(1).numpy() == archive["labels"][test]).mean()
+
+
 def test_a_folder_holds_all_that_is_needed_to_use_it(inputs):
     folder = inputs / "classifier"
     model = ACTStudentForPointCloudClassification.from_pretrained(folder).eval()
@@ -27,12 +34,8 @@ def test_a_folder_holds_all_that_is_needed_to_use_it(inputs):
     assert model.config.id2label == {0: "0", 1: "1", 2: "2"}
     assert (processor.num_points, processor.normalize, processor.point_sampling) == (128, True, "farthest")
     assert type(AutoFeatureExtractor.from_pretrained(folder)) is ACTPointCloudProcessor
-    archive = np.load(inputs / "parts.npz")
-    test = archive["split"] == "test"
-    logits = model(**processor(archive["points"][test])).logits
-    accuracy = (logits.argmax(1).numpy() == archive["labels"][test]).mean()
     record = metrics_of(folder)
-    assert record["test"]["accuracy"] == pytest.approx(accuracy)
+    assert record["test"]["accuracy"] == pytest.approx(accuracy_of(model, processor, inputs))
     assert record["metrics"].keys() == record["test"].keys() == {"loss", "accuracy", "mean_class_accuracy"}
     report = (folder / "report.html").read_text()
     assert "confusion_matrix" in report and "classes of the test split" in report
@@ -93,6 +96,16 @@ def test_several_seeds_are_summed_up_and_resumed(inputs, tmp_path):
     start(inputs, "finetune", output, "--seeds", 3, 5, 7, *FAST, "--resume_from_checkpoint", "latest").finish()
     assert [metrics_of(output / f"seed-{seed}")["test"] for seed in (3, 5)] == runs
     assert len(metrics_of(output)["metrics"]["accuracy"]["values"]) == 3
+
+
+def test_two_processes_judge_every_row_once(inputs, tmp_path):
+    start(inputs, "finetune", tmp_path / "two", "--seeds", 0, 1, *FAST, ranks=2).finish()
+    for seed in (0, 1):
+        folder = tmp_path / "two" / f"seed-{seed}"
+        model = ACTStudentForPointCloudClassification.from_pretrained(folder).eval()
+        accuracy = accuracy_of(model, ACTPointCloudProcessor.from_pretrained(folder), inputs)
+        assert metrics_of(folder)["test"]["accuracy"] == pytest.approx(accuracy)
+    assert len(metrics_of(tmp_path / "two")["metrics"]["loss"]["values"]) == 2
 
 
 @pytest.mark.parametrize(

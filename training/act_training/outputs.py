@@ -107,7 +107,8 @@ class RunLog:
 
     def close(self) -> None:
         self.bar.close()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # not `end_training`: other runs of this script may follow
+            tracker.finish()
 
 
 def _step_of(line: str) -> int | None:

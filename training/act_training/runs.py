@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
+import torch.distributed
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
@@ -33,6 +34,8 @@ def run_script(main: Callable[[list[str]], None]) -> None:
     keep_freed_memory()
     try:
         main(sys.argv[1:])
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     except Stopped as stop:
         if rank == 0:
             print(f"{script}: stopped by a signal; resume with --resume_from_checkpoint latest", file=sys.stderr)

@@ -1,0 +1,17 @@
+"""The small recipes on the built-in set, in minutes on one core: each must end above its floor."""
+
+import json
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("script", "measure", "floor"),
+    [("finetune", "accuracy", 0.60), ("segment", "instance_miou", 0.45)],
+)
+def test_a_small_recipe_ends_above_its_floor(run_python, tmp_path, script, measure, floor):
+    recipe = f"training/recipes/{script}_small.yaml"
+    run_python(f"training/{script}.py", "--config", recipe, "--output_dir", tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test"][measure] > floor

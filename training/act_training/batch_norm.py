@@ -59,7 +59,8 @@ def settle_batch_norm(model: nn.Module, run: Callable, batches: Iterable) -> Non
     They start as 0 and 1, and of a mini-PointNet's variance of 1e-5 the 1 leaves something in the running mean for 150
     steps: a model trained in fewer would give one answer for all clouds. Training itself does not look at them.
     """
-    fresh = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm1d) and not layer.num_batches_tracked]
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm1d)]
+    fresh = [layer for layer in layers if not layer.running_mean.any() and (layer.running_var == 1).all()]
     training = {module: module.training for module in model.modules()}
     momentum = [layer.momentum for layer in fresh]
     model.eval()

@@ -5,6 +5,7 @@ python training/prepare_data.py modelnet40 --raw modelnet40_normal_resampled --o
 python training/prepare_data.py scanobjectnn --raw h5_files --out data/pb_t50_rs [--variant obj_bg] [--keep_mask]
 python training/prepare_data.py shapenetpart --raw shapenetcore_partanno_segmentation_benchmark_v0_normal --out ...
 python training/prepare_data.py s3dis --raw Stanford3dDataset_v1.2_Aligned_Version --out data/s3dis [--test_area 5]
+python training/prepare_data.py scannet --raw votenet/scannet --out data/scannet
 python training/prepare_data.py fewshot_modelnet40 --raw ModelNetFewshot --out data/5way10shot --way 5 --shot 10
 python training/prepare_data.py folder --raw any_meshes_or_clouds --out data/mine [--num_points 2048]
 
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from act_training.errors import InputError
 from act_training.few_shot_folds import plan_few_shot
+from act_training.prepared_boxes import plan_scannet
 from act_training.prepared_parts import join_parts, make_parts, split_parts, summarize
 from act_training.prepared_scenes import plan_s3dis
 from act_training.prepared_sets import (
@@ -44,6 +46,7 @@ SOURCES = {
     "scanobjectnn": plan_scanobjectnn,
     "shapenetpart": plan_shapenetpart,
     "s3dis": plan_s3dis,
+    "scannet": plan_scannet,
     "fewshot_modelnet40": plan_few_shot,
     "folder": plan_folder,
 }

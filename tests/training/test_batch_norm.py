@@ -35,4 +35,4 @@ def test_a_mini_pointnet_that_never_trained_sees_its_groups():
     settle_batch_norm(model, lambda batch: model(batch), clouds.split(8))
     model(clouds)
     before, after = seen[0].std(0).mean(), seen[-1].std(0).mean()
-    assert before < 0.1 and abs(after - 1) < 0.1
+    assert before < 0.01 and 0.4 < after < 1.1  # not quite 1, since epsilon is as large as the variance

@@ -1,0 +1,347 @@
+"""`ACTStudentForObjectDetection`: boxes around the objects of a scene, by a decoder after 3DETR over a student.
+
+Each box query starts from one of the student's groups, attends to the others and to all groups, and tells a class or
+"no object", and a box. In training, as many queries as there are boxes are matched with them, one to one.
+"""
+
+import math
+from copy import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from .act_layers import ACTMLP, attend, eager_attention_forward
+from .box_ops import check_boxes, generalized_box_iou, points_in_boxes, suppress_overlapping
+from .configuration_act_student import ACTStudentConfig
+from .modeling_act_student import ACTStudent, ACTStudentPreTrainedModel
+
+# 3DETR's for ScanNet; those of center and size are of distances in units of the scene's extents.
+LOSS_WEIGHTS = {"class": 1.0, "center": 5.0, "size": 1.0, "giou": 1.0, "angle_class": 0.1, "angle": 0.5}
+NO_OBJECT_WEIGHT = 0.25  # in the class loss, of the many queries that match no box
+CLASS_COST, GIOU_COST = 1.0, 2.0  # of a match
+FEWEST_POINTS = 5  # in a box that counts
+
+
+@dataclass
+class ACTDetectionOutput(ModelOutput):
+    """
+    loss: of the matched boxes and of all classes, summed over the decoder's layers, where boxes are given.
+    losses: the parts of the last layer's loss, weighted, without gradient.
+    logits: (batch, queries, num_labels + 1), "no object" last.
+    boxes: center, size and angle, (batch, queries, 7), as in `box_ops`.
+    auxiliary_logits, auxiliary_boxes: the same of the layers before the last, (layers - 1, batch, queries, ...).
+    hidden_states, attentions: of the encoder, on request.
+    """
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    boxes: Tensor | None = None
+    auxiliary_logits: Tensor | None = None
+    auxiliary_boxes: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class ACTFourierPosition(nn.Module):
+    """Waves of random directions and lengths over a scene that fills the unit cube, (..., 3) -> (..., dim)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer("frequencies", torch.empty(3, dim // 2))
+
+    def forward(self, places: Tensor) -> Tensor:
+        # Products and sums, no matrix product: autocast would round the phases.
+        phases = 2 * math.pi * (places.unsqueeze(-1) * self.frequencies).sum(-2)
+        return torch.cat([phases.sin(), phases.cos()], dim=-1)
+
+
+class ACTDetectionAttention(nn.Module):
+    def __init__(self, config: ACTStudentConfig):
+        super().__init__()
+        self.config = config
+        self.head_shape = (config.num_attention_heads, config.hidden_size // config.num_attention_heads)
+        self.is_causal = False
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """(batch, queries, dim), (batch, tokens, dim) twice -> (batch, queries, dim)."""
+        query, key, value = (
+            linear(states).unflatten(2, self.head_shape)
+            for linear, states in ((self.query, query), (self.key, key), (self.value, value))
+        )
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        return self.proj(attend(self, attention, query, key, value)[0])
+
+
+class ACTDetectionLayer(GradientCheckpointingLayer):
+    """Queries look at each other and at the scene; where something is enters questions and keys, not what is read."""
+
+    def __init__(self, config: ACTStudentConfig):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attention = ACTDetectionAttention(config)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.cross_attention = ACTDetectionAttention(config)
+        self.norm3 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = ACTMLP(config)
+        self.dropout = nn.Dropout(config.detection_dropout)
+
+    def forward(self, queries: Tensor, query_positions: Tensor, tokens: Tensor, token_positions: Tensor) -> Tensor:
+        """(batch, queries, dim) twice, (batch, tokens, dim) twice -> (batch, queries, dim)."""
+        normed = self.norm1(queries)
+        placed = normed + query_positions
+        queries = queries + self.dropout(self.self_attention(placed, placed, normed))
+        placed = self.norm2(queries) + query_positions
+        queries = queries + self.dropout(self.cross_attention(placed, tokens + token_positions, tokens))
+        return queries + self.dropout(self.mlp(self.norm3(queries)))
+
+
+class ACTDetectionDecoder(nn.Module):
+    def __init__(self, config: ACTStudentConfig):
+        super().__init__()
+        width, config = config.hidden_size, copy(config)
+        config.hidden_size = config.intermediate_size = dim = config.detection_dim
+        config.num_attention_heads = config.detection_num_attention_heads
+        self.num_angle_bins = config.num_angle_bins
+        self.projection = nn.Linear(width, dim)
+        self.position_embedding = ACTFourierPosition(dim)
+        self.query_position = make_mlp(dim, dim)
+        self.layers = nn.ModuleList([ACTDetectionLayer(config) for _ in range(config.detection_num_hidden_layers)])
+        self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.class_head = make_mlp(dim, config.num_labels + 1, config.detection_dropout)
+        self.center_head = make_mlp(dim, 3, config.detection_dropout)
+        self.size_head = make_mlp(dim, 3, config.detection_dropout)
+        self.angle_head = None
+        if config.num_angle_bins > 1:
+            self.angle_head = make_mlp(dim, 2 * config.num_angle_bins, config.detection_dropout)
+
+    def forward(
+        self, tokens: Tensor, centers: Tensor, low: Tensor, extents: Tensor, num_queries: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Tokens (batch, groups, width) at centers (batch, groups, 3), of scenes whose lowest corners and extents are
+        given, both (batch, 1, 3) -> logits, boxes and angles, as `_decode_angles` reads them, of every layer: (layers,
+        batch, queries, ...)."""
+        tokens = self.projection(tokens)
+        token_positions = self.position_embedding((centers - low) / extents)
+        # Centers come from farthest point sampling, of which the first ones are a coarser one. 3DETR's queries begin
+        # with zeros; these know their group.
+        queries, places = tokens[:, :num_queries], centers[:, :num_queries]
+        query_positions = self.query_position(token_positions[:, :num_queries])
+        states = []
+        for layer in self.layers:
+            queries = layer(queries, query_positions, tokens, token_positions)
+            states.append(queries)
+        states = self.norm(torch.stack(states))
+
+        kind = torch.promote_types(states.dtype, torch.float32)
+        logits = self.class_head(states).to(kind)
+        middles = places + self.center_head(states).to(kind)
+        sizes = self.size_head(states).to(kind).sigmoid() * extents
+        angles, turned = None, torch.zeros_like(sizes[..., :1])
+        if self.angle_head is not None:
+            angles = self.angle_head(states).to(kind).unflatten(-1, (2, self.num_angle_bins))
+            turned = self._decode_angles(angles)
+        return logits, torch.cat([middles, sizes, turned], dim=-1), angles
+
+    def _decode_angles(self, angles: Tensor) -> Tensor:
+        """From (..., 2, bins), which of equal parts of a turn, and how far from its middle in units of half a part,
+        the angle (..., 1) of the likeliest part."""
+        scores, offsets = angles.unbind(-2)
+        part = scores.argmax(-1, keepdim=True)
+        return (2 * part + offsets.gather(-1, part)) * (math.pi / self.num_angle_bins)
+
+
+def make_mlp(in_dim: int, out_dim: int, dropout: float = 0.0) -> nn.Sequential:
+    hidden = [nn.Linear(in_dim, in_dim), nn.ReLU(), nn.Dropout(dropout)]
+    return nn.Sequential(
+        *hidden, nn.Linear(in_dim, in_dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(in_dim, out_dim)
+    )
+
+
+class ACTStudentForObjectDetection(ACTStudentPreTrainedModel):
+    """A class and a box for each object of a scene, whose points are in metres, z up."""
+
+    _no_split_modules = [*ACTStudentPreTrainedModel._no_split_modules, "ACTDetectionDecoder"]
+
+    def __init__(self, config: ACTStudentConfig):
+        super().__init__(config)
+        if config.num_queries > config.num_groups:
+            raise ValueError(
+                "`num_queries` must not exceed `num_groups`, at whose centers they begin, got "
+                f"{config.num_queries} and {config.num_groups}"
+            )
+        self.student = ACTStudent(config, use_cls_token=False)
+        self.detector = ACTDetectionDecoder(config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ACTFourierPosition):
+            init.normal_(module.frequencies)
+        elif isinstance(module, ACTDetectionDecoder):
+            for linear in module.modules():
+                if isinstance(linear, nn.Linear):
+                    init.xavier_uniform_(linear.weight)
+
+    @can_return_tuple
+    def forward(
+        self,
+        points: Tensor,
+        boxes: Tensor | None = None,
+        box_labels: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ACTDetectionOutput:
+        """Points (batch, points, 3); boxes (batch, most boxes, 7) of labels (batch, most boxes), -1 where a scene has
+        fewer."""
+        encoded = self.student(points, **kwargs)
+        low, high = points.amin(1, keepdim=True), points.amax(1, keepdim=True)  # (batch, 1, 3)
+        extents = (high - low).clamp_min(1e-3)
+        tokens, num_queries = encoded.last_hidden_state, self.config.num_queries
+        logits, found, angles = self.detector(tokens, encoded.centers, low, extents, num_queries)
+        loss = losses = None
+        if boxes is not None:
+            check_targets(boxes, box_labels, logits)
+            losses = detection_losses(logits, found, angles, boxes, box_labels, extents)
+            loss = sum(part.sum() for part in losses.values())
+            losses = {name: part[-1].detach() for name, part in losses.items()}
+        return ACTDetectionOutput(
+            loss=loss,
+            losses=losses,
+            logits=logits[-1],
+            boxes=found[-1],
+            auxiliary_logits=logits[:-1],
+            auxiliary_boxes=found[:-1],
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+    @torch.no_grad()
+    def post_process(
+        self,
+        output: ACTDetectionOutput,
+        points: Tensor | None = None,
+        threshold: float = 0.05,
+        nms_iou: float | None = 0.25,
+        every_class: bool = False,
+    ) -> list[dict[str, Tensor]]:
+        """For each scene `scores` (n,), `labels` (n,) and `boxes` (n, 7), the highest score first.
+
+        Kept are boxes that hold an object with a probability above `threshold`, five of the `points` (batch, points,
+        3) if these are given, and of overlapping ones of a class the likeliest. A score is the probability of an
+        object times that of its class. `every_class` offers each box as all classes, with the score of each, which is
+        how benchmarks count.
+        """
+        shares = output.logits.softmax(-1)
+        objects, shares = 1 - shares[..., -1], shares[..., :-1]  # (batch, queries), (batch, queries, num_labels)
+        keep = objects > threshold
+        if points is not None:
+            counts = [points_in_boxes(*scene).sum(-1) for scene in zip(points, output.boxes, strict=True)]
+            keep &= torch.stack(counts) >= FEWEST_POINTS
+        best, labels = shares.max(-1)
+        if nms_iou is not None:
+            keep = suppress_overlapping(output.boxes, objects, labels, nms_iou, keep)
+        scenes = []
+        for scene, kept in enumerate(keep):
+            boxes, scores, names = output.boxes[scene, kept], (best * objects)[scene, kept], labels[scene, kept]
+            if every_class:
+                num_labels = shares.shape[-1]
+                scores = (shares * objects.unsqueeze(-1))[scene, kept].flatten()
+                names = torch.arange(num_labels, device=scores.device).repeat(len(boxes))
+                boxes = boxes.repeat_interleave(num_labels, dim=0)
+            order = scores.argsort(descending=True, stable=True)
+            scenes.append({"scores": scores[order], "labels": names[order], "boxes": boxes[order]})
+        return scenes
+
+
+# Losses --------------------------------------------------------------------------------------------------------------
+
+
+def check_targets(boxes: Tensor, box_labels: Tensor | None, logits: Tensor) -> None:
+    check_boxes(boxes)
+    if boxes.ndim != 3 or boxes.shape[0] != logits.shape[1]:
+        raise ValueError(f"`boxes` must have shape ({logits.shape[1]}, most boxes, 7), got {tuple(boxes.shape)}")
+    if box_labels is None or box_labels.shape != boxes.shape[:2] or box_labels.is_floating_point():
+        came = "none" if box_labels is None else f"{box_labels.dtype} of shape {tuple(box_labels.shape)}"
+        raise ValueError(f"`box_labels` must be integers of shape {tuple(boxes.shape[:2])}, got {came}")
+    readable = box_labels.device.type == "cpu" and box_labels.numel() > 0
+    if readable and int(box_labels.max()) >= logits.shape[-1] - 1:
+        raise ValueError(f"`box_labels` must be below num_labels={logits.shape[-1] - 1}, got {int(box_labels.max())}")
+
+
+def detection_losses(
+    logits: Tensor, boxes: Tensor, angles: Tensor | None, true_boxes: Tensor, labels: Tensor, extents: Tensor
+) -> dict[str, Tensor]:
+    """The weighted parts of each layer's loss, (layers,): of classes over all queries, of boxes the sum over the
+    matched ones, divided by the number of boxes in the batch. Shapes as in `ACTDetectionDecoder` and its model."""
+    true_boxes = true_boxes.to(boxes.dtype)
+    num_layers, num_boxes = len(logits), (labels >= 0).sum().clamp_min(1)
+    layer, scene, query, target = match(logits.detach(), boxes.detach(), true_boxes, labels)
+
+    wanted = torch.full(logits.shape[:3], logits.shape[-1] - 1, device=logits.device)
+    wanted[layer, scene, query] = labels[scene, target].long()
+    weights = torch.where(wanted == logits.shape[-1] - 1, NO_OBJECT_WEIGHT, 1.0)
+    entropy = nn.functional.cross_entropy(logits.flatten(0, 2), wanted.flatten(), reduction="none")
+    losses = {"class": (entropy.view_as(weights) * weights).sum((1, 2)) / weights.sum((1, 2))}
+
+    found, true, scale = boxes[layer, scene, query], true_boxes[scene, target], extents[scene, 0]
+    parts = {
+        "center": ((found - true)[:, :3].abs() / scale).sum(1),
+        "size": ((found - true)[:, 3:6].abs() / scale).sum(1),
+        "giou": 1 - generalized_box_iou(found.unsqueeze(1), true.unsqueeze(1)).flatten(),
+    }
+    if angles is not None:
+        parts |= angle_losses(angles[layer, scene, query], true[:, 6])
+    # Each layer matches as many boxes, and the pairs are ordered by layer.
+    losses |= {name: part.view(num_layers, -1).sum(1) / num_boxes for name, part in parts.items()}
+    return {name: LOSS_WEIGHTS[name] * part for name, part in losses.items()}
+
+
+def angle_losses(angles: Tensor, true: Tensor) -> dict[str, Tensor]:
+    """Of angles (pairs, 2, bins) as the decoder tells them, and true ones (pairs,)."""
+    (scores, offsets), width = angles.unbind(1), 2 * math.pi / angles.shape[2]
+    part = (true / width).round().long()
+    offset = 2 * (true / width - part)  # in -1..1
+    part = part.remainder(angles.shape[2])
+    return {
+        "angle_class": nn.functional.cross_entropy(scores, part, reduction="none"),
+        "angle": nn.functional.huber_loss(offsets.gather(1, part[:, None])[:, 0], offset, reduction="none"),
+    }
+
+
+def match(logits: Tensor, boxes: Tensor, true_boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Which query of which layer and scene stands for which box, (pairs,) each, ordered by layer: the assignment of
+    least cost, one query a box."""
+    try:
+        from scipy.optimize import linear_sum_assignment
+    except ImportError as error:
+        raise ImportError("matching boxes in training needs scipy: pip install scipy") from error
+    chosen = labels.clamp_min(0).long()[None, :, None].expand(*logits.shape[:3], -1)
+    cost = -GIOU_COST * generalized_box_iou(boxes, true_boxes) - CLASS_COST * logits.softmax(-1).gather(-1, chosen)
+    # A network that diverged is told by its loss, not by its matches.
+    cost, present = cost.nan_to_num().cpu().numpy(), (labels >= 0).cpu().numpy()
+    pairs = [torch.empty(4, 0, dtype=torch.int64)]
+    for layer, scenes in enumerate(cost):
+        for scene, (rows, exists) in enumerate(zip(scenes, present, strict=True)):
+            columns = exists.nonzero()[0]
+            queries, targets = linear_sum_assignment(rows[:, columns])
+            queries, targets = torch.from_numpy(queries), torch.from_numpy(columns[targets])
+            places = torch.tensor([[layer], [scene]]).expand(2, len(queries))
+            pairs.append(torch.cat([places, queries[None], targets[None]]))
+    return torch.cat(pairs, dim=1).to(logits.device).unbind(0)
+
+
+ACTStudentForObjectDetection.register_for_auto_class("AutoModel")
+
+__all__ = ["ACTStudentForObjectDetection"]

@@ -80,7 +80,10 @@ def make_model(
         raise InputError(f"{options.dataset_name}: two of its classes have one name, {', '.join(sorted(names))}")
     config, name = read_config(options, fields | settings), options.student
     if name is None:
-        return kind(config)
+        try:
+            return kind(config)
+        except ValueError as error:
+            raise InputError(f"--model: {error}") from error
     try:
         model, loading = kind.from_pretrained(
             name, config=config, output_loading_info=True, ignore_mismatched_sizes=True

@@ -1,0 +1,130 @@
+"""Stage 3, detection: boxes around the objects of scenes, by a 3DETR-style decoder on a student; tested once.
+
+accelerate launch training/detect.py --config training/recipes/detect_scannet.yaml \\
+    --dataset_name PREPARED_SCANNET --student outputs/student --output_dir outputs/detector
+python training/detect.py --config training/recipes/detect_rooms.yaml --output_dir outputs/rooms    in minutes
+... --seeds 0 1 2                          a run of each, and mean and deviation of all
+... --resume_from_checkpoint latest        goes on after any interruption, bit for bit
+
+A set has columns points, boxes and box_labels; z is up. Boxes are judged by the mean over classes of average precision
+at overlaps (IoU) of 0.25 and 0.5.
+"""
+
+from dataclasses import dataclass, field
+
+from act_training.arguments import parse_arguments, parse_mapping
+from act_training.box_pictures import save_scenes
+from act_training.checkpoints import digest_of
+from act_training.detection_metrics import detection_metrics
+from act_training.errors import InputError
+from act_training.outputs import finish_run, load_final_weights
+from act_training.runs import run_script
+from act_training.scenes import AUGMENTATIONS, augment_scenes, boxes_to_learn, check_boxes, detect, detect_all
+from act_training.training_data import Target, hold_out_any
+from act_training.training_run import TrainingRun
+from act_training.transfer import TransferArguments, fewest_points, make_model, read_config, run_seeds
+
+from modeling_act import ACTStudentConfig, ACTStudentForObjectDetection
+
+USAGE = """from modeling_act import ACTPointCloudProcessor, ACTStudentForObjectDetection
+
+processor = ACTPointCloudProcessor.from_pretrained("{name}")
+model = ACTStudentForObjectDetection.from_pretrained("{name}").eval()
+points = processor(scenes)["points"]  # scenes: a list of arrays (points, 3), in metres, z up
+found = model.post_process(model(points), points)  # of each scene a dict of scores, labels and boxes (n, 7)
+names = [model.config.id2label[label] for label in found[0]["labels"].tolist()]"""
+
+
+@dataclass
+class DetectArguments(TransferArguments):
+    normalize: bool = field(default=False, metadata={"help": "must be false: sizes count"})
+    scene_augmentation: list[str] = field(
+        default_factory=list, metadata={"help": f"any of {', '.join(AUGMENTATIONS)}; moves boxes with their scenes"}
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.normalize:
+            raise InputError("--normalize must be false: it would scale scenes and leave their boxes as they are")
+        if self.augmentation:
+            raise InputError("--augmentation moves points and leaves boxes where they are; use --scene_augmentation")
+        if unknown := [name for name in self.scene_augmentation if name not in AUGMENTATIONS]:
+            raise InputError(f"--scene_augmentation must be among {', '.join(AUGMENTATIONS)}, got {unknown[0]!r}")
+
+
+def test_detector(run: TrainingRun, model: ACTStudentForObjectDetection) -> dict:
+    """What `finish_run` shows: figures of the test split, which is read here and nowhere else, and some scenes."""
+    shown = {}
+    if run.data.test is not None:
+        figures, table = detection_metrics(detect_all(run, model, run.data.test), run.data.names)
+        shown = {"test": figures, "tables": {"classes of the test split": table}}
+    if run.accelerator.is_main_process:
+        batch, picture = run.sample_clouds(3), run.folder / "pictures" / "boxes.png"
+        scenes = detect(run, model, batch, every_class=False)
+        save_scenes(picture, batch["points"].cpu().numpy(), scenes, run.data.names)
+        shown["images"] = {"scenes of validation": picture}
+    return shown
+
+
+def train(options: DetectArguments) -> dict[str, float]:
+    """One run; returns the figures of the test split, or of validation where there is no test."""
+    fields = parse_mapping("--model", options.model, set(ACTStudentConfig.__dataclass_fields__))
+    config = read_config(options, fields)
+    if config.num_queries > config.num_groups:
+        raise InputError(
+            f"--model: num_queries must not exceed num_groups, got {config.num_queries} and {config.num_groups}"
+        )
+    run = TrainingRun(options)
+    data = run.open_data(
+        fewest_points(config), target=Target("box_labels", hold_out_any), test_split=options.test_split
+    )
+    boxes = check_boxes(*filter(None, (data.train, data.validation, data.test)))
+    made = make_model(ACTStudentForObjectDetection, options, fields, data.names)
+    model = run.prepare(lambda: made, student=digest_of(made), boxes=boxes)
+    run.settle_batch_norm(lambda batch: model(batch["points"]))
+    metrics: dict[str, float] = {}
+
+    def validate() -> None:
+        found, _ = detection_metrics(detect_all(run, model, data.validation), data.names)
+        run.log_validation("validation", found, best_by="map_25", highest=True)
+        metrics.update(found)
+
+    if run.step == 0 or run.finished:
+        validate()
+    for _, parts in run.steps():
+        for batch in parts:
+            batch = augment_scenes(batch, options.seed, options.scene_augmentation)
+            with run.autocast():
+                output = run.model(batch["points"], boxes_to_learn(batch, model), batch["box_labels"])
+            run.backward(output.loss)
+        run.update()
+
+        if run.is_log_due():
+            run.log_training(**{f"{name}_loss": part.item() for name, part in output.losses.items()})
+        if run.is_due(options.validation_epochs):
+            validate()
+        run.save_or_stop()
+
+    load_final_weights(run)
+    tested = test_detector(run, model)
+    finish_run(
+        run,
+        title="ACT object detector",
+        text=f"A 3DETR-style decoder on an ACT student from `{options.student}`, trained on `{options.dataset_name}`."
+        if options.student
+        else f"A 3D Transformer and a 3DETR-style decoder from scratch, trained on `{options.dataset_name}`.",
+        usage=USAGE.format(name=options.hub_model_id or run.folder.name),
+        metrics=metrics,
+        clouds=[],
+        **tested,
+    )
+    return tested.get("test", metrics)
+
+
+def main(arguments: list[str]) -> None:
+    options = parse_arguments(DetectArguments, __doc__, arguments)
+    run_seeds(options, train, "ACT object detectors")
+
+
+if __name__ == "__main__":
+    run_script(main)

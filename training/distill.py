@@ -62,11 +62,15 @@ class DistillArguments(TrainingArguments):
         if (self.teacher is None) != (self.target == "coordinates"):
             raise InputError("--teacher names what to learn from; only --target coordinates goes without, and must")
         if self.cache_targets and not (
-            self.fixed_points and not self.augmentation and not self.streaming and self.teacher_code_mode == "argmax"
+            self.teacher
+            and self.fixed_points
+            and not self.augmentation
+            and not self.streaming
+            and self.teacher_code_mode == "argmax"
         ):
             raise InputError(
-                "--cache_targets needs clouds and targets that stay the same: --fixed_points, and no --augmentation, "
-                "--streaming or --teacher_code_mode gumbel"
+                "--cache_targets needs a --teacher, and clouds and targets that stay the same: --fixed_points, and no "
+                "--augmentation, --streaming or --teacher_code_mode gumbel"
             )
         if self.probe_epochs <= 0:
             raise InputError(f"--probe_epochs must be positive, got {self.probe_epochs}")

@@ -30,7 +30,7 @@ def test_targets_computed_once_teach_the_same(inputs, tmp_path):
 @pytest.mark.parametrize("flags", [(), ("--fixed_points", "--augmentation", "rotate_y"), ("--augmentation",)])
 def test_targets_that_change_are_not_computed_once(inputs, tmp_path, flags):
     text = start(inputs, "distill", tmp_path / "run", "--cache_targets", *flags).fail()
-    assert "--cache_targets needs clouds and targets that stay the same" in text
+    assert "--cache_targets needs a --teacher, and clouds and targets that stay the same" in text
 
 
 def test_features_of_the_backbone_can_be_the_target(inputs, tmp_path):

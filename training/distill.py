@@ -61,13 +61,8 @@ class DistillArguments(TrainingArguments):
         check_choice("--teacher_code_mode", self.teacher_code_mode, ("argmax", "gumbel"))
         if (self.teacher is None) != (self.target == "coordinates"):
             raise InputError("--teacher names what to learn from; only --target coordinates goes without, and must")
-        if self.cache_targets and not (
-            self.teacher
-            and self.fixed_points
-            and not self.augmentation
-            and not self.streaming
-            and self.teacher_code_mode == "argmax"
-        ):
+        clouds_change = not self.fixed_points or self.augmentation or self.streaming
+        if self.cache_targets and (clouds_change or self.teacher is None or self.teacher_code_mode != "argmax"):
             raise InputError(
                 "--cache_targets needs a --teacher, and clouds and targets that stay the same: --fixed_points, and no "
                 "--augmentation, --streaming or --teacher_code_mode gumbel"

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import torch
-from act_training.everyday_shapes import generate_shapes
+from act_training.data.everyday_shapes import generate_shapes
 from act_training.report import write_report
 
 from modeling_act import ACTTeacher

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from act_training.arguments import TrainingArguments, check_choice, parse_arguments, parse_mapping
 from act_training.checkpoints import digest_of
+from act_training.data.point_checks import check_point_set
+from act_training.data.point_sets import PointSet, open_point_set
 from act_training.errors import InputError
 from act_training.evaluation import evaluate_distillation, pretraining_loss, validation_batches
 from act_training.frozen_features import embed, probe_accuracy, split_rows
 from act_training.keyed_random import keyed_mask
 from act_training.outputs import finish_run, save_pictures
-from act_training.point_checks import check_point_set
-from act_training.point_sets import PointSet, open_point_set
 from act_training.runs import on_main_process, run_script
 from act_training.training_data import report_skipped
 from act_training.training_run import TrainingRun

@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from act_training.corruptions import CORRUPTIONS, UP_AXES, num_left
+from act_training.data.point_checks import check_point_set
+from act_training.data.point_sets import PointSet, open_point_set
 from act_training.errors import InputError
 from act_training.frozen_features import CLASSIFIERS, check_features, embed, predict
 from act_training.keyed_random import Sampling
 from act_training.metrics import class_table, classification_metrics, confusion_matrix, retrieval_map
 from act_training.outputs import write_text
 from act_training.pictures import save_confusion_matrix, save_feature_map
-from act_training.point_checks import check_point_set
-from act_training.point_sets import PointSet, open_point_set
 from act_training.report import write_report
 from act_training.runs import describe_versions, naming, run_script, warn
 from act_training.training_data import class_names, report_skipped

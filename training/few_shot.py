@@ -29,10 +29,10 @@ from act_training.classification import (
     measure,
     predict,
 )
+from act_training.data.point_checks import check_point_set
+from act_training.data.point_sets import PointSet, open_point_set
 from act_training.errors import InputError
 from act_training.outputs import write_text
-from act_training.point_checks import check_point_set
-from act_training.point_sets import PointSet, open_point_set
 from act_training.runs import run_script
 from act_training.training_data import TrainingData, class_names
 from act_training.training_run import FREE_FLAGS, TrainingRun

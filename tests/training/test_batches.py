@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from act_training.batches import ShuffledRows, StreamedRows, iterate_batches, pad_rows, read_batch
+from act_training.data.point_schema import build_dataset
+from act_training.data.point_sets import PointSet, StreamedPointSet, open_point_set
 from act_training.errors import InputError
-from act_training.point_schema import build_dataset
-from act_training.point_sets import PointSet, StreamedPointSet, open_point_set
 
 from training_runs import digest, make_inputs, start
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from act_training.cloud_files import CLOUD_SUFFIXES, read_array, read_cloud, read_table
+from act_training.data.cloud_files import CLOUD_SUFFIXES, read_array, read_cloud, read_table
+from act_training.data.pcd_files import unpack_lzf
 from act_training.errors import InputError
-from act_training.pcd_files import unpack_lzf
 from cloud_cases import (
     BOX,
     CLOUDS,

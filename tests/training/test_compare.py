@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import torch
-from act_training.everyday_shapes import generate_shapes
+from act_training.data.everyday_shapes import generate_shapes
 from autoencode import calibrate_logits
 from compare import nearest_neighbor_accuracy
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 import yaml
 from act_training.box_pictures import save_scenes
+from act_training.data.point_schema import build_dataset
+from act_training.data.point_sets import PointSet
+from act_training.data.rooms import CLASS_NAMES, generate_rooms
 from act_training.errors import InputError
-from act_training.point_schema import build_dataset
-from act_training.point_sets import PointSet
-from act_training.rooms import CLASS_NAMES, generate_rooms
 from act_training.scenes import augment_scenes, boxes_to_learn, check_boxes
 from datasets import DatasetDict
 from safetensors.torch import load_file

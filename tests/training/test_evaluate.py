@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from act_training.corruptions import CORRUPTIONS
+from act_training.data.point_schema import build_dataset
+from act_training.data.point_sets import PointSet, open_point_set
 from act_training.errors import InputError
 from act_training.evaluation import validation_batches
 from act_training.frozen_features import embed, predict
 from act_training.keyed_random import Sampling, augment, sample_points
 from act_training.metrics import retrieval_map
-from act_training.point_schema import build_dataset
-from act_training.point_sets import PointSet, open_point_set
 from datasets import DatasetDict
 
 from modeling_act import (

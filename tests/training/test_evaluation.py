@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from act_training.data.point_schema import build_dataset
+from act_training.data.point_sets import PointSet
 from act_training.evaluation import (
     code_use,
     evaluate_autoencoder,
@@ -14,8 +16,6 @@ from act_training.evaluation import (
     validation_batches,
 )
 from act_training.keyed_random import Sampling, keyed_mask
-from act_training.point_schema import build_dataset
-from act_training.point_sets import PointSet
 
 from modeling_act import ACTStudentForPreTraining, ACTTeacher
 from small_models import small_student_config, small_teacher_config

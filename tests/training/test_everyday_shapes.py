@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from act_training.errors import InputError
-from act_training.everyday_shapes import (
+from act_training.data.everyday_shapes import (
     BOX,
     CLASS_NAMES,
     CYLINDER,
@@ -14,6 +13,7 @@ from act_training.everyday_shapes import (
     sample_points,
     tube,
 )
+from act_training.errors import InputError
 
 CLASS_OF_PART = np.array([CLASS_NAMES.index(name.split("/")[0]) for name in PART_NAMES])
 

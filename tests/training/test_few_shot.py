@@ -6,8 +6,8 @@ import re
 import few_shot
 import numpy as np
 import pytest
-from act_training.point_schema import build_dataset
-from act_training.point_sets import open_point_set
+from act_training.data.point_schema import build_dataset
+from act_training.data.point_sets import open_point_set
 from datasets import DatasetDict
 
 from training_runs import STUDENT, start

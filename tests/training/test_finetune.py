@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from act_training.everyday_shapes import CLASS_NAMES, generate_shapes
+from act_training.data.everyday_shapes import CLASS_NAMES, generate_shapes
 from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor
 

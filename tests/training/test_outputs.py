@@ -27,7 +27,7 @@ SETS = """
 import sys
 sys.path.insert(0, "training")
 import numpy as np
-from act_training.point_sets import open_point_set
+from act_training.data.point_sets import open_point_set
 from datasets import Dataset, DatasetDict
 
 points = np.random.default_rng(0).normal(size=(8, 64, 3)).astype("f4")

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from act_training.data.point_checks import check_offsets, check_point_set
+from act_training.data.point_schema import build_dataset
+from act_training.data.point_sets import open_point_set
 from act_training.errors import InputError
-from act_training.point_checks import check_offsets, check_point_set
-from act_training.point_schema import build_dataset
-from act_training.point_sets import open_point_set
 from datasets import disable_progress_bars
 from test_cloud_files import TooSlow, damage, limited_memory
 

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import trimesh
-from act_training import built_in_sets
 from act_training.batches import read_batch
+from act_training.data import built_in_sets
+from act_training.data.everyday_shapes import generate_shapes
+from act_training.data.point_schema import ALIASES, build_dataset, find_columns
+from act_training.data.point_sets import PointSet, open_point_set
+from act_training.data.rooms import generate_rooms
 from act_training.errors import InputError
-from act_training.everyday_shapes import generate_shapes
-from act_training.point_schema import ALIASES, build_dataset, find_columns
-from act_training.point_sets import PointSet, open_point_set
-from act_training.rooms import generate_rooms
 from datasets import Array2D, DatasetDict, disable_progress_bars
 
 disable_progress_bars()

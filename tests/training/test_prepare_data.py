@@ -14,9 +14,9 @@ import numpy as np
 import prepare_data
 import pytest
 import trimesh
+from act_training.data.prepared_parts import join_parts, make_part, make_parts, split_parts, summarize
+from act_training.data.prepared_sets import Choices, Item, Plan, plan_folder
 from act_training.errors import InputError
-from act_training.prepared_parts import join_parts, make_part, make_parts, split_parts, summarize
-from act_training.prepared_sets import Choices, Item, Plan, plan_folder
 from datasets import load_from_disk
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 from act_training.batches import read_batch
+from act_training.data.point_schema import build_dataset
+from act_training.data.point_sets import PointSet, open_point_set
+from act_training.data.prepared_boxes import BOX_CLASSES
+from act_training.data.prepared_parts import join_parts, make_part, split_parts, summarize
+from act_training.data.prepared_sets import Choices
 from act_training.errors import InputError
-from act_training.point_schema import build_dataset
-from act_training.point_sets import PointSet, open_point_set
-from act_training.prepared_boxes import BOX_CLASSES
-from act_training.prepared_parts import join_parts, make_part, split_parts, summarize
-from act_training.prepared_sets import Choices
 from prepare_data import SOURCES
 
 RANDOM = np.random.default_rng(0)

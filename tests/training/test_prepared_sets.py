@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from act_training.data.few_shot_folds import plan_few_shot
+from act_training.data.prepared_parts import join_parts, make_part, split_parts, summarize
+from act_training.data.prepared_scenes import SCENE_CLASSES
+from act_training.data.prepared_sets import NUM_PARTS, SCANOBJECTNN_CLASSES, Choices
 from act_training.errors import InputError
-from act_training.few_shot_folds import plan_few_shot
-from act_training.prepared_parts import join_parts, make_part, split_parts, summarize
-from act_training.prepared_scenes import SCENE_CLASSES
-from act_training.prepared_sets import NUM_PARTS, SCANOBJECTNN_CLASSES, Choices
 from datasets import load_from_disk
 from prepare_data import SOURCES
 

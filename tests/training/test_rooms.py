@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from act_training.data.rooms import CLASS_NAMES, FEWEST_POINTS, NOISE, generate_rooms, is_seen
 from act_training.errors import InputError
-from act_training.rooms import CLASS_NAMES, FEWEST_POINTS, NOISE, generate_rooms, is_seen
 
 from modeling_act.box_ops import box_iou, points_in_boxes
 

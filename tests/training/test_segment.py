@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 import torch
+from act_training.data.point_schema import build_dataset
+from act_training.data.point_sets import open_point_set
 from act_training.metrics import confusion_matrix, part_ious, segmentation_metrics
-from act_training.point_schema import build_dataset
-from act_training.point_sets import open_point_set
 from act_training.segmentation import class_weights_of, hold_out_scenes, rooms_of
 from datasets import DatasetDict
 

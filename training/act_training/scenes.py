@@ -8,9 +8,9 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from act_training.data.point_sets import PointSet
 from act_training.errors import InputError
 from act_training.keyed_random import keyed_uniform
-from act_training.point_sets import PointSet
 from act_training.training_run import TrainingRun
 from modeling_act import ACTStudentForObjectDetection
 from modeling_act.box_ops import axis_aligned

@@ -7,6 +7,8 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from act_training.data.point_sets import PointSet
+from act_training.data.prepared_scenes import place_of_block
 from act_training.errors import InputError
 from act_training.metrics import (
     IGNORED,
@@ -16,8 +18,6 @@ from act_training.metrics import (
     part_metrics,
     segmentation_metrics,
 )
-from act_training.point_sets import PointSet
-from act_training.prepared_scenes import place_of_block
 from act_training.training_data import class_names, hold_out_any, hold_out_by_class
 from act_training.training_run import TrainingRun
 from modeling_act.point_prediction import predict_points, predict_scene

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from act_training.cloud_files import CLOUD_SUFFIXES, read_array, read_cloud, read_table, translate_errors
+from act_training.data.cloud_files import CLOUD_SUFFIXES, read_array, read_cloud, read_table, translate_errors
 from act_training.errors import InputError
 
 Row = dict[str, np.ndarray | int | str]

@@ -6,9 +6,9 @@ depth camera sees it. Metres; z is up, the floor lies at 0 and the room's middle
 
 import numpy as np
 
-from act_training import everyday_shapes
+from act_training.data import everyday_shapes
+from act_training.data.everyday_shapes import BOX, X, Z, draw, turn
 from act_training.errors import InputError
-from act_training.everyday_shapes import BOX, X, Z, draw, turn
 
 
 def chest(rng: np.random.Generator) -> everyday_shapes.Parts:

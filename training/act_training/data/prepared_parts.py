@@ -22,9 +22,9 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, load_from_disk
 
+from act_training.data.point_schema import PER_POINT, build_dataset, make_features
+from act_training.data.prepared_sets import Choices, Item, Plan, Row
 from act_training.errors import InputError
-from act_training.point_schema import PER_POINT, build_dataset, make_features
-from act_training.prepared_sets import Choices, Item, Plan, Row
 
 AFTER_READING = "all were read"
 LABELS = {

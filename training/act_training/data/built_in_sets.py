@@ -9,9 +9,9 @@ from pathlib import Path
 import datasets
 from datasets import Dataset, concatenate_datasets, load_from_disk
 
-from act_training import everyday_shapes, rooms
+from act_training.data import everyday_shapes, rooms
+from act_training.data.point_schema import build_dataset
 from act_training.errors import InputError
-from act_training.point_schema import build_dataset
 
 SPLITS = {  # numbers of the shapes or rooms
     "everyday_shapes": {"train": range(6000), "test": range(6000, 7500)},

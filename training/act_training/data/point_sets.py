@@ -26,12 +26,12 @@ from datasets import (
 )
 from tqdm import tqdm
 
-from act_training.array_sets import ARRAY_SUFFIXES, read_array_set
-from act_training.built_in_sets import SPLITS, open_built_in
-from act_training.cloud_files import CLOUD_SUFFIXES, read_cloud
+from act_training.data.array_sets import ARRAY_SUFFIXES, read_array_set
+from act_training.data.built_in_sets import SPLITS, open_built_in
+from act_training.data.cloud_files import CLOUD_SUFFIXES, read_cloud
+from act_training.data.point_checks import bad_rows
+from act_training.data.point_schema import as_lists, build_dataset, find_columns, read_rows
 from act_training.errors import InputError
-from act_training.point_checks import bad_rows
-from act_training.point_schema import as_lists, build_dataset, find_columns, read_rows
 
 
 class PointSet:

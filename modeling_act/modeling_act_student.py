@@ -561,8 +561,11 @@ def prediction_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None
         )
     if labels.device.type == "cpu" and not torch.compiler.is_compiling() and int(labels.max()) >= logits.shape[-1]:
         raise ValueError(f"`labels` must be below num_labels={logits.shape[-1]}, got {int(labels.max())}")
-    logits = _at_least_float32(logits).flatten(0, -2)
-    return nn.functional.cross_entropy(logits, labels.flatten().long(), class_weights)
+    logits, labels = _at_least_float32(logits).flatten(0, -2), labels.flatten().long()
+    counted = labels != -100
+    weights = counted if class_weights is None else class_weights[labels.clamp_min(0)] * counted
+    total = nn.functional.cross_entropy(logits, labels, class_weights, reduction="sum")
+    return total / weights.sum().clamp_min(torch.finfo(logits.dtype).tiny)  # 0 where nothing counts
 
 
 # What a saved folder names for `trust_remote_code=True`, where the package is absent.

@@ -24,7 +24,7 @@ def predict_points(
     A vote deals the points, shuffled, into clouds of `processor.num_points`; the last is filled up with some that were
     seen before. Memory on the model's device does not grow with the cloud.
     """
-    generator = torch.Generator().manual_seed(seed)
+    points, generator = _checked(points), torch.Generator().manual_seed(seed)
     hands = (hand for _ in range(votes) for hand in _deal(torch.arange(len(points)), processor.num_points, generator))
     return _mean_logits(model, points, ((hand, points[hand]) for hand in hands), processor, category, batch_size)
 
@@ -47,7 +47,7 @@ def predict_scene(
     """
     if not 0 < stride <= block_size:
         raise ValueError(f"`stride` must lie between 0 and `block_size`={block_size}, got {stride}")
-    generator = torch.Generator().manual_seed(seed)
+    points, generator = _checked(points), torch.Generator().manual_seed(seed)
 
     def hands() -> Iterator[tuple[Tensor, Tensor]]:
         for members, middle in slide(points, block_size, stride):
@@ -56,6 +56,16 @@ def predict_scene(
                     yield hand, points[hand] - middle
 
     return _mean_logits(model, points, hands(), processor, None, batch_size)
+
+
+def _checked(points: Tensor) -> Tensor:
+    points = torch.as_tensor(points)
+    if points.ndim != 2 or points.shape[1] < 3 or not len(points):
+        raise ValueError(f"`points` must be of shape (points, 3), got {tuple(points.shape)}")
+    points = points[:, :3]
+    if not points.isfinite().all():
+        raise ValueError("`points` must be finite, got NaN or infinite coordinates")
+    return points
 
 
 def slide(points: Tensor, block_size: float, stride: float) -> Iterator[tuple[Tensor, Tensor]]:

@@ -43,7 +43,10 @@ class ACTPointCloudProcessor(FeatureExtractionMixin):
     def _take(self, cloud: Tensor, position: int, seed: int) -> Tensor:
         if cloud.ndim != 2 or cloud.shape[1] < 3 or not len(cloud):
             raise ValueError(f"cloud {position} must be of shape (points, 3), got {tuple(cloud.shape)}")
-        cloud = cloud[:, :3].float()
+        cloud = cloud[:, :3]
+        if self.normalize and cloud.dtype == torch.float64:
+            cloud = cloud - cloud.mean(0)  # before float32 rounds coordinates of a map, say
+        cloud = cloud.float()
         if not cloud.isfinite().all():
             raise ValueError(f"cloud {position} must be finite, got NaN or infinite coordinates")
         places = torch.arange(max(len(cloud), self.num_points)) % len(cloud)

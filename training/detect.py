@@ -22,7 +22,7 @@ from act_training.runs import run_script
 from act_training.scenes import AUGMENTATIONS, augment_scenes, boxes_to_learn, check_boxes, detect, detect_all
 from act_training.training_data import Target, hold_out_any
 from act_training.training_run import TrainingRun
-from act_training.transfer import TransferArguments, fewest_points, make_model, read_config, run_seeds
+from act_training.transfer import TransferArguments, fewest_points, kept_figures, make_model, read_config, run_seeds
 
 from modeling_act import ACTStudentConfig, ACTStudentForObjectDetection
 
@@ -118,7 +118,7 @@ def train(options: DetectArguments) -> dict[str, float]:
         clouds=[],
         **tested,
     )
-    return tested.get("test", metrics)
+    return tested.get("test") or kept_figures(run, metrics)
 
 
 def main(arguments: list[str]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from act_training.arguments import check_disjoint
 from act_training.corruptions import CORRUPTIONS, UP_AXES, num_left
 from act_training.data.point_checks import check_point_set
 from act_training.data.point_sets import PointSet, open_point_set
@@ -69,7 +70,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     of_model.add_argument("--votes", type=int, help="random views of each cloud whose logits are averaged")
     of_model.add_argument("--robustness", action="store_true", help=f"corruptions: {', '.join(CORRUPTIONS)}")
     of_model.add_argument("--up_axis", choices=UP_AXES, default="y", help="what rotation_up turns about")
-    of_model.add_argument("--latency", action="store_true", help="seconds from points to logits")
+    of_model.add_argument("--latency", action="store_true", help="milliseconds from points to logits")
     of_student = parser.add_argument_group("of a --student")
     of_student.add_argument("--fit_split", help="what classifiers are fitted to; default: train")
     of_student.add_argument("--tasks", nargs="+", choices=TASKS, help="default: all")
@@ -83,8 +84,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise InputError(f"--{name} must be positive, got {getattr(options, name)}")
     options.fit_split, options.tasks = options.fit_split or "train", options.tasks or list(TASKS)
-    if options.student and options.fit_split == options.split:
-        raise InputError(f"--fit_split and --split must differ, got {options.split} for both")
+    if options.student:
+        check_disjoint({"--fit_split": options.fit_split, "--split": options.split})
     if (options.output_dir / "config.json").exists():
         raise InputError(f"--output_dir {options.output_dir} holds a model, and its metrics.json; name another folder")
     return options

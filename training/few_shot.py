@@ -10,6 +10,7 @@ A fold draws its classes, its training clouds from --train_split and its queries
 its epochs, since so few clouds leave none to choose by, and what counts is the model of the last step.
 """
 
+import hashlib
 import json
 import shutil
 from dataclasses import asdict, dataclass, field, replace
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 import yaml
 from accelerate import PartialState
-from act_training.arguments import parse_arguments, parse_mapping, save_recipe
+from act_training.arguments import as_recipe, parse_arguments, parse_mapping, save_recipe
 from act_training.checkpoints import differences, digest_of
 from act_training.classification import (
     ClassificationArguments,
@@ -34,7 +35,7 @@ from act_training.data.point_sets import PointSet, open_point_set
 from act_training.errors import InputError
 from act_training.outputs import write_text
 from act_training.runs import run_script
-from act_training.training_data import TrainingData, class_names
+from act_training.training_data import TrainingData, check_targets, class_names, report_skipped
 from act_training.training_run import FREE_FLAGS, TrainingRun
 from act_training.transfer import fewest_points, read_config, write_summary
 
@@ -52,10 +53,16 @@ class FewShotArguments(ClassificationArguments):
     )
     num_train_epochs: float = 150
     checkpointing_steps: str = field(default="1000000", metadata={"help": "a number of steps, or epoch"})
+    final_weights: str = field(default="last", metadata={"help": "must be last"})
     logging_steps: int = 100
 
     def check(self) -> None:
         super().check()
+        if self.final_weights != "last" or self.validation_split or self.max_train_samples:
+            raise InputError(
+                "few_shot.py trains each fold to its end, on all of its clouds: it takes no --validation_split, "
+                "--final_weights or --max_train_samples"
+            )
         for name, values in {"ways": self.ways, "shots": self.shots}.items():
             if not values or min(values) < 1:
                 raise InputError(f"--{name} must be positive, got {values}")
@@ -68,7 +75,6 @@ class FewShotArguments(ClassificationArguments):
             raise InputError("--published_folds are of one way and one shot: name those of the set")
         if self.push_to_hub or self.seeds or not self.test_split:
             raise InputError("few_shot.py needs a --test_split, and takes no --seeds and no --push_to_hub")
-        self.final_weights = "last"
 
 
 @dataclass
@@ -79,9 +85,12 @@ class Fold:
     queries: PointSet
     label_of: torch.Tensor
     names: list[str]
+    fingerprint: str
 
 
-def draw_fold(known: PointSet, queries: PointSet, names: list[str], way: int, shot: int, number: int, options) -> Fold:
+def draw_rows(
+    known: PointSet, queries: PointSet, names: list[str], way: int, shot: int, number: int, options: FewShotArguments
+) -> tuple[PointSet, PointSet, np.ndarray]:
     """Classes and clouds of a fold, from those classes that have enough of both."""
     random = np.random.default_rng((options.seed, way, shot, number))
     labels = {"train": known.labels(), "test": queries.labels()}
@@ -100,13 +109,7 @@ def draw_fold(known: PointSet, queries: PointSet, names: list[str], way: int, sh
         )
         for part in labels
     }
-    return make_fold(known.select(rows["train"]), queries.select(rows["test"]), classes, names)
-
-
-def make_fold(known: PointSet, queries: PointSet, classes: np.ndarray, names: list[str]) -> Fold:
-    label_of = torch.full((len(names),), -1)
-    label_of[torch.from_numpy(classes)] = torch.arange(len(classes))
-    return Fold(known, queries, label_of, [names[label] for label in classes])
+    return known.select(rows["train"]), queries.select(rows["test"]), classes
 
 
 class Folds:
@@ -115,32 +118,40 @@ class Folds:
     def __init__(self, options: FewShotArguments, min_points: int):
         self.options, self.min_points = options, min_points
         if not options.published_folds:
-            self.known, self.queries = self.open(options.train_split), self.open(options.test_split)
-            self.names = class_names("label", self.known, self.queries)
-            for part in (self.known, self.queries):
-                check_point_set(part, min_points, len(self.names))
+            self.whole = self.open(options.train_split, options.test_split)
 
-    def open(self, split: str) -> PointSet:
-        return open_point_set(self.options.dataset_name, split, self.options.dataset_config_name)
+    def open(self, *splits: str) -> tuple[PointSet, PointSet, list[str], str]:
+        """Clouds to know and to ask for, the names of all classes, and a digest of all."""
+        options = self.options
+        parts = [open_point_set(options.dataset_name, split, options.dataset_config_name) for split in splits]
+        names, digests = class_names("label", *parts), []
+        for place, part in enumerate(parts):
+            parts[place], problems, digest = check_point_set(part, self.min_points, len(names), options.skip_bad, True)
+            report_skipped(problems, Path(options.output_dir) / f"skipped_{splits[place]}.txt")
+            digests += [digest, check_targets("label", parts[place], len(names))]
+        return *parts, names, ", ".join(digests)
 
     def make(self, way: int, shot: int, number: int) -> Fold:
         if not self.options.published_folds:
-            return draw_fold(self.known, self.queries, self.names, way, shot, number, self.options)
-        known, queries = self.open(f"fold_{number}_train"), self.open(f"fold_{number}_test")
-        names = class_names("label", known, queries)
-        for part in (known, queries):
-            check_point_set(part, self.min_points, len(names), quiet=True)
-        classes, counts = np.unique(known.labels(), return_counts=True)
-        if len(classes) != way or set(counts) != {shot}:
-            raise InputError(
-                f"{known.source} holds {len(classes)} classes of {counts.tolist()} clouds, not {way} of {shot}"
-            )
-        return make_fold(known, queries, classes, names)
+            known, queries, names, digest = self.whole
+            known, queries, classes = draw_rows(known, queries, names, way, shot, number, self.options)
+        else:
+            known, queries, names, digest = self.open(f"fold_{number}_train", f"fold_{number}_test")
+            classes, counts = np.unique(known.labels(), return_counts=True)
+            if len(classes) != way or set(counts) != {shot}:
+                raise InputError(
+                    f"{known.source} holds {len(classes)} classes of {counts.tolist()} clouds, not {way} of {shot}"
+                )
+            if unknown := sorted(set(queries.labels()) - set(classes)):
+                raise InputError(f"{queries.source} asks for {names[unknown[0]]}, of which its fold knows no cloud")
+        label_of = torch.full((len(names),), -1)
+        label_of[torch.from_numpy(classes)] = torch.arange(len(classes))
+        return Fold(known, queries, label_of, [names[label] for label in classes], digest)
 
 
 def train_fold(options: FewShotArguments, fold: Fold, fields: dict) -> dict[str, float]:
     run = TrainingRun(options)
-    run.use_data(TrainingData(fold.known, fold.queries, "", fold.queries, fold.names))
+    run.use_data(TrainingData(fold.known, fold.queries, fold.fingerprint, fold.queries, fold.names))
     made = make_classifier(options, fields, fold.names)
     model = run.prepare(lambda: made, student=digest_of(made))
     features, label_of = begin(run, model), fold.label_of.to(run.device)
@@ -160,7 +171,7 @@ def train_fold(options: FewShotArguments, fold: Fold, fields: dict) -> dict[str,
 
 
 def claim(folder: Path, options: FewShotArguments) -> None:
-    """Finished folds in the folder must be of this very command."""
+    """Folds in the folder must be of this very command."""
     if options.overwrite_output_dir and not options.resume_from_checkpoint:
         for place in folder.glob("*way*shot"):
             shutil.rmtree(place)
@@ -169,13 +180,21 @@ def claim(folder: Path, options: FewShotArguments) -> None:
             raise InputError(
                 f"{folder} holds folds; pass --resume_from_checkpoint latest to go on, or --overwrite_output_dir"
             )
-        before = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
-        now = asdict(options) | {"model": yaml.safe_load(options.model or "{}")}
-        kept = [{name: value for name, value in recipe.items() if name not in FREE_FLAGS} for recipe in (before, now)]
+        recipes = (folder / "recipe.yaml").read_text(encoding="utf-8"), as_recipe(options)
+        kept = [
+            {name: value for name, value in yaml.safe_load(recipe).items() if name not in FREE_FLAGS}
+            for recipe in recipes
+        ]
         if different := differences(*kept):
             raise InputError(f"{folder} belongs to another run: {'; '.join(different)}")
     folder.mkdir(parents=True, exist_ok=True)
     save_recipe(folder / "recipe.yaml", options)
+
+
+def digest_of_student(name: str | None) -> str:
+    """Of what a folder holds; one on the Hub goes by its name."""
+    weights = Path(name or "") / "model.safetensors"
+    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else str(name)
 
 
 def main(arguments: list[str]) -> None:
@@ -186,20 +205,27 @@ def main(arguments: list[str]) -> None:
     folder = Path(options.output_dir)
     claim(folder, options)
     folds = Folds(options, fewest_points(read_config(options, fields)))
+    student = digest_of_student(options.student)
     settings, rows = {}, []
     for way, shot in [(way, shot) for way in options.ways for shot in options.shots]:
         name, results = f"{way} way {shot} shot", []
         for number in range(options.folds):
             place = folder / f"{way}way{shot}shot" / f"fold-{number}"
             result = place / "result.json"
-            if not result.is_file():
-                fold = folds.make(way, shot, number)
+            fold = folds.make(way, shot, number)
+            known = {"classes": fold.names, "data": fold.fingerprint, "student": student}
+            if result.is_file():
+                before = json.loads(result.read_text(encoding="utf-8"))
+                if different := differences({name: before[name] for name in known}, known):
+                    raise InputError(f"{result} is of another set or student: {'; '.join(different)}")
+            else:
                 found = train_fold(replace(options, output_dir=str(place)), fold, fields)
-                write_text(result, json.dumps(found | {"classes": fold.names}, indent=1))
+                write_text(result, json.dumps(found | known, indent=1))
                 shutil.rmtree(place / "checkpoints")  # the size of the model, for each fold
             results.append(json.loads(result.read_text(encoding="utf-8")))
         settings[name] = [result["accuracy"] for result in results]
-        rows += [{"setting": name, "fold": i} | result for i, result in enumerate(results)]
+        figures = [{name: value for name, value in result.items() if name not in known} for result in results]
+        rows += [{"setting": name, "fold": number} | figure for number, figure in enumerate(figures)]
     runs = [dict(zip(settings, values, strict=True)) for values in zip(*settings.values(), strict=True)]
     write_summary(folder, "ACT few-shot", runs, {"recipe": asdict(options)}, {"each fold": rows})
 

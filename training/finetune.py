@@ -1,7 +1,7 @@
 """Stage 3, classification: a student finetuned or probed on a labelled set, chosen on a part of train, tested once.
 
-accelerate launch training/finetune.py --config training/recipes/finetune_pb_t50_rs.yaml \\
-    --dataset_name PREPARED_SCANOBJECTNN --student outputs/student --output_dir outputs/classifier
+accelerate launch training/finetune.py --config training/recipes/finetune_scanobjectnn_pb_t50_rs.yaml \\
+    --student outputs/student --output_dir outputs/classifier
 python training/finetune.py ... --protocol linear --learning_rate 1e-3    a probe of the frozen student; also mlp3
 python training/finetune.py ...                                           without --student: from scratch
 ... --seeds 0 1 2                          a run of each, and mean and deviation of all
@@ -25,7 +25,7 @@ from act_training.pictures import save_confusion_matrix, save_feature_map
 from act_training.runs import run_script
 from act_training.training_data import Target, hold_out_by_class
 from act_training.training_run import TrainingRun
-from act_training.transfer import fewest_points, read_config, run_seeds
+from act_training.transfer import fewest_points, kept_figures, read_config, run_seeds
 
 from modeling_act import ACTStudentConfig, ACTStudentForPointCloudClassification
 
@@ -99,7 +99,7 @@ def finetune(options: ClassificationArguments) -> dict[str, float]:
         clouds=[],
         **tested,
     )
-    return tested.get("test", metrics)
+    return tested.get("test") or kept_figures(run, metrics)
 
 
 def main(arguments: list[str]) -> None:

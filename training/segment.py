@@ -33,6 +33,7 @@ from act_training.training_run import TrainingRun
 from act_training.transfer import (
     TransferArguments,
     fewest_points,
+    kept_figures,
     make_model,
     read_config,
     run_seeds,
@@ -51,7 +52,10 @@ from modeling_act.point_prediction import {function}
 
 processor = ACTPointCloudProcessor.from_pretrained("{name}")
 model = {kind}.from_pretrained("{name}").eval()
-logits = {function}(model, points, processor{category})  # points (any number, 3), a label for each"""
+logits = {function}(model, points, processor{category})  # points (any number, 3), a row for each{parts}"""
+PARTS = """
+parts = model.config.parts_of_category[0]
+labels = [parts[place] for place in logits[:, parts].argmax(1).tolist()]"""
 
 
 @dataclass
@@ -63,7 +67,9 @@ class SegmentArguments(TransferArguments):
     class_weights: bool = field(default=False, metadata={"help": "weigh rare classes more in the loss"})
     ignored: list[str] = field(default_factory=list, metadata={"help": "classes that are learned but not judged"})
     votes: int = field(default=1, metadata={"help": "how often every point of the test split is seen"})
-    stride: float = field(default=0.5, metadata={"help": "step in metres of the blocks that slide over a test room"})
+    stride: float = field(
+        default=0.5, metadata={"help": "of scenes: step in metres of the blocks that slide over a test room"}
+    )
     num_points: int = field(default=2048, metadata={"help": "points taken from each cloud each time"})
     learning_rate: float = 2e-4
     min_learning_rate: float = 1e-6
@@ -76,6 +82,8 @@ class SegmentArguments(TransferArguments):
             raise InputError(f"--votes must be at least 1, got {self.votes}")
         if not 0 < self.stride <= 1:
             raise InputError(f"--stride must lie between 0 and the blocks' size of 1, got {self.stride}")
+        if self.task == "parts" and self.ignored:
+            raise InputError("--ignored goes with --task points and scenes: parts are judged category by category")
         if self.task == "scenes" and self.normalize:
             raise InputError("--task scenes needs --normalize false: the height in a room must stay what it is")
 
@@ -100,7 +108,8 @@ def segment(options: SegmentArguments) -> dict[str, float]:
     """One run; returns the figures of the test split, or of validation where there is no test."""
     fields = parse_mapping("--model", options.model, set(ACTStudentConfig.__dataclass_fields__))
     run = TrainingRun(options)
-    target = Target("point_labels", hold_out_scenes if options.task == "scenes" else hold_out_by_category)
+    hold_out = hold_out_scenes if options.task == "scenes" else hold_out_by_category
+    target = Target("point_labels", hold_out, repeats_points=True)
     data = run.open_data(fewest_points(read_config(options, fields)), target=target, test_split=options.test_split)
     kind, settings, column = read_task(options, data)
     ignored = numbers_of(options.ignored, data.names)
@@ -149,14 +158,14 @@ def segment(options: SegmentArguments) -> dict[str, float]:
         else f"A 3D Transformer from scratch, trained to segment `{options.dataset_name}`.",
         usage=USAGE.format(
             kind=kind.__name__, name=options.hub_model_id or run.folder.name, function=function,
-            category=", category=0" if column else "",
+            category=", category=0" if column else "", parts=PARTS if column else "",
         ),
         metrics=metrics,
         clouds=[],
         test=test,
         tables=tables,
     )  # fmt: skip
-    return test or metrics
+    return test or kept_figures(run, metrics)
 
 
 def main(arguments: list[str]) -> None:

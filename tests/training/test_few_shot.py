@@ -39,15 +39,18 @@ def test_folds_are_seeded_and_their_rows_are_counted(shapes):
     known, queries = open_point_set(str(shapes), "train"), open_point_set(str(shapes), "test")
     options = few_shot.FewShotArguments(dataset_name="", output_dir="", queries=3)
     names = known.class_names
-    folds = [few_shot.draw_fold(known, queries, names, 3, 4, number, options) for number in (0, 1, 0)]
-    for fold in folds:
-        assert np.unique(fold.known.labels(), return_counts=True)[1].tolist() == [4, 4, 4]
-        assert np.unique(fold.queries.labels(), return_counts=True)[1].tolist() == [3, 3, 3]
-        assert set(fold.known.labels()) == set(fold.queries.labels()) and len(set(fold.known.rows)) == 12
-        classes = [names.index(name) for name in fold.names]
-        assert fold.label_of[classes].tolist() == [0, 1, 2] and (fold.label_of >= 0).sum() == 3
-    rows = [fold.known.rows.tolist() for fold in folds]
+    folds = [few_shot.draw_rows(known, queries, names, 3, 4, number, options) for number in (0, 1, 0)]
+    for drawn, asked, classes in folds:
+        assert np.unique(drawn.labels(), return_counts=True)[1].tolist() == [4, 4, 4]
+        assert np.unique(asked.labels(), return_counts=True)[1].tolist() == [3, 3, 3]
+        assert set(drawn.labels()) == set(asked.labels()) == set(classes) and len(set(drawn.rows)) == 12
+    rows = [drawn.rows.tolist() for drawn, _, _ in folds]
     assert rows[0] == rows[2] != rows[1]
+    fold = few_shot.Folds(few_shot.FewShotArguments(dataset_name=str(shapes), output_dir="", queries=3), 8).make(
+        3, 4, 0
+    )
+    assert fold.label_of[folds[0][2]].tolist() == [0, 1, 2] and (fold.label_of >= 0).sum() == 3
+    assert fold.names == [names[label] for label in folds[0][2]]
 
 
 def test_every_way_with_every_shot_and_what_is_interrupted_goes_on(shapes, tmp_path):
@@ -68,6 +71,15 @@ def test_every_way_with_every_shot_and_what_is_interrupted_goes_on(shapes, tmp_p
     start(inputs, "few_shot", output, *FLAGS, "--resume_from_checkpoint", "latest").finish()
     again = json.loads((output / "metrics.json").read_text())
     assert again["metrics"] == record["metrics"]
+
+    other = dict(np.load(shapes)) | {"points": np.load(shapes)["points"][::-1]}
+    np.savez(tmp_path / "other.npz", **other)
+    recipe(tmp_path, tmp_path / "other.npz")
+    (output / "recipe.yaml").write_text(
+        (output / "recipe.yaml").read_text().replace(str(shapes), f"{tmp_path}/other.npz")
+    )
+    line = start(inputs, "few_shot", output, *FLAGS, "--resume_from_checkpoint", "latest").fail()
+    assert "result.json is of another set or student: data was" in line
 
 
 def test_a_probe_of_published_folds(shapes, tmp_path, inputs):
@@ -96,6 +108,7 @@ def test_a_probe_of_published_folds(shapes, tmp_path, inputs):
         (("--shots", 9), "needs 2 classes of 9 clouds in train and 2 in test, got 0"),
         (("--ways", 1), "--ways must be at least 2"),
         (("--seeds", 1, 2), "takes no --seeds"),
+        (("--final_weights", "best"), "takes no --validation_split, --final_weights or --max_train_samples"),
         (("--published_folds",), "--published_folds are of one way and one shot"),
     ],
 )

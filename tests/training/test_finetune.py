@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from act_training.data.everyday_shapes import CLASS_NAMES, generate_shapes
+from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor
 
 from modeling_act import ACTPointCloudProcessor, ACTStudentForPointCloudClassification
-from training_runs import start
+from training_runs import digest, start
 
 FAST = ("--max_train_steps", 6, "--augmentation", "--ema_decay", 0.5)
 
@@ -111,8 +112,11 @@ def test_two_processes_judge_every_row_once(inputs, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--test_split", "train"), "--test_split train is also trained or validated on"),
-        (("--validation_split", "test"), "--test_split test is also trained or validated on"),
+        (("--test_split", "train"), "--train_split and --test_split both name train: what is judged must be neither"),
+        (("--train_split", "train+test"), "--train_split and --test_split both name test"),
+        (("--validation_split", "test"), "--validation_split and --test_split both name test"),
+        (("--validation_split", "train"), "--train_split and --validation_split both name train"),
+        (("--validation_split", "", "--validation_share", "0.05"), "--validation_share must be at least 0.1"),
         (("--validation_share", "0.05"), "--validation_share must be at least 0.1 to choose by, got 0.05"),
         (("--protocol", "linaer"), "--protocol must be one of full, linear, mlp3, bitfit, got 'linaer'"),
         (("--student", "nowhere"), "--student nowhere: there is no such folder, nor is it ORGANIZATION/NAME"),
@@ -134,6 +138,41 @@ def test_what_cannot_be_is_one_line(inputs, tmp_path, flags, message):
     flags = [flag.format(inputs=inputs) for flag in flags]
     line = start(inputs, "finetune", tmp_path / "run", *flags).fail()
     assert re.search(message, line), line
+
+
+def test_figures_without_a_test_are_those_of_the_weights_that_are_kept(inputs, tmp_path):
+    output = tmp_path / "run"
+    start(inputs, "finetune", output, "--seeds", 0, 1, *FAST, "--validation_epochs", 0.25, "--test_split", "").finish()
+    best = [metrics_of(output / f"seed-{seed}")["best"]["loss"] for seed in (0, 1)]
+    assert metrics_of(output)["metrics"]["loss"]["values"] == best
+
+
+def test_a_run_goes_on_in_another_folder_with_its_best_weights(inputs, tmp_path):
+    checkpoint = inputs / "classifier" / "checkpoints" / "step-00000024"
+    start(inputs, "finetune", tmp_path / "other", "--resume_from_checkpoint", checkpoint).finish()
+    assert digest(tmp_path / "other") == digest(inputs / "classifier")
+
+
+def test_labels_that_are_words_and_a_last_batch_of_one(inputs, tmp_path):
+    """Thirty-three training rows, of which two batches measure statistics; a category of words that nobody needs."""
+    archive = np.load(inputs / "parts.npz")
+    names = np.array(["ant", "bee", "cow"])[archive["labels"]]
+    splits = {"train": np.arange(39), "test": np.arange(39, 51)}
+    rows = {
+        split: Dataset.from_dict(
+            {
+                "points": archive["points"][part].tolist(),
+                "label": names[part].tolist(),
+                "category": names[part].tolist(),
+            }
+        )
+        for split, part in splits.items()
+    }
+    DatasetDict(rows).save_to_disk(str(tmp_path / "words"))
+    flags = ("--dataset_name", tmp_path / "words", "--validation_share", 0.16, *FAST)
+    start(inputs, "finetune", tmp_path / "run", *flags).finish()
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert list(config["id2label"].values()) == ["ant", "bee", "cow"]
 
 
 @pytest.mark.slow

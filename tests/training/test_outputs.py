@@ -20,7 +20,7 @@ from loopback_hub import TOKEN, LoopbackHub
 from modeling_act import ACTPointCloudProcessor
 from small_models import small_models
 
-ONE_PROCESS = SimpleNamespace(is_main_process=True, log=lambda values, step: None, end_training=lambda: None)
+ONE_PROCESS = SimpleNamespace(is_main_process=True, log=lambda values, step: None, trackers=[])
 LENGTH = RunLength(num_rows=40, global_batch_size=4, num_train_epochs=1)
 # A set as prepare_data.py uploads it, opened whole and as a stream.
 SETS = """

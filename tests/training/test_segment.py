@@ -9,7 +9,7 @@ import torch
 from act_training.data.point_schema import build_dataset
 from act_training.data.point_sets import open_point_set
 from act_training.metrics import confusion_matrix, part_ious, segmentation_metrics
-from act_training.segmentation import class_weights_of, hold_out_scenes, rooms_of
+from act_training.segmentation import Judge, class_weights_of, hold_out_scenes, rooms_of
 from datasets import DatasetDict
 
 from modeling_act import (
@@ -18,6 +18,7 @@ from modeling_act import (
     ACTStudentForPartSegmentation,
     ACTStudentForSemanticSegmentation,
 )
+from modeling_act.modeling_act_student import prediction_loss
 from modeling_act.point_prediction import predict_points, predict_scene, slide
 from training_runs import start
 
@@ -65,7 +66,7 @@ def test_points_without_a_category_and_a_class_that_is_not_judged(inputs, tmp_pa
     assert metrics_of(tmp_path / "run")["test"].keys() == {"miou", "mean_class_accuracy", "accuracy"}
 
 
-def room(seed, blocks=2):
+def room(seed, blocks=2, count=200):
     """Blocks as prepare_data.py cuts them, of a floor, a wall at x = 0 and clutter between: labels 0, 1, 2."""
     random = np.random.default_rng(seed)
     rows = []
@@ -124,6 +125,20 @@ def test_validation_holds_out_whole_rooms(rooms):
     np.testing.assert_allclose(class_weights_of(train, 3), expected, rtol=1e-6)
 
 
+def test_what_has_no_label_counts_nowhere():
+    judge = Judge(["a", "b"], [], [[0, 1], []])
+    judge.add(np.array([0, 1, 1]), torch.tensor([[1.0, 0], [1, 0], [0, 1]]), 0)
+    judge.add(np.full(3, -100), torch.zeros(3, 2), 1)  # of a category without parts
+    found, _ = judge.figures()
+    assert found["instance_miou"] == found["class_miou"] == 0.5
+    nothing = prediction_loss(torch.randn(2, 3, 4, requires_grad=True), torch.full((2, 3), -100))
+    assert nothing.item() == 0
+    logits, labels = torch.randn(2, 3, 4), torch.tensor([[0, -100, 3], [1, 1, -100]])
+    for weights in (None, torch.tensor([1.0, 2, 3, 4])):
+        expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), weights)
+        torch.testing.assert_close(prediction_loss(logits, labels, weights), expected)
+
+
 # Every point ---------------------------------------------------------------------------------------------------------
 
 
@@ -150,6 +165,8 @@ def test_every_point_gets_its_own_answer(count):
         logits = predict_points(model, points, processor, votes=votes, batch_size=4)
         torch.testing.assert_close(logits, torch.cat([points, torch.ones(count, 1)], 1))
     assert all(size[0] <= 4 and size[1:] == (64, 3) for size in model.sizes)  # however many points there are
+    colored = torch.cat([points, torch.rand(count, 3)], 1).numpy()
+    assert torch.equal(predict_points(model, colored, processor, votes=3, batch_size=4), logits)
 
 
 @pytest.mark.parametrize(("block_size", "stride"), [(1.0, 0.5), (1.0, 1.0), (0.7, 0.3)])
@@ -168,6 +185,13 @@ def test_blocks_cover_a_scene_and_know_where_they_are(block_size, stride):
     assert logits[:, 0].abs().max() <= block_size / 2 + 1e-6
 
 
+@pytest.mark.parametrize("points", [torch.zeros(4, 2), torch.zeros(0, 3), torch.full((4, 3), torch.nan)])
+@pytest.mark.parametrize("predict", [predict_points, predict_scene])
+def test_no_points_are_one_line(predict, points):
+    with pytest.raises(ValueError, match="`points` must be"):
+        predict(Height(), points, ACTPointCloudProcessor(64))
+
+
 def test_memory_does_not_grow_with_a_scene():
     for extent in (1, 20):
         points, model = torch.rand(400 * extent, 3) * torch.tensor([extent, 1, 1]), Height()
@@ -183,6 +207,7 @@ def test_memory_does_not_grow_with_a_scene():
         (("--dataset_name", "{inputs}/wrong.npz"), "row 4 of .*point_labels -3 where 0 to 5 were expected"),
         (("--task", "scenes"), "--task scenes needs --normalize false"),
         (("--task", "scenes", "--normalize", "false"), "has no column name"),
+        (("--ignored", "0"), "--ignored goes with --task points and scenes"),
         (("--task", "points", "--ignored", "stock"), "--ignored stock: the classes are 0, 1, 2, 3, 4, 5"),
         (("--task", "rooms"), "--task must be one of parts, points, scenes, got 'rooms'"),
         (("--student", "{inputs}/student", "--model", "{{num_hidden_layers: 5}}"), "num_hidden_layers .* 2, got 5"),

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import itertools
 import json
 import os
 import re
@@ -211,16 +212,32 @@ def parse_mapping(flag: str, text: str | None, allowed: set[str]) -> dict:
     return mapping
 
 
-def save_recipe(path: Path, options: TrainingArguments) -> None:
-    """All flags as they were resolved; `--config` with this file repeats the run."""
+def as_recipe(options: TrainingArguments) -> str:
+    """All flags as they were resolved."""
     recipe = asdict(options)
     recipe["model"] = yaml.load(options.model or "{}", _Loader)
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    return yaml.safe_dump(recipe, sort_keys=False)
+
+
+def save_recipe(path: Path, options: TrainingArguments) -> None:
+    """`--config` with this file repeats the run."""
+    path.write_text(as_recipe(options), encoding="utf-8")
 
 
 def _nearest(name: str, known, prefix: str = "") -> str:
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {prefix}{match[0]}?" if match else f"; known are {', '.join(sorted(known))}"
+
+
+def check_disjoint(splits: dict[str, str | None]) -> None:
+    """Splits by flag, each a name or several joined by +, must share none."""
+    parts = {flag: set(split.split("+")) for flag, split in splits.items() if split}
+    for flag, other in itertools.combinations(parts, 2):
+        if shared := parts[flag] & parts[other]:
+            raise InputError(
+                f"{flag} and {other} both name {', '.join(sorted(shared))}: what is judged must be neither trained on "
+                "nor chosen by"
+            )
 
 
 def check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:

@@ -39,8 +39,9 @@ class SyncBatchNorm1d(nn.BatchNorm1d):
         variance = _Sum.apply(centered.square().sum(0)) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), self.momentum)
+            momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+            self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), momentum)
         return (centered * torch.rsqrt(variance + self.eps) * self.weight + self.bias).to(rows.dtype)
 
 
@@ -59,7 +60,7 @@ def settle_batch_norm(model: nn.Module, run: Callable, batches: Iterable) -> Non
     They start as 0 and 1, and of a mini-PointNet's variance of 1e-5 the 1 leaves something in the running mean for 150
     steps: a model trained in fewer would give one answer for all clouds. Training itself does not look at them.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm1d)]
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm1d | nn.SyncBatchNorm)]
     fresh = [layer for layer in layers if not layer.running_mean.any() and (layer.running_var == 1).all()]
     training = {module: module.training for module in model.modules()}
     momentum = [layer.momentum for layer in fresh]

@@ -101,7 +101,9 @@ class Judge:
 
     def add(self, labels: np.ndarray, logits: Tensor, category: int | None) -> None:
         """The points of one cloud, labels (points,) and logits (points, classes). Only the parts of its category can
-        be meant."""
+        be meant. A cloud without a label counts nowhere."""
+        if (labels == IGNORED).all():
+            return
         if self.parts is None:
             predicted = logits.argmax(-1).numpy()
         else:

@@ -33,6 +33,7 @@ class Target:
 
     column: str
     hold_out: Callable[[PointSet, float, int], tuple[np.ndarray, np.ndarray]]
+    repeats_points: bool = False  # in clouds with fewer than the groups need, which else are bad rows
 
 
 def hold_out_any(point_set: PointSet, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -68,7 +69,8 @@ def open_training_data(
         def work() -> tuple:
             quiet = not accelerator.is_main_process
             num_classes = len(names) if target and target.column == "label" else None
-            checked, problems, digest = check_point_set(point_set, min_points, num_classes, options.skip_bad, quiet)
+            least = 1 if target and target.repeats_points else min_points
+            checked, problems, digest = check_point_set(point_set, least, num_classes, options.skip_bad, quiet)
             report_skipped(problems, Path(options.output_dir) / f"skipped_{split}.txt")
             return checked.rows, digest
 
@@ -101,6 +103,8 @@ def open_training_data(
             )
         hold_out = target.hold_out if target else hold_out_any
         kept, held_out = hold_out(train, options.validation_share, options.seed)
+        if not (len(kept) and len(held_out)):
+            raise InputError(f"{train.source}: no class has two rows to cut into train and validation")
         train, opened["validation"] = train.select(kept), train.select(held_out)
     return TrainingData(train, opened["validation"], ", ".join(digests), opened.get("test"), names)
 

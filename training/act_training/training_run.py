@@ -161,17 +161,27 @@ class TrainingRun:
         if resumed:
             state = checkpoints.read_training_state(Path(resumed), self.weights, self.optimizer)
             self.start, self.best = state["step"], state["best"]
+            on_main_process(self.accelerator, lambda: self._find_best(Path(resumed)))
             if options.ema_decay:
                 self.average = checkpoints.read_tensors(Path(resumed), "ema", self.device)
         self.step = self.start
         self.log = RunLog(options, self.accelerator, self.length, self.start)
         return self.weights
 
+    def _find_best(self, checkpoint: Path) -> None:
+        """A run that goes on in another folder takes its best weights along."""
+        best, before = self.folder / "best", checkpoint.parents[1] / "best"
+        if self.best and not best.exists():
+            if not before.exists():
+                raise InputError(f"{checkpoint} goes with {before}, which is not there; resume in its own folder")
+            shutil.copytree(before, best)
+
     def settle_batch_norm(self, forward: Callable[[dict[str, Tensor]], object]) -> None:
         """Before the first step: batch statistics of the first training rows for layers that never trained."""
         if self.start == 0:
             batches = validation_batches(self.data.train, 32, self.sampling, self.device)
-            settle_batch_norm(self.weights, forward, itertools.islice(batches, SETTLING_BATCHES))
+            batches = (batch for batch in itertools.islice(batches, SETTLING_BATCHES) if len(batch["points"]) > 1)
+            settle_batch_norm(self.weights, forward, batches)
 
     def _find_checkpoint(self) -> str | None:
         wanted = self.options.resume_from_checkpoint

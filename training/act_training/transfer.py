@@ -10,7 +10,7 @@ from accelerate import PartialState
 from torch import nn
 from transformers import PreTrainedModel
 
-from act_training.arguments import TrainingArguments
+from act_training.arguments import TrainingArguments, check_disjoint
 from act_training.errors import InputError
 from act_training.metrics import mean_and_std
 from act_training.outputs import write_text
@@ -44,14 +44,10 @@ class TransferArguments(TrainingArguments):
     )
 
     def check(self) -> None:
+        self.test_split, self.validation_split = self.test_split or None, self.validation_split or None
         super().check()
-        if self.test_split == "":
-            self.test_split = None
-        if self.test_split and self.test_split in (self.train_split, self.validation_split):
-            raise InputError(
-                f"--test_split {self.test_split} is also trained or validated on; the test must be read once, at the "
-                "end. Without a --validation_split a part of train is held out"
-            )
+        splits = {"--train_split": self.train_split, "--validation_split": self.validation_split}
+        check_disjoint(splits | {"--test_split": self.test_split})
         if self.validation_split is None and self.validation_share < 0.1:
             raise InputError(f"--validation_share must be at least 0.1 to choose by, got {self.validation_share}")
         if self.streaming:
@@ -138,6 +134,13 @@ def fewest_points(config: ACTStudentConfig) -> int:
 def _key(entry) -> str:
     """A key of loading's report; of mismatches it comes with the two shapes."""
     return entry[0] if isinstance(entry, tuple) else str(entry)
+
+
+def kept_figures(run, metrics: dict[str, float]) -> dict[str, float]:
+    """The validation figures of the weights that a run leaves, given those of the last ones."""
+    if run.options.final_weights != "best" or not run.best:
+        return metrics
+    return {name: value for name, value in run.best.items() if name != "step"}
 
 
 def set_training(model: nn.Module) -> None:

@@ -45,7 +45,8 @@ ARRAY_SUFFIXES = tuple(READERS)
 
 
 def _array_names() -> set[str]:
-    return {*itertools.chain(*ALIASES.values()), *NAMES, "split"}
+    columns = ALIASES.keys() - {"boxes", "box_labels"}  # of which a cloud has any number, and an array has not
+    return {*itertools.chain(*(ALIASES[column] for column in columns)), *NAMES, "split"}
 
 
 def read_array_set(path: Path) -> dict[str, Dataset]:

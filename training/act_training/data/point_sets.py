@@ -30,7 +30,7 @@ from act_training.data.array_sets import ARRAY_SUFFIXES, read_array_set
 from act_training.data.built_in_sets import SPLITS, open_built_in
 from act_training.data.cloud_files import CLOUD_SUFFIXES, read_cloud
 from act_training.data.point_checks import bad_rows
-from act_training.data.point_schema import as_lists, build_dataset, find_columns, read_rows
+from act_training.data.point_schema import as_lists, build_dataset, find_columns, read_rows, read_widths
 from act_training.errors import InputError
 
 
@@ -42,14 +42,16 @@ class PointSet:
         self.columns = find_columns(dataset.column_names, source)
         self.rows = np.arange(len(dataset)) if rows is None else rows  # what a row is called in the source
         table = as_lists(dataset.data.table.select(list(self.columns.values())))
-        self.class_names: list[str] | None = None
+        self._names: dict[str, list[str] | None] = {}
         self._labels: np.ndarray | None = None
-        if label := self.columns.get("label"):
-            codes, self.class_names = _encode_labels(table.column(label), dataset.features[label])
+        for column in {"label", "category"} & self.columns.keys():
+            name = self.columns[column]
+            codes, self._names[column] = _encode_labels(table.column(name), dataset.features[name])
             if codes is None:
-                table = table.drop_columns(self.columns.pop("label"))
-            else:
-                table = table.set_column(table.column_names.index(label), label, codes)
+                table = table.drop_columns(self.columns.pop(column))
+                continue
+            table = table.set_column(table.column_names.index(name), name, codes)
+            if column == "label":
                 self._labels = codes.to_numpy()
         self._schema, self._batches = table.schema, table.to_batches()
         self._starts = np.cumsum([0, *map(len, self._batches)])
@@ -74,6 +76,10 @@ class PointSet:
     def where(self, row: int) -> str:
         return f"row {self.rows[row]} of {self.source}"
 
+    @property
+    def class_names(self) -> list[str] | None:
+        return self._names.get("label")
+
     def row_names(self) -> list[str]:
         """What each row is called, as the column `name` has it."""
         if "name" not in self.dataset.column_names:
@@ -83,8 +89,8 @@ class PointSet:
 
     def names_of(self, column: str) -> list[str] | None:
         """The names of the classes that a column of the schema tells apart, if it names them."""
-        if column == "label":
-            return self.class_names
+        if column in self._names:
+            return self._names[column]
         feature = self.dataset.features[self.columns[column]]
         feature = getattr(feature, "feature", feature)  # of lists
         return feature.names if isinstance(feature, ClassLabel) else None
@@ -191,6 +197,11 @@ def columns_of(table: pa.Table, columns: dict[str, str]) -> dict:
     for name, shape in (("point_labels", (-1,)), ("boxes", (-1, 7)), ("box_labels", (-1,))):
         if name in columns:
             values, lengths = read_rows(table, columns[name])
+            if name == "boxes" and (read_widths(table, columns[name]) != 7).any():
+                raise InputError("boxes must be of seven numbers: center, size and angle")
+            if name != "boxes" and values.dtype.kind not in "iu":
+                raise InputError(f"{name} must be whole numbers, got {values.dtype}")
+            values = values.astype(np.float32 if name == "boxes" else np.int64, copy=False)
             found[name] = (values.reshape(shape), lengths)
     return found
 

@@ -38,6 +38,7 @@ from act_training.transfer import (
     read_config,
     run_seeds,
 )
+from transformers import PreTrainedModel
 
 from modeling_act import (
     ACTStudentConfig,
@@ -104,6 +105,16 @@ def numbers_of(ignored: list[str], names: list[str]) -> list[int]:
     return [names.index(name) for name in ignored]
 
 
+def test_segmenter(run: TrainingRun, model: PreTrainedModel, judge: Judge, column: str | None) -> dict:
+    """What `finish_run` shows of the test split, which is read here and nowhere else."""
+    if run.data.test is None:
+        return {}
+    stride = run.options.stride if run.options.task == "scenes" else None
+    judge_all_points(run, model, judge, column, run.options.votes, stride)
+    figures, table = judge.figures()
+    return {"test": figures, "tables": {"classes of the test split": table}}
+
+
 def segment(options: SegmentArguments) -> dict[str, float]:
     """One run; returns the figures of the test split, or of validation where there is no test."""
     fields = parse_mapping("--model", options.model, set(ACTStudentConfig.__dataclass_fields__))
@@ -143,12 +154,7 @@ def segment(options: SegmentArguments) -> dict[str, float]:
         run.save_or_stop()
 
     load_final_weights(run)
-    test, tables = None, {}
-    if data.test is not None:
-        judge = Judge(data.names, ignored, parts_of)
-        stride = options.stride if options.task == "scenes" else None
-        judge_all_points(run, model, judge, column, options.votes, stride)
-        test, tables["classes of the test split"] = judge.figures()
+    tested = test_segmenter(run, model, Judge(data.names, ignored, parts_of), column)
     function = "predict_scene" if options.task == "scenes" else "predict_points"
     finish_run(
         run,
@@ -162,10 +168,9 @@ def segment(options: SegmentArguments) -> dict[str, float]:
         ),
         metrics=metrics,
         clouds=[],
-        test=test,
-        tables=tables,
+        **tested,
     )  # fmt: skip
-    return test or kept_figures(run, metrics)
+    return tested.get("test") or kept_figures(run, metrics)
 
 
 def main(arguments: list[str]) -> None:

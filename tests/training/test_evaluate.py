@@ -215,7 +215,7 @@ def test_what_cannot_be_evaluated_is_one_line(folder, tmp_path):
         (("--split", "tests"), "has no split 'tests'; it has train, test"),
         (("--layer", 2), "--layer goes with --student"),
         (("--student", folder / "model", "--votes", 2), "--votes goes with --model"),
-        (("--student", folder / "model", "--split", "train"), "--fit_split and --split must differ, got train"),
+        (("--student", folder / "model", "--split", "train"), "--fit_split and --split both name train"),
         (("--student", folder / "model", "--layer", 4), "`layer` must lie between 1 and 3, got 4"),
         (("--student", folder / "model", "--pooling", "sum"), "`pooling` must join any of cls, max, mean"),
     ):

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import torch
 from act_training.arguments import TrainingArguments, check_choice, parse_arguments, parse_mapping
 from act_training.batch_norm import settle_batch_norm
-from act_training.errors import InputError
 from act_training.evaluation import code_use, evaluate_autoencoder, is_collapsed
 from act_training.optimization import cosine_between
 from act_training.outputs import finish_run, save_pictures
@@ -21,6 +20,7 @@ from act_training.training_run import TrainingRun
 from torch import Tensor
 
 from modeling_act import ACTTeacher, ACTTeacherConfig
+from modeling_act.errors import InputError
 from modeling_act.modeling_act_teacher import uniform_kl
 
 USAGE = """from modeling_act import ACTTeacher

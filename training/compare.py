@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from act_training.batch_norm import settle_batch_norm
 from act_training.data.point_sets import PointSet, open_point_set
-from act_training.errors import InputError
 from act_training.evaluation import validation_batches
 from act_training.frozen_features import embed, probe_accuracy
 from act_training.keyed_random import Sampling
@@ -26,6 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from modeling_act import ACTStudent
+from modeling_act.errors import InputError
 
 
 def all_points(point_set: PointSet, num_points: int) -> Tensor:

@@ -16,7 +16,6 @@ from act_training.arguments import parse_arguments, parse_mapping
 from act_training.box_pictures import save_scenes
 from act_training.checkpoints import digest_of
 from act_training.detection_metrics import detection_metrics
-from act_training.errors import InputError
 from act_training.outputs import finish_run, load_final_weights
 from act_training.runs import run_script
 from act_training.scenes import AUGMENTATIONS, augment_scenes, boxes_to_learn, check_boxes, detect, detect_all
@@ -25,6 +24,7 @@ from act_training.training_run import TrainingRun
 from act_training.transfer import TransferArguments, fewest_points, kept_figures, make_model, read_config, run_seeds
 
 from modeling_act import ACTStudentConfig, ACTStudentForObjectDetection
+from modeling_act.errors import InputError
 
 USAGE = """from modeling_act import ACTPointCloudProcessor, ACTStudentForObjectDetection
 

@@ -15,7 +15,6 @@ from act_training.arguments import TrainingArguments, check_choice, parse_argume
 from act_training.checkpoints import digest_of
 from act_training.data.point_checks import check_point_set
 from act_training.data.point_sets import PointSet, open_point_set
-from act_training.errors import InputError
 from act_training.evaluation import evaluate_distillation, pretraining_loss, validation_batches
 from act_training.frozen_features import embed, probe_accuracy, split_rows
 from act_training.keyed_random import keyed_mask
@@ -27,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from modeling_act import ACTStudentConfig, ACTStudentForPreTraining, ACTTeacher
+from modeling_act.errors import InputError
 from modeling_act.point_ops import PointGroups
 
 USAGE = """from modeling_act import ACTStudent

@@ -20,7 +20,6 @@ from act_training.arguments import check_disjoint
 from act_training.corruptions import CORRUPTIONS, UP_AXES, num_left
 from act_training.data.point_checks import check_point_set
 from act_training.data.point_sets import PointSet, open_point_set
-from act_training.errors import InputError
 from act_training.frozen_features import CLASSIFIERS, check_features, embed, predict
 from act_training.keyed_random import Sampling
 from act_training.metrics import class_table, classification_metrics, confusion_matrix, retrieval_map
@@ -43,6 +42,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from modeling_act import ACTPointCloudProcessor, ACTStudent, ACTStudentForPointCloudClassification
+from modeling_act.errors import InputError
 from modeling_act.processing_act import SAMPLINGS
 
 TASKS = (*CLASSIFIERS, "retrieval")

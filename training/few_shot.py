@@ -32,7 +32,6 @@ from act_training.classification import (
 )
 from act_training.data.point_checks import check_point_set
 from act_training.data.point_sets import PointSet, open_point_set
-from act_training.errors import InputError
 from act_training.outputs import write_text
 from act_training.runs import run_script
 from act_training.training_data import TrainingData, check_targets, class_names, report_skipped
@@ -40,6 +39,7 @@ from act_training.training_run import FREE_FLAGS, TrainingRun
 from act_training.transfer import fewest_points, read_config, write_summary
 
 from modeling_act import ACTStudentConfig
+from modeling_act.errors import InputError
 
 
 @dataclass

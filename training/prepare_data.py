@@ -35,10 +35,11 @@ from act_training.data.prepared_sets import (
     plan_shapenet55,
     plan_shapenetpart,
 )
-from act_training.errors import InputError
 from datasets import DatasetDict, disable_progress_bars
 from huggingface_hub import DatasetCard
 from tqdm import tqdm
+
+from modeling_act.errors import InputError
 
 SOURCES = {
     "shapenet55": plan_shapenet55,

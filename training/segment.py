@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 from act_training.arguments import check_choice, parse_arguments, parse_mapping
 from act_training.checkpoints import digest_of
-from act_training.errors import InputError
 from act_training.outputs import finish_run, load_final_weights
 from act_training.runs import run_script
 from act_training.segmentation import (
@@ -45,6 +44,7 @@ from modeling_act import (
     ACTStudentForPartSegmentation,
     ACTStudentForSemanticSegmentation,
 )
+from modeling_act.errors import InputError
 from modeling_act.modeling_act_student import prediction_loss
 
 TASKS = ("parts", "points", "scenes")

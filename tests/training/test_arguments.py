@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 from act_training.arguments import TrainingArguments, parse_arguments, parse_mapping, save_recipe
-from act_training.errors import InputError
+
+from modeling_act.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDED = ["--dataset_name", "shapes", "--output_dir", "out"]

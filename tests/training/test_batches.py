@@ -8,8 +8,8 @@ import torch
 from act_training.batches import ShuffledRows, StreamedRows, iterate_batches, pad_rows, read_batch
 from act_training.data.point_schema import build_dataset
 from act_training.data.point_sets import PointSet, StreamedPointSet, open_point_set
-from act_training.errors import InputError
 
+from modeling_act.errors import InputError
 from training_runs import digest, make_inputs, start
 
 DRAW = random.Random(0)

@@ -13,7 +13,8 @@ from act_training.corruptions import (
     radius_of,
     rotate,
 )
-from act_training.errors import InputError
+
+from modeling_act.errors import InputError
 
 KEYS = torch.stack([torch.full((5,), -1), torch.arange(5)], dim=1)
 MANY = torch.stack([torch.full((20_000,), -1), torch.arange(20_000)], dim=1)

@@ -11,13 +11,13 @@ from act_training.box_pictures import save_scenes
 from act_training.data.point_schema import build_dataset
 from act_training.data.point_sets import PointSet
 from act_training.data.rooms import CLASS_NAMES, generate_rooms
-from act_training.errors import InputError
 from act_training.scenes import augment_scenes, boxes_to_learn, check_boxes
 from datasets import DatasetDict
 from safetensors.torch import load_file
 
 from modeling_act import ACTStudentForObjectDetection
 from modeling_act.box_ops import axis_aligned, points_in_boxes
+from modeling_act.errors import InputError
 from training_runs import ROOT, copy_run, start
 
 RECIPE = {

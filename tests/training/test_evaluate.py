@@ -9,7 +9,6 @@ import torch
 from act_training.corruptions import CORRUPTIONS
 from act_training.data.point_schema import build_dataset
 from act_training.data.point_sets import PointSet, open_point_set
-from act_training.errors import InputError
 from act_training.evaluation import validation_batches
 from act_training.frozen_features import embed, predict
 from act_training.keyed_random import Sampling, augment, sample_points
@@ -22,6 +21,7 @@ from modeling_act import (
     ACTStudentForPointCloudClassification,
     ACTTeacher,
 )
+from modeling_act.errors import InputError
 from small_models import small_student_config, small_teacher_config
 
 NAMES = ["rod", "disk", "ball"]

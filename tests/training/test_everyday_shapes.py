@@ -13,7 +13,8 @@ from act_training.data.everyday_shapes import (
     sample_points,
     tube,
 )
-from act_training.errors import InputError
+
+from modeling_act.errors import InputError
 
 CLASS_OF_PART = np.array([CLASS_NAMES.index(name.split("/")[0]) for name in PART_NAMES])
 

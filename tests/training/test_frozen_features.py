@@ -5,12 +5,12 @@ import pytest
 import torch
 from act_training.data.point_schema import build_dataset
 from act_training.data.point_sets import PointSet
-from act_training.errors import InputError
 from act_training.evaluation import validation_batches
 from act_training.frozen_features import CLASSIFIERS, embed, predict, probe_accuracy, split_rows
 from act_training.keyed_random import Sampling
 
 from modeling_act import ACTStudent
+from modeling_act.errors import InputError
 from small_models import small_student_config
 
 SAMPLING = Sampling(64)

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from act_training.errors import InputError
 from act_training.keyed_random import (
     Sampling,
     augment,
@@ -17,6 +16,7 @@ from act_training.keyed_random import (
     to_unit_sphere,
 )
 
+from modeling_act.errors import InputError
 from modeling_act.point_ops import farthest_point_sample
 
 WRAP = 2**64

@@ -8,10 +8,10 @@ import math
 import pytest
 import torch
 from act_training.arguments import TrainingArguments
-from act_training.errors import InputError
 from act_training.training_run import TrainingRun
 
 from modeling_act import ACTStudentConfig, ACTStudentForPointCloudClassification
+from modeling_act.errors import InputError
 
 
 def make_run(folder, reads_late):

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from act_training.errors import InputError
 from act_training.metrics import (
     class_table,
     classification_metrics,
@@ -15,6 +14,8 @@ from act_training.metrics import (
     segmentation_metrics,
 )
 from sklearn import metrics as reference
+
+from modeling_act.errors import InputError
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import pytest
 import torch
 from act_training import outputs
 from act_training.arguments import TrainingArguments
-from act_training.errors import InputError
 from act_training.keyed_random import Sampling
 from act_training.optimization import RunLength
 from act_training.outputs import RunLog, check_hub, check_tracker, finish_run, load_final_weights, save_weights
@@ -18,6 +17,7 @@ from safetensors.torch import load_file
 
 from loopback_hub import TOKEN, LoopbackHub
 from modeling_act import ACTPointCloudProcessor
+from modeling_act.errors import InputError
 from small_models import small_models
 
 ONE_PROCESS = SimpleNamespace(is_main_process=True, log=lambda values, step: None, trackers=[])

@@ -15,8 +15,9 @@ import pytest
 from act_training.data.point_checks import check_offsets, check_point_set
 from act_training.data.point_schema import build_dataset
 from act_training.data.point_sets import open_point_set
-from act_training.errors import InputError
 from datasets import disable_progress_bars
+
+from modeling_act.errors import InputError
 from test_cloud_files import TooSlow, damage, limited_memory
 
 disable_progress_bars()

@@ -17,8 +17,9 @@ from act_training.data.everyday_shapes import generate_shapes
 from act_training.data.point_schema import ALIASES, build_dataset, find_columns
 from act_training.data.point_sets import PointSet, open_point_set
 from act_training.data.rooms import generate_rooms
-from act_training.errors import InputError
 from datasets import Array2D, DatasetDict, disable_progress_bars
+
+from modeling_act.errors import InputError
 
 disable_progress_bars()
 RANDOM = np.random.default_rng(0)

@@ -16,8 +16,9 @@ import pytest
 import trimesh
 from act_training.data.prepared_parts import join_parts, make_part, make_parts, split_parts, summarize
 from act_training.data.prepared_sets import Choices, Item, Plan, plan_folder
-from act_training.errors import InputError
 from datasets import load_from_disk
+
+from modeling_act.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "training/prepare_data.py"

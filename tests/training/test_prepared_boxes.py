@@ -8,8 +8,9 @@ from act_training.data.point_sets import PointSet, open_point_set
 from act_training.data.prepared_boxes import BOX_CLASSES
 from act_training.data.prepared_parts import join_parts, make_part, split_parts, summarize
 from act_training.data.prepared_sets import Choices
-from act_training.errors import InputError
 from prepare_data import SOURCES
+
+from modeling_act.errors import InputError
 
 RANDOM = np.random.default_rng(0)
 BOXES = [RANDOM.uniform(0.1, 2, (count, 7)).astype(np.float32) for count in (2, 0, 3)]

@@ -13,10 +13,10 @@ from act_training.data.few_shot_folds import plan_few_shot
 from act_training.data.prepared_parts import join_parts, make_part, split_parts, summarize
 from act_training.data.prepared_scenes import SCENE_CLASSES
 from act_training.data.prepared_sets import NUM_PARTS, SCANOBJECTNN_CLASSES, Choices
-from act_training.errors import InputError
 from datasets import load_from_disk
 from prepare_data import SOURCES
 
+from modeling_act.errors import InputError
 from modeling_act.point_ops import farthest_point_sample
 
 RANDOM = np.random.default_rng(0)

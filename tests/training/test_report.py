@@ -11,8 +11,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from act_training import report
-from act_training.errors import InputError
 from act_training.report import write_atomically, write_report
+
+from modeling_act.errors import InputError
 
 HOSTILE = "</script><b id=injected>\" & ' <!-- {{data}} \u2028"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from act_training.data.rooms import CLASS_NAMES, FEWEST_POINTS, NOISE, generate_rooms, is_seen
-from act_training.errors import InputError
 
 from modeling_act.box_ops import box_iou, points_in_boxes
+from modeling_act.errors import InputError
 
 ROOMS = generate_rooms(12, 1024, seed=3)
 

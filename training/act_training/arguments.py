@@ -13,7 +13,7 @@ from typing import TypeVar
 import yaml
 from transformers import HfArgumentParser
 
-from act_training.errors import InputError
+from modeling_act.errors import InputError
 from modeling_act.processing_act import SAMPLINGS
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from act_training.errors import InputError
 from act_training.metrics import IGNORED
+from modeling_act.errors import InputError
 
 
 @dataclass

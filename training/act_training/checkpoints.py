@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from act_training.errors import InputError
+from modeling_act.errors import InputError
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{8,})")

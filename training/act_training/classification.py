@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from act_training.arguments import check_choice
-from act_training.errors import InputError
 from act_training.evaluation import validation_batches
 from act_training.metrics import classification_metrics, confusion_matrix
 from act_training.training_run import TrainingRun
 from act_training.transfer import TransferArguments, make_model, set_training
 from modeling_act import ACTStudentForPointCloudClassification
+from modeling_act.errors import InputError
 
 PROTOCOLS = ("full", "linear", "mlp3", "bitfit")
 

@@ -9,8 +9,8 @@ import math
 import torch
 from torch import Tensor
 
-from act_training.errors import InputError
 from act_training.keyed_random import keyed_bits, keyed_uniform
+from modeling_act.errors import InputError
 
 # Streams of random numbers, apart from those of `keyed_random`.
 NOISE, LOST, HOLE, VIEW, AXIS, ANGLE = range(100, 106)

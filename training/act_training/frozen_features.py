@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from act_training.errors import InputError
 from act_training.evaluation import validation_batches
 from act_training.keyed_random import Sampling
 from modeling_act import ACTStudent
+from modeling_act.errors import InputError
 
 POOLINGS = ("cls", "max", "mean")
 

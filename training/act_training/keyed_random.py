@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from act_training.errors import InputError
+from modeling_act.errors import InputError
 from modeling_act.point_ops import farthest_point_sample, gather_points
 from modeling_act.processing_act import to_unit_sphere
 

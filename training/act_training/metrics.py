@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from act_training.errors import InputError
+from modeling_act.errors import InputError
 
 IGNORED = -100  # the label of what has none, as for the loss
 QUERIES_AT_ONCE = 256

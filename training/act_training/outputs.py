@@ -21,13 +21,13 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from act_training.arguments import TrainingArguments, save_recipe
-from act_training.errors import InputError
 from act_training.keyed_random import Sampling
 from act_training.optimization import RunLength
 from act_training.pictures import save_cloud_panels
 from act_training.report import write_report
 from act_training.runs import describe_versions, naming
 from modeling_act import ACTPointCloudProcessor
+from modeling_act.errors import InputError
 
 MEASURED = {
     "last": "of the weights after the last step",

@@ -11,8 +11,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d import Axes3D
 
-from act_training.errors import InputError
 from act_training.report import HEIGHT_COLORS, bounding_ball, checked_points, write_atomically
+from modeling_act.errors import InputError
 
 PANEL_SIZE = 320  # pixels
 TITLE_HEIGHT = 48  # pixels, also of the names above the columns

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from act_training.errors import InputError
+from modeling_act.errors import InputError
 
 # Of the lowest to the highest point of a cloud; all of them stand out on white and on black.
 HEIGHT_COLORS = ("#4c5fd7", "#3b82d6", "#1f9cc0", "#19a78f", "#4caf50", "#94b02c", "#d9a406", "#f08c1a", "#e8622c")

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
-from act_training.errors import InputError
+from modeling_act.errors import InputError
 
 
 class Stopped(Exception):

@@ -9,11 +9,11 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from act_training.data.point_sets import PointSet
-from act_training.errors import InputError
 from act_training.keyed_random import keyed_uniform
 from act_training.training_run import TrainingRun
 from modeling_act import ACTStudentForObjectDetection
 from modeling_act.box_ops import axis_aligned
+from modeling_act.errors import InputError
 
 AUGMENTATIONS = ("flip", "turn", "quarter_turn", "scale")
 MOST_TURN = math.radians(5)  # VoteNet's, and 3DETR's, for ScanNet

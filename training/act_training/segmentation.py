@@ -9,7 +9,6 @@ from torch import Tensor
 
 from act_training.data.point_sets import PointSet
 from act_training.data.prepared_scenes import place_of_block
-from act_training.errors import InputError
 from act_training.metrics import (
     IGNORED,
     confusion_matrix,
@@ -20,6 +19,7 @@ from act_training.metrics import (
 )
 from act_training.training_data import class_names, hold_out_any, hold_out_by_class
 from act_training.training_run import TrainingRun
+from modeling_act.errors import InputError
 from modeling_act.point_prediction import predict_points, predict_scene
 from modeling_act.processing_act import ACTPointCloudProcessor
 

@@ -12,10 +12,10 @@ from act_training.arguments import TrainingArguments
 from act_training.batches import ShuffledRows, StreamedRows
 from act_training.data.point_checks import check_point_set
 from act_training.data.point_sets import PointSet, StreamedPointSet, open_point_set
-from act_training.errors import InputError
 from act_training.frozen_features import split_rows
 from act_training.metrics import IGNORED
 from act_training.runs import on_main_process, warn
+from modeling_act.errors import InputError
 
 
 @dataclass

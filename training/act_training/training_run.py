@@ -34,7 +34,6 @@ from act_training.arguments import TrainingArguments
 from act_training.batch_norm import settle_batch_norm, synchronize_batch_norm
 from act_training.batches import iterate_batches
 from act_training.data.point_sets import PointSet
-from act_training.errors import InputError
 from act_training.evaluation import VALIDATION_EPOCH, validation_batches
 from act_training.keyed_random import Sampling, augment, sample_points, step_seed
 from act_training.optimization import (
@@ -49,6 +48,7 @@ from act_training.outputs import RunLog, check_hub, check_tracker, save_weights
 from act_training.runs import Stopped, on_main_process, warn
 from act_training.signals import StopSignals, die_with_launcher, held_back
 from act_training.training_data import TrainingData, make_row_order, open_training_data
+from modeling_act.errors import InputError
 
 # What may differ between the run that wrote a checkpoint and the one that resumes from it.
 FREE_FLAGS = {

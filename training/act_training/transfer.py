@@ -11,12 +11,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from act_training.arguments import TrainingArguments, check_disjoint
-from act_training.errors import InputError
 from act_training.metrics import mean_and_std
 from act_training.outputs import write_text
 from act_training.report import write_report
 from act_training.runs import describe_versions
 from modeling_act import ACTStudentConfig
+from modeling_act.errors import InputError
 
 # Fields that decide the shapes of an encoder's weights, or what they mean: a student brings its own.
 ENCODER_FIELDS = (

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from act_training.data.cloud_files import LARGEST_COMPRESSION, read_member, translate_errors
 from act_training.data.point_schema import ALIASES, build_dataset, find_columns
-from act_training.errors import InputError
+from modeling_act.cloud_files import LARGEST_COMPRESSION, read_member, translate_errors
+from modeling_act.errors import InputError
 
 NAMES = ("class_names", "part_names", "category_names")
 HARMLESS = 2**24  # bytes of an array that may be packed into however few: labels compress well

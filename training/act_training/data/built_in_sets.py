@@ -11,7 +11,7 @@ from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from act_training.data import everyday_shapes, rooms
 from act_training.data.point_schema import build_dataset
-from act_training.errors import InputError
+from modeling_act.errors import InputError
 
 SPLITS = {  # numbers of the shapes or rooms
     "everyday_shapes": {"train": range(6000), "test": range(6000, 7500)},

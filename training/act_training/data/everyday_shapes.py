@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from act_training.errors import InputError
+from modeling_act.errors import InputError
 
 Surface = np.ndarray
 Parts = dict[str, list[Surface]]

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from datasets import ClassLabel, DatasetDict, load_from_disk
 
-from act_training.data.cloud_files import translate_errors
 from act_training.data.point_schema import PER_POINT, read_rows
 from act_training.data.prepared_sets import Choices, Item, Plan, Row
-from act_training.errors import InputError
+from modeling_act.cloud_files import translate_errors
+from modeling_act.errors import InputError
 
 NUM_FOLDS = 10
 NUM_QUERIES = 20  # test clouds a class

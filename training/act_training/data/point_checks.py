@@ -7,7 +7,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from act_training.data.point_schema import read_rows, read_widths
-from act_training.errors import InputError
+from modeling_act.errors import InputError
 
 LARGEST = 1e9  # squares of larger coordinates, summed, leave the range of float32's useful digits
 ROWS_AT_A_TIME = 64

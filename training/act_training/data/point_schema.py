@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Array2D, ClassLabel, Dataset, Features, List, Value
 
-from act_training.errors import InputError
+from modeling_act.errors import InputError
 
 PER_POINT = ("points", "normals", "colors")
 # What the columns of published sets are called, the first that is there is taken.

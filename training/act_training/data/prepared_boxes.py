@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from act_training.data.cloud_files import read_array
 from act_training.data.prepared_sets import Choices, Item, Plan, Row, need_root, read_list
-from act_training.errors import InputError
+from modeling_act.cloud_files import read_array
+from modeling_act.errors import InputError
 
 SCANS, LISTS = "scannet_train_detection_data", "meta_data"
 # The classes that are detected, by their number in NYU40.

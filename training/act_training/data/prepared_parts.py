@@ -24,7 +24,7 @@ from datasets import Dataset, DatasetDict, load_from_disk
 
 from act_training.data.point_schema import PER_POINT, build_dataset, make_features
 from act_training.data.prepared_sets import Choices, Item, Plan, Row
-from act_training.errors import InputError
+from modeling_act.errors import InputError
 
 AFTER_READING = "all were read"
 LABELS = {

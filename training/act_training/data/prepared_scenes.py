@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from act_training.data.cloud_files import read_array, read_table
 from act_training.data.prepared_sets import Choices, Item, Plan, Row
-from act_training.errors import InputError
+from modeling_act.cloud_files import read_array, read_table
+from modeling_act.errors import InputError
 
 SCENE_CLASSES = (
     "ceiling", "floor", "wall", "beam", "column", "window", "door",

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from act_training.data.cloud_files import CLOUD_SUFFIXES, read_array, read_cloud, read_table, translate_errors
-from act_training.errors import InputError
+from modeling_act.cloud_files import CLOUD_SUFFIXES, read_array, read_cloud, read_table, translate_errors
+from modeling_act.errors import InputError
 
 Row = dict[str, np.ndarray | int | str]
 

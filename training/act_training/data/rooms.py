@@ -8,7 +8,7 @@ import numpy as np
 
 from act_training.data import everyday_shapes
 from act_training.data.everyday_shapes import BOX, X, Z, draw, turn
-from act_training.errors import InputError
+from modeling_act.errors import InputError
 
 
 def chest(rng: np.random.Generator) -> everyday_shapes.Parts:

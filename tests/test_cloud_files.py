@@ -14,9 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from act_training.data.cloud_files import CLOUD_SUFFIXES, read_array, read_cloud, read_table
-from act_training.data.pcd_files import unpack_lzf
-from act_training.errors import InputError
+
 from cloud_cases import (
     BOX,
     CLOUDS,
@@ -32,6 +30,9 @@ from cloud_cases import (
     ply_cloud,
     text_of,
 )  # fmt: skip
+from modeling_act.cloud_files import CLOUD_SUFFIXES, read_array, read_cloud, read_table
+from modeling_act.errors import InputError
+from modeling_act.pcd_files import unpack_lzf
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from act_training.data.gltf_check import check_gltf
-from act_training.errors import InputError
+from .errors import InputError
+from .gltf_check import check_gltf
 
 MESH_SUFFIXES = (".ply", ".obj", ".off", ".stl", ".glb", ".gltf")
 PLY_SIZES = {

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from act_training.data.mesh_files import MESH_SUFFIXES, read_mesh, sample_surface
-from act_training.data.pcd_files import read_pcd
-from act_training.errors import InputError
+from .errors import InputError
+from .mesh_files import MESH_SUFFIXES, read_mesh, sample_surface
+from .pcd_files import read_pcd
 
 TEXT_SUFFIXES = (".xyz", ".txt", ".pts", ".csv")
 CLOUD_SUFFIXES = (*MESH_SUFFIXES, ".pcd", *TEXT_SUFFIXES, ".npy", ".npz")

@@ -4,7 +4,7 @@ import struct
 
 import numpy as np
 
-from act_training.errors import InputError
+from .errors import InputError
 
 # TYPE and SIZE of a field
 KINDS = {f"{kind}{size}": f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)} | {

@@ -1,10 +1,13 @@
 """ACT, autoencoders as cross-modal teachers, for Hugging Face: point-cloud teachers, students and their heads.
 
-Importing it registers every model with the Auto classes of transformers. The models themselves are imported when one
-is first used: `transformers.PreTrainedModel` alone costs more than all of `import transformers`.
+Importing it registers every model with the Auto classes of transformers, and the pipelines. The models themselves are
+imported when one is first used: `transformers.PreTrainedModel` alone costs more than all of `import transformers`.
 """
 
+import sys
 from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForPreTraining, PreTrainedConfig
@@ -74,6 +77,43 @@ AutoModel.register(ACTStudentConfig, _Lazy("ACTStudent", ACTStudentConfig))
 for _config in (ACTTeacherConfig, ACTStudentConfig):
     AutoFeatureExtractor.register(_config, _Lazy("ACTPointCloudProcessor", _config))
 AutoModelForPreTraining.register(ACTStudentConfig, _Lazy("ACTStudentForPreTraining", ACTStudentConfig))
+
+_PIPELINES = {  # who serves each task, and what loads its model
+    "point-cloud-feature-extraction": ("ACTPointCloudFeatureExtractionPipeline", "ACTModelForFeatureExtraction"),
+    "point-cloud-classification": ("ACTPointCloudClassificationPipeline", "ACTModelForClassification"),
+    "point-cloud-segmentation": ("ACTPointCloudSegmentationPipeline", "ACTModelForSegmentation"),
+}
+
+
+def _register_pipelines() -> None:
+    registry = import_module("transformers.pipelines").PIPELINE_REGISTRY
+    pipelines, loading = import_module(".pipelines_act", __name__), import_module(".loading", __name__)
+    for task, (served_by, loaded_by) in _PIPELINES.items():
+        registry.register_pipeline(task, getattr(pipelines, served_by), getattr(loading, loaded_by), type="multimodal")
+
+
+class _WhenPipelinesAreImported(MetaPathFinder):
+    """Registers ours after `transformers.pipelines` was imported, which alone takes longer than this whole package."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        if name != "transformers.pipelines":
+            return None
+        sys.meta_path.remove(self)
+        spec = PathFinder.find_spec(name, path, target)
+        execute = spec.loader.exec_module
+
+        def execute_and_register(module: Any) -> None:
+            execute(module)
+            _register_pipelines()
+
+        spec.loader.exec_module = execute_and_register
+        return spec
+
+
+if "transformers.pipelines" in sys.modules:
+    _register_pipelines()
+else:
+    sys.meta_path.insert(0, _WhenPipelinesAreImported())
 
 # What a saved folder names for `trust_remote_code=True`, where this package is absent; models say it in their files.
 for _config in (ACTTeacherConfig, ACTStudentConfig):

@@ -41,21 +41,24 @@ LARGEST_COMPRESSION = 200
 
 @dataclass
 class Cloud:
-    """All (n, 3) float32: points, and where the file has them normals, and colors in [0, 1]."""
+    """All (n, 3): points, and where the file has them normals, and colors in [0, 1]."""
 
     points: np.ndarray
     normals: np.ndarray | None = None
     colors: np.ndarray | None = None
 
 
-def read_cloud(path: str | Path, num_points: int | None = None, seed: int = 0) -> Cloud:
+def read_cloud(
+    path: str | Path, num_points: int | None = None, seed: int = 0, dtype: type[np.floating] = np.float32
+) -> Cloud:
     """All points of a cloud as they are, or `num_points` (default 8192) of a mesh's surface with its face normals.
 
-    The surface is sampled evenly by area; `seed` alone decides the draw.
+    The surface is sampled evenly by area; `seed` alone decides the draw. Coordinates of maps need float64 as `dtype`.
     """
     if num_points is not None and num_points < 1:
         raise InputError(f"`num_points` must be at least 1, got {num_points}")
-    return translate_errors(path, lambda checked: _read_cloud(checked, num_points or NUM_SURFACE_POINTS, seed))
+    wanted = num_points or NUM_SURFACE_POINTS
+    return translate_errors(path, lambda checked: _check_cloud(_read_columns(checked, wanted, seed), dtype))
 
 
 def read_table(path: str | Path) -> np.ndarray:
@@ -95,7 +98,7 @@ def translate_errors(path: str | Path, read: Callable[[Path], object]):
         raise InputError(f"{path}: is damaged, or no {path.suffix} file: {reason}") from error
 
 
-def _read_cloud(path: Path, num_points: int, seed: int) -> Cloud:
+def _read_columns(path: Path, num_points: int, seed: int) -> dict[str, np.ndarray]:
     suffix = path.suffix.lower()
     if suffix in MESH_SUFFIXES:
         triangles, columns = read_mesh(path)
@@ -112,10 +115,10 @@ def _read_cloud(path: Path, num_points: int, seed: int) -> Cloud:
         columns = _read_npz(path)
     else:
         raise InputError(f"has the unsupported suffix {suffix!r}; supported are {', '.join(CLOUD_SUFFIXES)}")
-    return _check_cloud(columns)
+    return columns
 
 
-def _check_cloud(columns: dict[str, np.ndarray]) -> Cloud:
+def _check_cloud(columns: dict[str, np.ndarray], dtype: type[np.floating]) -> Cloud:
     points = columns["points"]
     if points.ndim != 2 or points.shape[1] != 3:
         raise InputError(f"must hold points of shape (n, 3), got {points.shape}")
@@ -125,7 +128,7 @@ def _check_cloud(columns: dict[str, np.ndarray]) -> Cloud:
         if values.shape != points.shape:
             raise InputError(f"holds {name} of shape {values.shape} for points of shape {points.shape}")
         with np.errstate(over="ignore"):  # too large for float32 is infinite
-            columns[name] = np.ascontiguousarray(values, dtype=np.float32)
+            columns[name] = np.ascontiguousarray(values, dtype=dtype)
         bad = ~np.isfinite(columns[name]).all(axis=1)
         if bad.any():
             row = int(bad.argmax())

@@ -104,6 +104,10 @@ class ACTStudentConfig(PreTrainedConfig):
     num_angle_bins: int = 1
 
     def __post_init__(self, **kwargs):
+        if (
+            __package__ == "modeling_act"
+        ):  # where the package is installed, its own pipelines serve, not those on the Hub
+            kwargs.pop("custom_pipelines", None)
         self.pointnet_dims = list(self.pointnet_dims)
         self.propagation_dims = list(self.propagation_dims)
         self.segmentation_dims = list(self.segmentation_dims)

@@ -59,6 +59,15 @@ def read_mesh(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         return triangles, {} if len(triangles) else _collect_points(scene)
 
 
+def points_of_trimesh(loaded, num_points: int, seed: int) -> np.ndarray:
+    """(n, 3) of a trimesh object: drawn from the surface of a mesh or scene, or the points of a cloud."""
+    scene = loaded.scene() if hasattr(loaded, "scene") else loaded
+    triangles = _collect_triangles(scene)
+    if len(triangles):
+        return sample_surface(triangles, num_points, seed)["points"]
+    return _collect_points(scene)["points"]
+
+
 def sample_surface(triangles: np.ndarray, num_points: int, seed: int) -> dict[str, np.ndarray]:
     """Points (num_points, 3) drawn evenly by area from triangles (m, 3, 3), and the normals of their faces."""
     with np.errstate(all="ignore"):

@@ -2,6 +2,7 @@
 
 from copy import copy
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,11 @@ from .act_layers import (
     select_groups,
 )
 from .configuration_act_student import ACTStudentConfig
+from .embedding import encode, encode_points, similarity
 from .point_ops import PointGroups, gather_points, interpolate, interpolation_weights
+
+if TYPE_CHECKING:  # nothing here needs it, but so a saved folder carries the file that its config.json names
+    from .pipelines_act import ACTPointCloudPipeline  # noqa: F401
 
 
 @dataclass
@@ -163,6 +168,7 @@ class ACTStudentPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["ACTStudentLayer", "ACTGroupEmbedding", "ACTStudentDecoder", "ACTSegmentationHead"]
     _keys_to_ignore_on_load_unexpected = [r"^decoder\."]  # of pretraining, thrown away after it
     _can_record_outputs = {"hidden_states": ACTStudentLayer, "attentions": ACTStudentAttention}
+    _pipeline: tuple[str, str] | None = None  # the task of `transformers.pipeline` it serves, and who serves it
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # Of custom code, transformers passes over modules without parameters of their own or with all of them loaded.
@@ -201,11 +207,17 @@ class ACTStudentPreTrainedModel(PreTrainedModel):
         """As `PreTrainedModel.save_pretrained`; in remote code `AutoModel` is the encoder unless a head claims it."""
         encoder = f"{ACTStudent.__module__.rpartition('.')[2]}.{ACTStudent.__name__}"
         self.config.auto_map = {"AutoModel": encoder}  # and nothing left from the folder this model came from
+        if self._pipeline is not None:
+            task, served_by = self._pipeline
+            self.config.custom_pipelines = {task: {"impl": f"pipelines_act.{served_by}", "pt": ["AutoModel"]}}
         super().save_pretrained(*args, **kwargs)
+        self.config.__dict__.pop("custom_pipelines", None)  # for others: see the configuration
 
 
 class ACTStudent(ACTStudentPreTrainedModel):
     """The encoder. `use_cls_token` overrides the configuration where a head has no use for the class token."""
+
+    _pipeline = ("point-cloud-feature-extraction", "ACTPointCloudFeatureExtractionPipeline")
 
     def __init__(self, config: ACTStudentConfig, use_cls_token: bool | None = None):
         super().__init__(config)
@@ -265,6 +277,39 @@ class ACTStudent(ACTStudentPreTrainedModel):
             centers=centers,
             layer_states=None if read_layers is None else tuple(states[number] for number in read_layers),
         )
+
+    def encode(
+        self,
+        inputs: Any,
+        batch_size: int = 32,
+        normalize: bool = True,
+        device: str | torch.device | None = None,
+        show_progress: bool = True,
+        num_workers: int = 0,
+        **options,
+    ) -> Tensor:
+        """A vector for each cloud, (clouds, 2 * hidden_size) on the CPU, or one (2 * hidden_size,) for one cloud.
+
+        `inputs` are whatever `ACTPointCloudProcessor` takes, in a list or iterator of any length. Vectors come in
+        order, of length one if they are to be normalised. `num_workers` processes read and sample beside this one.
+        `options`: `seed` decides which points are taken; `up_axis` and `unit` tell how the clouds are given;
+        `processor` replaces the one beside the weights.
+        """
+        return encode(
+            self, inputs, normalize, show_progress, batch_size=batch_size, device=device, num_workers=num_workers,
+            **options,
+        )  # fmt: skip
+
+    def encode_points(self, cloud: Any, layers: list[int] | None = None, **options) -> Tensor:
+        """Features of every point of one cloud, (points, layers * hidden_size) on the CPU, those of the groups mixed
+        by distance; of a mesh, of the 8192 points that `ACTPointCloudProcessor.read` gives. `layers` (1-based) are
+        joined, by default the last one; `options` are `encode`'s `processor`, `seed`, `up_axis` and `unit`."""
+        return encode_points(self, cloud, layers, **options)
+
+    @staticmethod
+    def similarity(vectors: Tensor, others: Tensor) -> Tensor:
+        """Cosines (n, m) of vectors (n, width) and (m, width)."""
+        return similarity(vectors, others)
 
     def _pool(self, tokens: Tensor) -> Tensor:
         if self.cls_token is None:
@@ -419,6 +464,8 @@ class ACTClassificationHead(nn.Module):
 class ACTStudentForPointCloudClassification(ACTStudentPreTrainedModel):
     """One label for each cloud."""
 
+    _pipeline = ("point-cloud-classification", "ACTPointCloudClassificationPipeline")
+
     def __init__(self, config: ACTStudentConfig):
         super().__init__(config)
         self.student = ACTStudent(config)
@@ -486,6 +533,8 @@ def _norm_relu(norm: nn.BatchNorm1d, features: Tensor) -> Tensor:
 
 class ACTStudentSegmenter(ACTStudentPreTrainedModel):
     """What both segmentation models share: a student without class token, read at several depths."""
+
+    _pipeline = ("point-cloud-segmentation", "ACTPointCloudSegmentationPipeline")
 
     def __init__(self, config: ACTStudentConfig, category_dim: int = 0):
         super().__init__(config)

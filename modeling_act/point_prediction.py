@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .errors import InputError
 from .processing_act import ACTPointCloudProcessor, to_unit_sphere
 
 
@@ -56,6 +57,43 @@ def predict_scene(
                     yield hand, points[hand] - middle
 
     return _mean_logits(model, points, hands(), processor, None, batch_size)
+
+
+def label_points(
+    model: torch.nn.Module,
+    points: Tensor,
+    processor: ACTPointCloudProcessor,
+    category: int | None = None,
+    votes: int = 1,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """The likeliest label and its probability, both (points,), of every point; of a category, among its own parts."""
+    if processor.block_size is None:
+        logits = predict_points(model, points, processor, category, votes, seed=seed)
+    else:
+        size = processor.block_size
+        logits = predict_scene(model, points, processor, size, size / 2, votes, seed=seed)
+    if category is not None and model.config.parts_of_category:
+        others = torch.ones(logits.shape[1], dtype=torch.bool)
+        others[model.config.parts_of_category[category]] = False
+        logits[:, others] = -torch.inf
+    scores, labels = logits.softmax(1).max(1)
+    return labels, scores
+
+
+def number_of_category(model: torch.nn.Module, category: str | int | None) -> int | None:
+    """An object's category by name or number, which a model of parts must know and no other asks for."""
+    config = model.config
+    if not hasattr(model, "category_embedding"):
+        if category is not None:
+            raise InputError(f"`category` {category!r}: this model knows no categories of objects, leave it out")
+        return None
+    names = config.category_names or [str(number) for number in range(config.num_categories)]
+    if category in names:
+        return names.index(category)
+    if isinstance(category, int) and 0 <= category < len(names):
+        return category
+    raise InputError(f"`category` must be what the object is, one of {', '.join(names)}, got {category!r}")
 
 
 def _checked(points: Tensor) -> Tensor:
@@ -135,4 +173,4 @@ def _batches(items: Iterator, size: int) -> Iterator[list]:
         yield batch
 
 
-__all__ = ["predict_points", "predict_scene"]
+__all__ = ["label_points", "number_of_category", "predict_points", "predict_scene"]

@@ -1,16 +1,51 @@
 """`ACTPointCloudProcessor`: clouds as a user has them -> the points a model was trained to see."""
 
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from numbers import Number
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+from urllib.error import URLError
+from urllib.parse import unquote, urlsplit
+from urllib.request import urlopen
+
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import BatchFeature, FeatureExtractionMixin
+from transformers.utils import logging
 
-from .point_ops import farthest_point_sample, gather_points
+from .cloud_files import CLOUD_SUFFIXES, NUM_SURFACE_POINTS, Cloud, read_cloud
+from .errors import InputError
+from .mesh_files import points_of_trimesh
+from .point_ops import farthest_point_sample
+
+logger = logging.get_logger(__name__)
 
 SAMPLINGS = ("random", "farthest")
+UP_AXES = ("y", "z")
+UNITS = {"m": 1.0, "dm": 0.1, "cm": 0.01, "mm": 0.001, "in": 0.0254, "ft": 0.3048}  # in metres
+MOST_POINTS_TAKEN = 2**20
+MOST_TO_SPREAD = 2**16  # farthest point sampling visits each point as often as it samples
+MOST_BYTES_FETCHED = 2**29
+SECONDS_TO_FETCH = 30
+
+
+class TakenPoints(NamedTuple):
+    """`points` (num_points, 3) as a model sees them: those of the cloud, less `center` (3,), by `scale`."""
+
+    points: Tensor
+    center: Tensor
+    scale: Tensor
+
+    def place(self, points: Tensor) -> Tensor:
+        """Other points of the cloud, (n, 3), where the model would have seen them."""
+        return ((points - self.center) / self.scale).float()
 
 
 class ACTPointCloudProcessor(FeatureExtractionMixin):
-    """Takes as many points of each cloud as the model saw, and centers and scales them as it was trained.
+    """Takes as many points of each cloud as the model saw, turned, measured, centered and scaled as it was trained.
 
     num_points (`int`):
         Points taken of each cloud; one with fewer repeats some.
@@ -18,45 +53,121 @@ class ACTPointCloudProcessor(FeatureExtractionMixin):
         Which: a subset drawn with `seed`, or points far from one another.
     normalize (`bool`):
         Whether the points taken are centered and scaled into the unit sphere.
+    up_axis (`"y"` or `"z"`, *optional*):
+        The axis that was up in training. `None`: it is not known, or shapes came in any pose.
+    unit (`"m"`, `"dm"`, `"cm"`, `"mm"`, `"in"` or `"ft"`, *optional*):
+        What a step of 1 meant in training, for a model that does not normalize. `None`: not known.
+    block_size (`float`, *optional*):
+        Side of the square columns that scenes were cut into, for a model that segments scenes.
     """
 
     model_input_names = ["points"]
 
-    def __init__(self, num_points: int = 1024, point_sampling: str = "random", normalize: bool = True, **kwargs):
-        if num_points < 1:
-            raise ValueError(f"`num_points` must be positive, got {num_points}")
-        if point_sampling not in SAMPLINGS:
-            raise ValueError(f"`point_sampling` must be one of {', '.join(SAMPLINGS)}, got {point_sampling!r}")
-        self.num_points, self.point_sampling, self.normalize = num_points, point_sampling, normalize
+    def __init__(
+        self,
+        num_points: int = 1024,
+        point_sampling: str = "random",
+        normalize: bool = True,
+        up_axis: str | None = None,
+        unit: str | None = None,
+        block_size: float | None = None,
+        **kwargs,
+    ):
+        if isinstance(num_points, bool) or not isinstance(num_points, int) or not 1 <= num_points <= MOST_POINTS_TAKEN:
+            raise ValueError(f"`num_points` must be a number from 1 to {MOST_POINTS_TAKEN}, got {num_points!r}")
+        if block_size is not None and not (isinstance(block_size, Number) and 0 < block_size < float("inf")):
+            raise ValueError(f"`block_size` must be positive, got {block_size!r}")
+        _check_choice("point_sampling", point_sampling, SAMPLINGS)
+        _check_choice("up_axis", up_axis, (*UP_AXES, None))
+        _check_choice("unit", unit, (*UNITS, None))
+        self.num_points, self.point_sampling, self.normalize = num_points, point_sampling, bool(normalize)
+        self.up_axis, self.unit, self.block_size = up_axis, unit, block_size
         super().__init__(**kwargs)
 
-    def __call__(self, clouds, seed: int = 0, **kwargs) -> BatchFeature:
-        """A cloud (points, 3), or a list or array of several, which may differ in size -> points (clouds, num_points,
-        3). A cloud's points depend on it and on `seed` alone."""
-        if len(clouds) and getattr(clouds[0], "ndim", 2) == 1:
-            clouds = [clouds]
-        points = [self._take(torch.as_tensor(cloud), position, seed) for position, cloud in enumerate(clouds)]
-        if not points:
-            raise ValueError("`clouds` must hold at least one cloud, got none")
-        return BatchFeature({"points": torch.stack(points)})
+    def __call__(
+        self,
+        clouds: Any,
+        seed: int = 0,
+        up_axis: str | None = None,
+        unit: str | None = None,
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        """One cloud, or a list of several of any sizes -> points (clouds, num_points, 3).
 
-    def _take(self, cloud: Tensor, position: int, seed: int) -> Tensor:
-        if cloud.ndim != 2 or cloud.shape[1] < 3 or not len(cloud):
-            raise ValueError(f"cloud {position} must be of shape (points, 3), got {tuple(cloud.shape)}")
-        cloud = cloud[:, :3]
-        if self.normalize and cloud.dtype == torch.float64:
-            cloud = cloud - cloud.mean(0)  # before float32 rounds coordinates of a map, say
-        cloud = cloud.float()
-        if not cloud.isfinite().all():
-            raise ValueError(f"cloud {position} must be finite, got NaN or infinite coordinates")
-        places = torch.arange(max(len(cloud), self.num_points)) % len(cloud)
+        A cloud is a path or an http(s) address of any format in `CLOUD_SUFFIXES`, an array or tensor (points, 3 or
+        more), a trimesh object, or a `Cloud`. A cloud's points depend on it and on `seed` alone. `up_axis` and `unit`
+        tell how these clouds are given, where that differs from training.
+        """
+        _check_choice("return_tensors", return_tensors, ("pt", "np"))
+        items = [clouds] if is_one_cloud(clouds) else list(clouds)
+        if not items:
+            raise ValueError("`clouds` must hold at least one cloud, got none")
+        taken = [self.take(cloud, seed, up_axis, unit, naming(cloud, place)) for place, cloud in enumerate(items)]
+        points = torch.stack([cloud.points for cloud in taken])
+        return BatchFeature({"points": points if return_tensors == "pt" else points.numpy()})
+
+    def take(
+        self, cloud: Any, seed: int = 0, up_axis: str | None = None, unit: str | None = None, name: str = "the cloud"
+    ) -> TakenPoints:
+        """The points of one cloud that a model is given, and what was done to them; `name` is what errors call it."""
+        points = self.read(cloud, seed, up_axis, unit, name)
         if self.point_sampling == "farthest":
-            chosen = places[farthest_point_sample(cloud[places].unsqueeze(0), self.num_points)[0]]
+            if len(points) > MOST_TO_SPREAD:
+                points = points[_draw(len(points), MOST_TO_SPREAD, seed)]
+            places = torch.arange(max(len(points), self.num_points)) % len(points)
+            # Measured from the middle, so that float32 does not round coordinates of a map.
+            centered = (points - points.mean(0))[places].float()
+            chosen = places[farthest_point_sample(centered.unsqueeze(0), self.num_points)[0]]
         else:
-            order = torch.randperm(len(cloud), generator=torch.Generator().manual_seed(seed))
-            chosen = order[places[: self.num_points]]
-        points = gather_points(cloud.unsqueeze(0), chosen.unsqueeze(0))[0]
-        return to_unit_sphere(points.unsqueeze(0))[0] if self.normalize else points
+            chosen = _draw(len(points), self.num_points, seed)
+        points = points[chosen]
+        center, scale = torch.zeros(3, dtype=points.dtype), torch.ones((), dtype=points.dtype)
+        if self.normalize:
+            center = points.mean(0)
+            scale = torch.linalg.vector_norm(points - center, dim=-1).amax().clamp_min(torch.finfo(torch.float32).tiny)
+        return TakenPoints(((points - center) / scale).float(), center, scale)
+
+    def read(
+        self, cloud: Any, seed: int = 0, up_axis: str | None = None, unit: str | None = None, name: str = "the cloud"
+    ) -> Tensor:
+        """All points (points, 3) of one cloud of whatever kind, in float64, turned and measured as in training. Of a
+        mesh, 8192 points of its surface, drawn with `seed`."""
+        points = _read_points(cloud, seed, name)
+        if points.ndim != 2 or points.shape[1] < 3 or not len(points):
+            raise InputError(f"{name} must be of shape (points, 3), got {tuple(points.shape)}")
+        points = points[:, :3].double()
+        if not (bound := points.abs().max()) < 1e15:  # NaN too; squares of larger ones leave the range of float32
+            kind = "coordinates beyond 1e15" if bound.isfinite() else "NaN or infinite coordinates"
+            raise InputError(f"{name} must be finite, got {kind}")
+        return self._measure(_turn(points, up_axis, self.up_axis), unit)
+
+    def _measure(self, points: Tensor, unit: str | None) -> Tensor:
+        _check_choice("unit", unit, (*UNITS, None))
+        if unit is None:
+            return points
+        if self.normalize:
+            logger.warning_once(f"`unit`={unit!r} has no effect: this model scales every cloud to one size")
+            return points
+        if self.unit is None:
+            raise InputError(f"`unit`={unit!r}: this processor does not say the unit of its training; set its `unit`")
+        return points * (UNITS[unit] / UNITS[self.unit])
+
+
+def is_one_cloud(clouds: Any) -> bool:
+    """Whether these are the points of one cloud, or what names one; not several clouds."""
+    if isinstance(clouds, (np.ndarray, Tensor)):
+        return clouds.ndim != 3 and clouds.dtype != object
+    if isinstance(clouds, Sequence) and not isinstance(clouds, (str, Cloud)):
+        row = clouds[0] if len(clouds) else None
+        if isinstance(row, (np.ndarray, Tensor)):
+            return row.ndim == 1
+        return isinstance(row, Sequence) and not isinstance(row, str) and len(row) > 0 and isinstance(row[0], Number)
+    return not isinstance(clouds, Iterator)
+
+
+def naming(cloud: Any, place: int) -> str:
+    """What an error calls the cloud at this place of a list."""
+    return f"cloud {place} ({cloud})" if isinstance(cloud, (str, Path)) else f"cloud {place}"
 
 
 def to_unit_sphere(points: Tensor) -> Tensor:
@@ -64,6 +175,80 @@ def to_unit_sphere(points: Tensor) -> Tensor:
     points = points - points.mean(1, keepdim=True)
     radius = torch.linalg.vector_norm(points, dim=-1).amax(1)
     return points / radius.clamp_min(torch.finfo(points.dtype).tiny)[:, None, None]
+
+
+def _check_choice(name: str, value: Any, choices: tuple) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(str, choices))}, got {value!r}")
+
+
+def _draw(count: int, wanted: int, seed: int) -> Tensor:
+    """Indices (wanted,) of a random subset of `count` points; of fewer points some repeat."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[torch.arange(wanted) % count]
+
+
+def _turn(points: Tensor, up_axis: str | None, wanted: str | None) -> Tensor:
+    """A quarter turn about x, where another axis is up than the model knows."""
+    _check_choice("up_axis", up_axis, (*UP_AXES, None))
+    if up_axis is None or up_axis == wanted:
+        return points
+    if wanted is None:
+        raise InputError(
+            f"`up_axis`={up_axis!r}: this processor does not say which axis was up in training; set its `up_axis`"
+        )
+    x, y, z = points.unbind(1)
+    return torch.stack([x, z, -y] if up_axis == "z" else [x, -z, y], dim=1)
+
+
+def _read_points(cloud: Any, seed: int, name: str) -> Tensor:
+    """What is there of a cloud, (points, 3 or more)."""
+    if isinstance(cloud, (str, Path)):
+        cloud = _fetch(cloud, seed) if str(cloud).lower().startswith(("http://", "https://")) else _open(cloud, seed)
+    if isinstance(cloud, Cloud):
+        cloud = cloud.points
+    elif hasattr(cloud, "vertices") or hasattr(cloud, "geometry"):
+        cloud = points_of_trimesh(cloud, NUM_SURFACE_POINTS, seed)
+    if isinstance(cloud, Tensor):
+        if cloud.is_complex() or cloud.dtype == torch.bool:
+            raise InputError(f"{name} must hold numbers, got a tensor of {cloud.dtype}")
+        return cloud.detach().cpu()
+    try:
+        array = np.asarray(cloud)
+    except ValueError as error:  # rows of different lengths
+        raise InputError(f"{name} must be of shape (points, 3), got {error}") from error
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"{name} must hold numbers, got {type(cloud).__name__} of {array.dtype}")
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64))
+
+
+def _open(path: str | Path, seed: int) -> Cloud:
+    return read_cloud(path, seed=seed, dtype=np.float64)
+
+
+def _fetch(address: str, seed: int) -> Cloud:
+    """A file on the web, of bounded size, which is gone again once it was read."""
+    suffix = PurePosixPath(unquote(urlsplit(address).path)).suffix.lower()
+    if suffix not in CLOUD_SUFFIXES:
+        raise InputError(f"{address}: must end in one of {', '.join(CLOUD_SUFFIXES)}, got {suffix!r}")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"fetched{suffix}"
+        try:
+            with urlopen(address, timeout=SECONDS_TO_FETCH) as answer, path.open("wb") as file:
+                expected = int(answer.headers.get("Content-Length") or 0)
+                while block := answer.read(2**20):
+                    if file.write(block) and file.tell() > MOST_BYTES_FETCHED:
+                        raise InputError(f"{address}: is larger than {MOST_BYTES_FETCHED} bytes")
+        except (URLError, OSError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{address}: cannot be fetched ({getattr(error, 'reason', None) or error})") from error
+        if os.path.getsize(path) < expected:
+            raise InputError(f"{address}: ends after {os.path.getsize(path)} of {expected} bytes")
+        try:
+            return _open(path, seed)
+        except InputError as error:
+            raise InputError(str(error).replace(str(path), address)) from error
 
 
 ACTPointCloudProcessor.register_for_auto_class("AutoFeatureExtractor")

@@ -1,0 +1,90 @@
+"""Loads whatever model of this package a folder or Hub id holds, to be used as it is: whole, or not at all.
+
+`from_pretrained` draws weights that a checkpoint lacks at random, as finetuning wants it. Pipelines, command line and
+app must never do that.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from .configuration_act_student import ACTStudentConfig
+from .configuration_act_teacher import ACTTeacherConfig
+from .errors import InputError
+
+MODULES = {
+    "ACTStudent": "modeling_act_student",
+    "ACTStudentForPreTraining": "modeling_act_student",
+    "ACTStudentForPointCloudClassification": "modeling_act_student",
+    "ACTStudentForPartSegmentation": "modeling_act_student",
+    "ACTStudentForSemanticSegmentation": "modeling_act_student",
+    "ACTStudentForObjectDetection": "modeling_act_detection",
+    "ACTTeacher": "modeling_act_teacher",
+}
+SEGMENTERS = ("ACTStudentForPartSegmentation", "ACTStudentForSemanticSegmentation")
+
+
+def read_config(name: str, **options: Any) -> PreTrainedConfig:
+    """The configuration of a folder or Hub id, which must be of this package."""
+    try:
+        config = AutoConfig.from_pretrained(name, **options)
+    except OSError as error:
+        raise InputError(f"{name}: no model can be read from there ({_one_line(error)})") from error
+    except ValueError as error:
+        raise InputError(f"{name}: {_one_line(error)}") from error
+    if not isinstance(config, (ACTStudentConfig, ACTTeacherConfig)):
+        raise InputError(f"{name} holds no model of ACT but one of the type {config.model_type!r}")
+    return config
+
+
+def load_model(name: str, *wanted: str, config: PreTrainedConfig | None = None, **options: Any) -> PreTrainedModel:
+    """The model in eval mode. `wanted` names the classes that would do; `"ACTStudent"` is in every model of a student
+    that has a class token where its configuration says so."""
+    options.pop("_from_pipeline", None)
+    hub = {key: options[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in options}
+    config = config if isinstance(config, PreTrainedConfig) else read_config(name, **hub)
+    held = (config.architectures or ["unknown"])[0]
+    chosen = held
+    if wanted and held not in wanted:
+        chosen = "ACTStudent" if "ACTStudent" in wanted and isinstance(config, ACTStudentConfig) else None
+    if chosen not in MODULES:
+        raise InputError(f"{name} holds {held}, where {' or '.join(wanted or MODULES)} is needed")
+    kind = getattr(import_module(f".{MODULES[chosen]}", __package__), chosen)
+    try:
+        model, report = kind.from_pretrained(name, config=config, output_loading_info=True, **options)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{name}: {_one_line(error)}") from error
+    allowed = set() if chosen == held else {"unexpected_keys"}  # the head, which an encoder leaves behind
+    problems = {what: sorted(map(str, keys))[:3] for what, keys in report.items() if keys and what not in allowed}
+    if problems:
+        told = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in problems.items())
+        raise InputError(f"{name} is no complete {chosen} ({told})")
+    return model.eval()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+class ACTModelForFeatureExtraction:
+    """What `transformers.pipeline` loads a model with, as the two below."""
+
+    @classmethod
+    def from_pretrained(cls, name: str, **options: Any) -> PreTrainedModel:
+        return load_model(name, "ACTStudent", **options)
+
+
+class ACTModelForClassification:
+    @classmethod
+    def from_pretrained(cls, name: str, **options: Any) -> PreTrainedModel:
+        return load_model(name, "ACTStudentForPointCloudClassification", **options)
+
+
+class ACTModelForSegmentation:
+    @classmethod
+    def from_pretrained(cls, name: str, **options: Any) -> PreTrainedModel:
+        return load_model(name, *SEGMENTERS, **options)
+
+
+__all__ = ["load_model", "read_config"]

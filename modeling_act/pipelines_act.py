@@ -1,0 +1,121 @@
+"""`pipeline("point-cloud-classification", model=...)` and its siblings, registered on import of the package.
+
+A saved model names its own one in config.json and carries this file, for `trust_remote_code=True` without the package.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Pipeline
+
+from .embedding import processor_of
+from .errors import InputError
+from .point_prediction import label_points, number_of_category
+from .processing_act import ACTPointCloudProcessor, is_one_cloud
+
+HOW_GIVEN = ("seed", "up_axis", "unit")
+
+
+class ACTPointCloudPipeline(Pipeline):
+    """Takes what `ACTPointCloudProcessor` takes: a cloud, or a list or generator of clouds."""
+
+    _load_processor = False
+    _load_tokenizer = False
+    _load_image_processor = False
+    _load_feature_extractor = False  # the one that lies beside the model, wherever this came from
+
+    def __init__(self, model, feature_extractor=None, **kwargs):
+        if isinstance(feature_extractor, str):
+            feature_extractor = ACTPointCloudProcessor.from_pretrained(feature_extractor)
+        super().__init__(model, feature_extractor=feature_extractor or processor_of(model), **kwargs)
+
+    def __call__(self, inputs: Any, **kwargs):
+        """One result for one cloud, a list of results for a list of clouds."""
+        if isinstance(inputs, (list, tuple)) and is_one_cloud(inputs):
+            inputs = torch.tensor(inputs)
+        elif isinstance(inputs, tuple) or (getattr(inputs, "ndim", 2) == 3):
+            inputs = list(inputs)
+        return super().__call__(inputs, **kwargs)
+
+    def _sanitize_parameters(self, **kwargs) -> tuple[dict, dict, dict]:
+        unknown = sorted(set(kwargs) - {*HOW_GIVEN, *self._own_parameters})
+        if unknown:
+            known = ", ".join((*HOW_GIVEN, *self._own_parameters))
+            raise ValueError(f"{type(self).__name__} takes {known}, got {', '.join(unknown)}")
+        own = {name: kwargs[name] for name in self._own_parameters if name in kwargs}
+        return {name: kwargs[name] for name in HOW_GIVEN if name in kwargs}, *self._place_parameters(own)
+
+    _own_parameters: tuple[str, ...] = ()
+
+    def _place_parameters(self, own: dict) -> tuple[dict, dict]:
+        """Those of `_forward` and of `postprocess`."""
+        return {}, own
+
+    def preprocess(self, cloud: Any, **given) -> dict[str, Tensor]:
+        return dict(self.feature_extractor(cloud, **given))
+
+    def _forward(self, inputs: dict[str, Tensor]):
+        return self.model(**inputs)
+
+
+class ACTPointCloudFeatureExtractionPipeline(ACTPointCloudPipeline):
+    """A vector of each cloud, (2 * hidden_size,), or with `pool=False` its tokens (1 + groups, hidden_size); as lists
+    of numbers, or with `return_tensors=True` as tensors."""
+
+    _own_parameters = ("pool", "return_tensors")
+
+    def postprocess(self, output, pool: bool = True, return_tensors: bool = False) -> Tensor | list:
+        values = (output.pooler_output if pool else output.last_hidden_state)[0].float()
+        return values if return_tensors else values.tolist()
+
+
+class ACTPointCloudClassificationPipeline(ACTPointCloudPipeline):
+    """The `top_k` likeliest classes of each cloud, `[{"label": ..., "score": ...}, ...]`."""
+
+    _own_parameters = ("top_k",)
+
+    def postprocess(self, output, top_k: int = 5) -> list[dict[str, str | float]]:
+        if top_k < 1:
+            raise ValueError(f"`top_k` must be at least 1, got {top_k}")
+        scores, labels = output.logits[0].float().softmax(-1).topk(min(top_k, output.logits.shape[-1]))
+        names = self.model.config.id2label
+        return [
+            {"label": names[label], "score": score}
+            for label, score in zip(labels.tolist(), scores.tolist(), strict=True)
+        ]
+
+
+class ACTPointCloudSegmentationPipeline(ACTPointCloudPipeline):
+    """A label for every point of each cloud: `points` (n, 3), `labels` (n,), `scores` (n,), and `segments`, the
+    classes that occur with their number of points. `category`, a name or number, is what part segmentation must know
+    of an object; `votes` is how often each point is seen."""
+
+    _own_parameters = ("category", "votes")
+
+    def _place_parameters(self, own: dict) -> tuple[dict, dict]:
+        return own, {}
+
+    def preprocess(self, cloud: Any, **given) -> dict[str, Tensor]:
+        return {"points": self.feature_extractor.read(cloud, **given).unsqueeze(0)}
+
+    def _forward(self, inputs: dict[str, Tensor], category: str | int | None = None, votes: int = 1) -> dict:
+        points = inputs["points"]
+        if len(points) != 1:
+            raise InputError("segmentation takes clouds of any sizes one by one: leave `batch_size` out")
+        category = number_of_category(self.model, category)
+        labels, scores = label_points(self.model, points[0].cpu(), self.feature_extractor, category, votes)
+        return {"points": points, "labels": labels.unsqueeze(0), "scores": scores.unsqueeze(0)}
+
+    def postprocess(self, output: dict[str, Tensor]) -> dict:
+        names, labels = self.model.config.id2label, output["labels"][0]
+        counts = labels.bincount().tolist()
+        segments = [{"label": names[label], "points": count} for label, count in enumerate(counts) if count]
+        return {name: values[0] for name, values in output.items()} | {"segments": segments}
+
+
+__all__ = [
+    "ACTPointCloudClassificationPipeline",
+    "ACTPointCloudFeatureExtractionPipeline",
+    "ACTPointCloudSegmentationPipeline",
+]

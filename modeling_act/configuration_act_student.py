@@ -36,6 +36,11 @@ class ACTStudentConfig(PreTrainedConfig):
         batch statistics. Faster, and another training.
     loss_type (`"cosine"`, `"l2"` or `"smooth_l1"`):
         Distance between predicted and teacher features.
+    target (`"teacher"`, `"standardized"`, `"backbone"` or `"coordinates"`):
+        What was predicted: a teacher's features, the same standardised, those before its second DGCNN likewise, or
+        the groups' own points.
+    target_mean, target_deviation (`list[float]`, *optional*):
+        Of each of the `teacher_dim` features, where these were standardised.
     head (`"mlp3"` or `"linear"`), classifier_dim, classifier_dropout:
         The classification head.
     segmentation_layers (`list[int]`, *optional*):
@@ -82,6 +87,9 @@ class ACTStudentConfig(PreTrainedConfig):
     mask_type: str = "random"
     embed_visible_only: bool = False
     loss_type: str = "cosine"
+    target: str = "teacher"
+    target_mean: list[float] | None = None
+    target_deviation: list[float] | None = None
 
     head: str = "mlp3"
     classifier_dim: int = 256
@@ -128,6 +136,11 @@ class ACTStudentConfig(PreTrainedConfig):
         check_widths(self, pointnet_dims=3, propagation_dims=2, segmentation_dims=2)
         check_choice(self, mask_type=("random", "block"), head=("mlp3", "linear"))
         check_choice(self, loss_type=("cosine", "l2", "smooth_l1"))
+        check_choice(self, target=("teacher", "standardized", "backbone", "coordinates"))
+        for name in ("target_mean", "target_deviation"):
+            values = getattr(self, name)
+            if values is not None and len(values) != self.teacher_dim:
+                raise ValueError(f"`{name}` must be of teacher_dim={self.teacher_dim}, got {len(values)}")
         check_share(
             self, "drop_path_rate", "classifier_dropout", "segmentation_dropout", "detection_dropout", "mask_ratio"
         )

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from modeling_act import ACTStudentConfig, ACTStudentForPreTraining, ACTTeacher
 from modeling_act.errors import InputError
 from modeling_act.point_ops import PointGroups
+from modeling_act.reconstruction import draw_prediction
 
 USAGE = """from modeling_act import ACTStudent
 
@@ -92,15 +93,17 @@ def make_student(fields: dict, teacher: ACTTeacher | None, target: str) -> ACTSt
             sizes["teacher_dim"] = teacher.config.code_dim if target == "backbone" else teacher.config.feature_dim
         if clash := [name for name in sizes if name in fields and fields[name] != sizes[name]]:
             raise InputError(f"--model: {', '.join(clash)} must be the teacher's, {[sizes[name] for name in clash]}")
-        return ACTStudentForPreTraining(ACTStudentConfig(**sizes | fields))
+        return ACTStudentForPreTraining(ACTStudentConfig(**sizes | fields | {"target": target}))
     except (ValueError, TypeError) as error:
         raise InputError(f"--model: {error}") from error
 
 
 class Target:
-    """What the student must predict of each group, and how a prediction looks as points."""
+    """What the student must predict of each group."""
 
-    def __init__(self, teacher: ACTTeacher | None, options: DistillArguments, run: TrainingRun):
+    def __init__(
+        self, teacher: ACTTeacher | None, options: DistillArguments, run: TrainingRun, config: ACTStudentConfig
+    ):
         self.teacher, self.code_mode, self.device = teacher, options.teacher_code_mode, run.device
         self.of_backbone = options.target == "backbone"
         self.bf16 = "bf16" in (options.mixed_precision, options.teacher_precision)
@@ -110,6 +113,8 @@ class Target:
             clouds = run.sample_clouds(1024)["points"]
             seen = torch.cat([self(teacher.group(points)).flatten(0, 1) for points in clouds.split(64)])
             self.mean, self.deviation = seen.mean(0), seen.std(0).clamp_min(1e-6)
+            # Whoever has the finished student can draw what it predicts.
+            config.target_mean, config.target_deviation = self.mean.tolist(), self.deviation.tolist()
         if options.cache_targets:
             batches = validation_batches(run.data.train, 64, run.sampling, run.device)
             batches = tqdm(batches, desc="teacher", total=-(-len(run.data.train) // 64), unit="batch", leave=False)
@@ -128,20 +133,6 @@ class Target:
                 groups=groups, code_mode=self.code_mode, of_backbone=self.of_backbone
             )
         return (features.float() - self.mean) / self.deviation
-
-    @torch.no_grad()
-    def draw(self, groups: PointGroups, mask: Tensor, predicted: Tensor) -> Tensor:
-        """Clouds (batch, points, 3): the visible groups, and for each hidden one what was predicted. A cosine loss
-        leaves the length of a prediction open: it gets that of the features."""
-        if self.teacher is None:
-            points = groups.neighborhoods.masked_scatter(mask[:, :, None, None], predicted.unflatten(2, (-1, 3)))
-        else:
-            features = self(groups)
-            length = features.norm(dim=-1).mean() / predicted.norm(dim=-1, keepdim=True).clamp_min(1e-6)
-            features = features.masked_scatter(mask.unsqueeze(2), predicted * length) * self.deviation + self.mean
-            drawn = self.teacher.draw(features, groups.centers, self.of_backbone)
-            points = torch.where(mask[:, :, None, None], drawn, groups.neighborhoods)
-        return (points + groups.centers.unsqueeze(2)).flatten(1, 2)
 
 
 def hide(student: ACTStudentForPreTraining, keys: Tensor, groups: PointGroups, seed: int) -> Tensor:
@@ -163,7 +154,8 @@ def reconstruct(student: ACTStudentForPreTraining, target: Target, batch: dict[s
     student.train()
     whole = groups.neighborhoods + groups.centers.unsqueeze(2)
     visible = [parts[~hidden].flatten(0, 1) for parts, hidden in zip(whole, mask, strict=True)]
-    clouds = zip(points, visible, target.draw(groups, mask, predicted), strict=True)
+    drawn = draw_prediction(target.teacher, student.config, groups, mask, predicted)
+    clouds = zip(points, visible, drawn, strict=True)
     return [dict(zip(("input", "visible", "reconstruction"), cloud, strict=True)) for cloud in clouds]
 
 
@@ -203,7 +195,7 @@ def main(arguments: list[str]) -> None:
         lambda: make_student(fields, teacher, options.target), teacher=digest_of(teacher) if teacher else "none"
     )
     run.settle_batch_norm(lambda batch: student.student(batch["points"]))
-    target = Target(teacher, options, run)
+    target = Target(teacher, options, run, student.config)
     shown = run.sample_clouds(4)
     metrics: dict[str, float] = {}
 

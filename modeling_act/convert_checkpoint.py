@@ -1,7 +1,7 @@
 """Converts released checkpoints (ACT, and the encoders of Point-MAE, Point-BERT and ReCon) for `from_pretrained`.
 
-    python -m modeling_act.convert_checkpoint CHECKPOINT OUTPUT_DIR [--teacher_output DIR] [--num_groups N]
-        [--num_attention_heads H] [--backbone NAME] [--num_labels N]
+    python -m modeling_act convert CHECKPOINT OUTPUT_DIR [--teacher_output DIR] [--num_groups N] [--num_points P]
+        [--not_normalized] [--num_attention_heads H] [--backbone NAME] [--num_labels N]
 
 Prints where every key went and fails on any key it can neither place nor name as unused.
 """
@@ -47,6 +47,7 @@ from .official_keys import (
     rename,
     split_prefix,
 )
+from .processing_act import ACTPointCloudProcessor
 
 
 class Converted(NamedTuple):
@@ -320,21 +321,39 @@ def strip_module(state: State) -> State:
     return {key.removeprefix("module."): tensor for key, tensor in state.items()}
 
 
-def write(converted: Converted, folder: Path) -> None:
+def make_processor(model: PreTrainedModel, options: argparse.Namespace) -> ACTPointCloudProcessor:
+    """What the authors gave such a model: 16 points a group, in the unit sphere unless they come from ScanObjectNN or
+    from rooms; in evaluation of finetuned models points far from one another."""
+    finetuned = not isinstance(model, (ACTStudent, ACTStudentForPreTraining, ACTTeacher))
+    in_rooms = isinstance(model, ACTStudentForSemanticSegmentation)
+    return ACTPointCloudProcessor(
+        num_points=options.num_points or 16 * model.config.num_groups,
+        point_sampling="farthest" if finetuned and not in_rooms else "random",
+        normalize=not (options.not_normalized or in_rooms),
+        up_axis="z" if in_rooms else "y",
+        unit="m" if in_rooms else None,
+        block_size=1.0 if in_rooms else None,
+    )
+
+
+def write(converted: Converted, folder: Path, options: argparse.Namespace) -> None:
     for line in converted.report:
         print(line)
     converted.model.save_pretrained(folder)
+    make_processor(converted.model, options).save_pretrained(folder)
     millions = sum(parameter.numel() for parameter in converted.model.parameters()) / 1e6
     print(f"wrote {type(converted.model).__name__} with {millions:.1f} M parameters to {folder}")
 
 
 def main(arguments: list[str] | None = None) -> int:
     description = __doc__.splitlines()[0]
-    parser = argparse.ArgumentParser(prog="python -m modeling_act.convert_checkpoint", description=description)
+    parser = argparse.ArgumentParser(prog="python -m modeling_act convert", description=description)
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR")
     parser.add_argument("--teacher_output", type=Path, metavar="DIR", help="where the teacher of a stage-2 file goes")
     parser.add_argument("--num_groups", type=int, help="default 64; segmentation 128")
+    parser.add_argument("--num_points", type=int, help="points of a cloud; default 16 a group")
+    parser.add_argument("--not_normalized", action="store_true", help="clouds keep their size, as of ScanObjectNN")
     parser.add_argument("--num_attention_heads", type=int, help="of the converted model; default width / 64")
     parser.add_argument("--backbone", help="timm or transformers name of the teacher's Transformer")
     parser.add_argument("--num_labels", type=int, help="checked against the head; recorded where there is none")
@@ -343,9 +362,9 @@ def main(arguments: list[str] | None = None) -> int:
         converted, teacher = convert(read_state(options.checkpoint), options)
         if options.teacher_output and teacher is None:
             raise ValueError("--teacher_output: the file carries no teacher beside another model")
-        write(converted, options.output_dir)
+        write(converted, options.output_dir, options)
         if teacher is not None and options.teacher_output:
-            write(teacher, options.teacher_output)
+            write(teacher, options.teacher_output, options)
         elif teacher is not None:
             print("dvae_tokenizer.* not written: the teacher; give --teacher_output to keep it")
     except (ValueError, OSError) as error:

@@ -26,6 +26,8 @@ def predict_points(
     seen before. Memory on the model's device does not grow with the cloud.
     """
     points, generator = _checked(points), torch.Generator().manual_seed(seed)
+    if processor.normalize == "cloud":
+        points = to_unit_sphere(points.unsqueeze(0))[0]
     hands = (hand for _ in range(votes) for hand in _deal(torch.arange(len(points)), processor.num_points, generator))
     return _mean_logits(model, points, ((hand, points[hand]) for hand in hands), processor, category, batch_size)
 
@@ -151,7 +153,7 @@ def _mean_logits(
     seen = torch.zeros(len(points), 1)
     for batch in _batches(hands, batch_size):
         coordinates = torch.stack([part for _, part in batch]).float().to(device)
-        if processor.normalize:
+        if processor.normalize is True:
             coordinates = to_unit_sphere(coordinates)
         known = {} if category is None else {"category": torch.full((len(batch),), category, device=device)}
         logits = model(coordinates, **known).logits.float().cpu()

@@ -51,8 +51,8 @@ class ACTPointCloudProcessor(FeatureExtractionMixin):
         Points taken of each cloud; one with fewer repeats some.
     point_sampling (`"random"` or `"farthest"`):
         Which: a subset drawn with `seed`, or points far from one another.
-    normalize (`bool`):
-        Whether the points taken are centered and scaled into the unit sphere.
+    normalize (`bool` or `"cloud"`):
+        Whether the points taken are centered and scaled into the unit sphere; `"cloud"`: as the whole cloud fits it.
     up_axis (`"y"` or `"z"`, *optional*):
         The axis that was up in training. `None`: it is not known, or shapes came in any pose.
     unit (`"m"`, `"dm"`, `"cm"`, `"mm"`, `"in"` or `"ft"`, *optional*):
@@ -67,7 +67,7 @@ class ACTPointCloudProcessor(FeatureExtractionMixin):
         self,
         num_points: int = 1024,
         point_sampling: str = "random",
-        normalize: bool = True,
+        normalize: bool | str = True,
         up_axis: str | None = None,
         unit: str | None = None,
         block_size: float | None = None,
@@ -78,9 +78,10 @@ class ACTPointCloudProcessor(FeatureExtractionMixin):
         if block_size is not None and not (isinstance(block_size, Number) and 0 < block_size < float("inf")):
             raise ValueError(f"`block_size` must be positive, got {block_size!r}")
         _check_choice("point_sampling", point_sampling, SAMPLINGS)
+        _check_choice("normalize", normalize, (True, False, "cloud"))
         _check_choice("up_axis", up_axis, (*UP_AXES, None))
         _check_choice("unit", unit, (*UNITS, None))
-        self.num_points, self.point_sampling, self.normalize = num_points, point_sampling, bool(normalize)
+        self.num_points, self.point_sampling, self.normalize = num_points, point_sampling, normalize
         self.up_axis, self.unit, self.block_size = up_axis, unit, block_size
         super().__init__(**kwargs)
 
@@ -110,7 +111,7 @@ class ACTPointCloudProcessor(FeatureExtractionMixin):
         self, cloud: Any, seed: int = 0, up_axis: str | None = None, unit: str | None = None, name: str = "the cloud"
     ) -> TakenPoints:
         """The points of one cloud that a model is given, and what was done to them; `name` is what errors call it."""
-        points = self.read(cloud, seed, up_axis, unit, name)
+        points = whole = self.read(cloud, seed, up_axis, unit, name)
         if self.point_sampling == "farthest":
             if len(points) > MOST_TO_SPREAD:
                 points = points[_draw(len(points), MOST_TO_SPREAD, seed)]
@@ -123,8 +124,10 @@ class ACTPointCloudProcessor(FeatureExtractionMixin):
         points = points[chosen]
         center, scale = torch.zeros(3, dtype=points.dtype), torch.ones((), dtype=points.dtype)
         if self.normalize:
-            center = points.mean(0)
-            scale = torch.linalg.vector_norm(points - center, dim=-1).amax().clamp_min(torch.finfo(torch.float32).tiny)
+            measured = whole if self.normalize == "cloud" else points
+            center = measured.mean(0)
+            radius = torch.linalg.vector_norm(measured - center, dim=-1).amax()
+            scale = radius.clamp_min(torch.finfo(torch.float32).tiny)
         return TakenPoints(((points - center) / scale).float(), center, scale)
 
     def read(

@@ -14,7 +14,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from modeling_act.errors import InputError
-from modeling_act.processing_act import SAMPLINGS
+from modeling_act.processing_act import SAMPLINGS, UNITS, UP_AXES
 
 
 @dataclass
@@ -40,6 +40,16 @@ class TrainingArguments:
         default="random", metadata={"help": "random, or farthest: a random subset of points far from one another"}
     )
     normalize: bool = field(default=True, metadata={"help": "center each cloud and scale it into the unit sphere"})
+    already_normalized: bool = field(
+        default=False,
+        metadata={"help": "the set lies in the unit sphere; clouds of others must be put there"},
+    )
+    up_axis: str | None = field(
+        default=None, metadata={"help": "y or z: what is up in this set, for users"}
+    )
+    unit: str | None = field(
+        default=None, metadata={"help": "m, cm, mm ...: the unit of clouds that are not normalized, likewise"}
+    )
     augmentation: list[str] = field(default_factory=list, metadata={"help": "any of scale_shift, rotate_y, rotate_z"})
     model: str | None = field(default=None, metadata={"help": "fields of the model's configuration, as {name: value}"})
 
@@ -96,6 +106,11 @@ class TrainingArguments:
         self.mixed_precision = self.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         check_choice("--mixed_precision", self.mixed_precision, ("no", "bf16"))
         check_choice("--point_sampling", self.point_sampling, SAMPLINGS)
+        self.up_axis, self.unit = self.up_axis or None, self.unit or None
+        check_choice("--up_axis", self.up_axis, (None, *UP_AXES))
+        check_choice("--unit", self.unit, (None, *UNITS))
+        if self.already_normalized and self.normalize:
+            raise InputError("--already_normalized goes with --normalize false, which leaves the clouds as they are")
         check_choice("--final_weights", self.final_weights, ("last", "best", "ema"))
         check_choice("--report_to", self.report_to, ("none", "tensorboard", "wandb", "trackio", "all"))
         if self.checkpointing_steps != "epoch" and not (
@@ -240,6 +255,6 @@ def check_disjoint(splits: dict[str, str | None]) -> None:
             )
 
 
-def check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(flag: str, value: str | None, choices: tuple[str | None, ...]) -> None:
     if value not in choices:
-        raise InputError(f"{flag} must be one of {', '.join(choices)}, got {value!r}")
+        raise InputError(f"{flag} must be one of {', '.join(filter(None, choices))}, got {value!r}")

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from act_training.arguments import TrainingArguments, save_recipe
-from act_training.keyed_random import Sampling
+from act_training.data.prepared_scenes import BLOCK_SIZE
 from act_training.optimization import RunLength
 from act_training.pictures import save_cloud_panels
 from act_training.report import write_report
@@ -233,7 +233,7 @@ def _fill_folder(run, kind: str, figures: dict, recipe: TrainingArguments, card:
     if run.average is not None:
         save_weights(run.folder / "ema", run.weights, run.average)
     save_recipe(staged / "recipe.yaml", recipe)
-    save_processor(staged, run.sampling)
+    make_processor(run).save_pretrained(staged)
     record = figures | {"best": run.best, "steps": run.step, "versions": describe_versions()}
     write_text(staged / "metrics.json", json.dumps(record, indent=1))
     write_text(staged / "README.md", card)
@@ -264,9 +264,14 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def save_processor(folder: Path, sampling: Sampling) -> None:
+def make_processor(run) -> ACTPointCloudProcessor:
     """What takes a user's clouds to what the model was trained on."""
-    ACTPointCloudProcessor(sampling.num_points, sampling.method, sampling.normalize).save_pretrained(folder)
+    options, sampling = run.options, run.sampling
+    block_size = BLOCK_SIZE if getattr(options, "task", None) == "scenes" else None
+    return ACTPointCloudProcessor(
+        sampling.num_points, sampling.method, "cloud" if options.already_normalized else sampling.normalize,
+        options.up_axis, options.unit, block_size,
+    )  # fmt: skip
 
 
 def load_final_weights(run) -> None:

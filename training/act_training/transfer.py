@@ -106,7 +106,7 @@ def read_config(options: TransferArguments, fields: dict) -> ACTStudentConfig:
         except (ValueError, TypeError) as error:
             raise InputError(f"--model: {error}") from error
     if name.endswith((".pth", ".pt")):
-        raise InputError(f"--student {name}: convert it first, with python -m modeling_act.convert_checkpoint")
+        raise InputError(f"--student {name}: convert it first, with python -m modeling_act convert")
     if not os.path.isdir(name) and (os.path.isabs(name) or name.count("/") != 1):
         raise InputError(f"--student {name}: there is no such folder, nor is it ORGANIZATION/NAME on the Hub")
     try:

@@ -233,73 +233,60 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m modeling_act", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def add(name: str, run: Callable, text: str, inputs: bool = True) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text)
-        command.set_defaults(run=run)
-        if inputs:
-            command.add_argument("inputs", nargs="+", help="files, folders or http(s) addresses of clouds and meshes")
-            command.add_argument("--seed", type=int, default=0, help="decides which points are taken")
-            command.add_argument("--up_axis", choices=UP_AXES, help="of these clouds, if not that of training")
-            command.add_argument("--unit", choices=UNITS, help="of these clouds, if not that of training")
-            command.add_argument("--skip_bad", action="store_true", help="go on without clouds that cannot be read")
-            command.add_argument("--quiet", action="store_true", help="no progress bar")
-        return command
-
-    def add_model(command: argparse.ArgumentParser, required: bool = True, batches: bool = True) -> None:
-        command.add_argument("--model", required=required, help="folder or Hub id")
-        command.add_argument("--revision", help="branch, tag or commit on the Hub")
-        command.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: cpu")
-        if batches:
-            command.add_argument("--batch_size", type=int, default=32)
-            command.add_argument("--num_workers", type=int, default=0, help="processes that read and sample clouds")
-
-    command = add("info", info, "what a model is", inputs=False)
-    command.add_argument("model", help="folder or Hub id")
-    command.add_argument("--revision", help="branch, tag or commit on the Hub")
-
-    command = add("encode", encode_clouds, "clouds -> vectors, and an index to search")
-    add_model(command)
-    command.add_argument("--out", help="name and vector of each cloud, as .npz, .json or .parquet")
-    command.add_argument("--index", help="folder for an index that `similar` searches")
-
-    command = add("classify", classify, "clouds -> their likeliest classes, a line of JSON each")
-    add_model(command)
-    command.add_argument("--top_k", type=int, default=5)
-    command.add_argument("--out", help="also as .npz, .json or .parquet, with all probabilities")
-
-    command = add("segment", segment, "clouds -> a label for every point, as colored PLY")
-    add_model(command, batches=False)
-    command.add_argument("--out", required=True, help="folder for the results")
-    command.add_argument("--category", help="what the objects are, for a model of parts")
-    command.add_argument("--votes", type=int, default=1, help="how often each point is seen")
-    command.add_argument("--npz", action="store_true", help="also points, labels and scores as .npz")
-
-    command = add("reconstruct", reconstruct, "what a teacher makes of clouds, or draws of what a student did not see")
-    command.add_argument("--teacher", help="folder or Hub id of an ACTTeacher")
-    command.add_argument("--student", help="folder or Hub id of an ACTStudentForPreTraining, which sees a part only")
-    command.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: cpu")
-    command.add_argument("--out", required=True, help="folder for input, visible part and reconstruction, as PLY")
-
-    command = add("similar", similar, "clouds -> the nearest shapes of an index")
-    add_model(command, required=False)
-    command.add_argument("--index", required=True, help="folder that `encode --index` made")
-    command.add_argument("--count", type=int, default=10, help="how many shapes")
-
-    command = add("view", view, "clouds -> one HTML page that turns them, offline")
-    command.add_argument("--out", default="clouds.html", help="the page")
-    command.add_argument("--title")
-
-    command = add("export", export, "a model -> ONNX, or a program of torch.export", inputs=False)
-    command.add_argument("model", help="folder or Hub id")
-    command.add_argument("out", help="FILE.onnx or FILE.pt2")
-    command.add_argument("--revision", help="branch, tag or commit on the Hub")
-
-    command = commands.add_parser(
-        "convert", add_help=False, help="released checkpoints -> folders for from_pretrained"
-    )
-    command.set_defaults(run=None)
+    lines = dict(line.split(maxsplit=1) for line in __doc__.split("\n\n")[1].splitlines())
+    named = {name: commands.add_parser(name, help=text, description=text) for name, text in lines.items()}
+    for name in ("encode", "classify", "segment", "reconstruct", "similar", "view"):
+        add_inputs(named[name])
+    for name in ("info", "export"):
+        named[name].add_argument("model", help="folder or Hub id")
+        named[name].add_argument("--revision", help="branch, tag or commit on the Hub")
+    for name in ("encode", "classify", "segment", "similar"):
+        named[name].add_argument("--model", required=name != "similar", help="folder or Hub id")
+        named[name].add_argument("--revision", help="branch, tag or commit on the Hub")
+    for name in ("encode", "classify", "segment", "similar", "reconstruct"):
+        named[name].add_argument("--device", help="cpu, cuda, cuda:1 ...; default: cpu")
+    for name in ("encode", "classify", "similar"):
+        named[name].add_argument("--batch_size", type=int, default=32)
+        named[name].add_argument("--num_workers", type=int, default=0, help="processes that read and sample clouds")
+    add_own(named)
     return parser
+
+
+def add_inputs(command: argparse.ArgumentParser) -> None:
+    command.add_argument("inputs", nargs="+", help="files, folders or http(s) addresses of clouds and meshes")
+    command.add_argument("--seed", type=int, default=0, help="decides which points are taken")
+    command.add_argument("--up_axis", choices=UP_AXES, help="of these clouds, if not that of training")
+    command.add_argument("--unit", choices=UNITS, help="of these clouds, if not that of training")
+    command.add_argument("--skip_bad", action="store_true", help="go on without clouds that cannot be read")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def add_own(named: dict[str, argparse.ArgumentParser]) -> None:
+    """What only one command takes."""
+    for name, run in COMMANDS.items():
+        named[name].set_defaults(run=run)
+    named["encode"].add_argument("--out", help="name and vector of each cloud, as .npz, .json or .parquet")
+    named["encode"].add_argument("--index", help="folder for an index that `similar` searches")
+    named["classify"].add_argument("--top_k", type=int, default=5, help="how many classes to show")
+    named["classify"].add_argument("--out", help="also as .npz, .json or .parquet, with all probabilities")
+    named["segment"].add_argument("--out", required=True, help="folder for the results")
+    named["segment"].add_argument("--category", help="what the objects are, for a model of parts")
+    named["segment"].add_argument("--votes", type=int, default=1, help="how often each point is seen")
+    named["segment"].add_argument("--npz", action="store_true", help="also points, labels and scores as .npz")
+    named["reconstruct"].add_argument("--teacher", help="folder or Hub id of an ACTTeacher")
+    named["reconstruct"].add_argument("--student", help="of an ACTStudentForPreTraining, which sees a part only")
+    named["reconstruct"].add_argument("--out", required=True, help="folder for input, visible part and result, as PLY")
+    named["similar"].add_argument("--index", required=True, help="folder that `encode --index` made")
+    named["similar"].add_argument("--count", type=int, default=10, help="how many shapes")
+    named["view"].add_argument("--out", default="clouds.html", help="the page; default: clouds.html")
+    named["view"].add_argument("--title", help="of the page")
+    named["export"].add_argument("out", help="FILE.onnx or FILE.pt2")
+
+
+COMMANDS = {
+    "info": info, "encode": encode_clouds, "classify": classify, "segment": segment, "reconstruct": reconstruct,
+    "similar": similar, "view": view, "export": export,
+}  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:

@@ -95,7 +95,7 @@ def test_a_mapping_may_be_nested_and_holds_what_was_written(parse):
     "recipe, flags, message",
     [
         ("learning_rat: 1", [], "unknown key 'learning_rat'; did you mean learning_rate"),
-        ("zzzz: 1", [], "unknown key 'zzzz'; known are augmentation, "),
+        ("zzzz: 1", [], "unknown key 'zzzz'; known are already_normalized, augmentation, "),
         ("- 1", [], "expected lines of `flag: value`"),
         ("a: [", [], "not YAML"),
         ("num_points: many", [], "--num_points.*: invalid int value: 'many'"),

@@ -44,9 +44,7 @@ class TrainingArguments:
         default=False,
         metadata={"help": "the set lies in the unit sphere; clouds of others must be put there"},
     )
-    up_axis: str | None = field(
-        default=None, metadata={"help": "y or z: what is up in this set, for users"}
-    )
+    up_axis: str | None = field(default=None, metadata={"help": "y or z: what is up in this set, for users"})
     unit: str | None = field(
         default=None, metadata={"help": "m, cm, mm ...: the unit of clouds that are not normalized, likewise"}
     )

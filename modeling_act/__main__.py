@@ -229,14 +229,14 @@ def export(options: argparse.Namespace) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m modeling_act", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="python -m modeling_act", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     lines = dict(line.split(maxsplit=1) for line in __doc__.split("\n\n")[1].splitlines())
     named = {name: commands.add_parser(name, help=text, description=text) for name, text in lines.items()}
     for name in ("encode", "classify", "segment", "reconstruct", "similar", "view"):
         add_inputs(named[name])
+    for name in ("encode", "classify", "segment", "reconstruct", "similar"):
+        named[name].add_argument("--unit", choices=UNITS, help="of these clouds, if not that of training")
     for name in ("info", "export"):
         named[name].add_argument("model", help="folder or Hub id")
         named[name].add_argument("--revision", help="branch, tag or commit on the Hub")
@@ -256,7 +256,6 @@ def add_inputs(command: argparse.ArgumentParser) -> None:
     command.add_argument("inputs", nargs="+", help="files, folders or http(s) addresses of clouds and meshes")
     command.add_argument("--seed", type=int, default=0, help="decides which points are taken")
     command.add_argument("--up_axis", choices=UP_AXES, help="of these clouds, if not that of training")
-    command.add_argument("--unit", choices=UNITS, help="of these clouds, if not that of training")
     command.add_argument("--skip_bad", action="store_true", help="go on without clouds that cannot be read")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
 

@@ -183,7 +183,8 @@ def similarity(vectors: Tensor, others: Tensor) -> Tensor:
     vectors, others = torch.as_tensor(vectors).float(), torch.as_tensor(others).float()
     if vectors.shape[-1:] != others.shape[-1:]:
         raise ValueError(f"vectors must be of one width, got {tuple(vectors.shape)} and {tuple(others.shape)}")
-    return nn.functional.normalize(vectors, dim=-1) @ nn.functional.normalize(others, dim=-1).T
+    others = nn.functional.normalize(others, dim=-1)
+    return nn.functional.normalize(vectors, dim=-1) @ (others.mT if others.ndim > 1 else others)
 
 
 @torch.inference_mode()

@@ -4,6 +4,7 @@
 app must never do that.
 """
 
+import os
 from importlib import import_module
 from typing import Any
 
@@ -27,6 +28,8 @@ SEGMENTERS = ("ACTStudentForPartSegmentation", "ACTStudentForSemanticSegmentatio
 
 def read_config(name: str, **options: Any) -> PreTrainedConfig:
     """The configuration of a folder or Hub id, which must be of this package."""
+    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
+        raise InputError(f"{name}: no model can be read from there, it holds no config.json")
     try:
         config = AutoConfig.from_pretrained(name, **options)
     except OSError as error:

@@ -222,7 +222,7 @@ def _read_points(cloud: Any, seed: int, name: str) -> Tensor:
         raise InputError(f"{name} must be of shape (points, 3), got {error}") from error
     if array.dtype.kind not in "fiu":
         raise InputError(f"{name} must hold numbers, got {type(cloud).__name__} of {array.dtype}")
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64))
+    return torch.from_numpy(np.array(array, dtype=np.float64))
 
 
 def _open(path: str | Path, seed: int) -> Cloud:

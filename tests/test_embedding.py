@@ -1,0 +1,149 @@
+"""Vectors of clouds and features of points: `ACTStudent.encode`, `encode_points`, `similarity`."""
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_act import ACTPointCloudProcessor, ACTStudent, embedding
+from modeling_act.point_ops import k_nearest_neighbors
+from shape_files import make_shapes
+from small_models import small_student_config
+
+RANDOM = np.random.default_rng(0)
+CLOUDS = [RANDOM.normal(size=(size, 3)) for size in (64, 30, 500, 3000, 70)]
+
+
+@pytest.fixture
+def student():
+    return ACTStudent(small_student_config()).train()
+
+
+@pytest.fixture
+def processor():
+    return ACTPointCloudProcessor(64)
+
+
+def encode(student, clouds, processor, **options):
+    return student.encode(clouds, processor=processor, show_progress=False, **options)
+
+
+def test_vectors_are_those_of_the_model(student, processor):
+    found = encode(student, CLOUDS, processor, normalize=False, batch_size=2)
+    student.eval()
+    with torch.no_grad():
+        expected = torch.cat([student(**processor(cloud)).pooler_output for cloud in CLOUDS])
+    assert found.dtype == torch.float32 and torch.allclose(found, expected, atol=1e-6)
+    unit = encode(student, CLOUDS, processor)
+    assert torch.allclose(unit, torch.nn.functional.normalize(found, dim=1), atol=1e-6)
+
+
+def test_order_and_values_know_neither_batches_nor_workers(student, processor):
+    expected = encode(student, CLOUDS, processor)
+    for options in ({"batch_size": 1}, {"batch_size": 3}, {"num_workers": 2, "batch_size": 2}):
+        assert torch.allclose(encode(student, CLOUDS, processor, **options), expected, atol=1e-6), options
+    assert torch.allclose(encode(student, iter(CLOUDS), processor, batch_size=2), expected, atol=1e-6)
+    assert torch.allclose(encode(student, CLOUDS[3], processor), expected[3], atol=1e-6)
+    assert not torch.allclose(encode(student, CLOUDS[3], processor, seed=1), expected[3], atol=1e-3)
+    assert encode(student, [], processor).shape == (0, 48)
+    assert student.training
+
+
+def test_files_and_addresses_of_a_folder(student, processor, tmp_path):
+    files = sorted(path for path in make_shapes(tmp_path).rglob("*") if path.is_file())
+    found = encode(student, files, processor, num_workers=1)
+    assert torch.allclose(found, encode(student, [str(file) for file in files], processor), atol=1e-6)
+    assert found.shape == (5, 48)
+
+
+def test_memory_does_not_grow_with_the_clouds(student, processor):
+    """No more of an endless stream is read than one batch ahead."""
+    read = []
+
+    def stream():
+        while True:
+            read.append(1)
+            yield CLOUDS[0]
+
+    batches = embedding.run_on_clouds(student, stream(), lambda points: student(points).pooler_output, processor, 4)
+    assert [next(batches).places for _ in range(3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert len(read) <= 16
+    batches.close()
+
+
+def test_bad_clouds_end_it_or_are_told(student, processor):
+    clouds = [CLOUDS[0], CLOUDS[1] * np.nan, CLOUDS[2]]
+    for workers in (0, 1):
+        with pytest.raises(ValueError, match="^cloud 1 must be finite"):
+            encode(student, clouds, processor, num_workers=workers)
+    read = student.eval().forward
+    batches = list(embedding.run_on_clouds(student, clouds, lambda x: read(x).pooler_output, processor, skip_bad=True))
+    assert [batch.places for batch in batches] == [[0, 2]]
+    assert batches[0].problems == {1: "cloud 1 must be finite, got NaN or infinite coordinates"}
+    assert torch.allclose(
+        torch.nn.functional.normalize(batches[0].values, dim=1), encode(student, clouds[::2], processor), atol=1e-6
+    )
+    with pytest.raises(ValueError, match="`num_workers` needs a list"):
+        encode(student, iter(CLOUDS), processor, num_workers=1)
+    with pytest.raises(ValueError, match="takes 8 points of a cloud, and the model's groups need 16"):
+        encode(student, CLOUDS, ACTPointCloudProcessor(8))
+
+
+def test_similarity(student, processor):
+    vectors = encode(student, CLOUDS, processor, normalize=False)
+    found = student.similarity(vectors, vectors[:2])
+    expected = torch.nn.functional.cosine_similarity(vectors[:, None], vectors[None, :2], dim=-1)
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert student.similarity(vectors[0], vectors[0]).item() == pytest.approx(1, abs=1e-6)
+    with pytest.raises(ValueError, match="of one width"):
+        student.similarity(vectors, vectors[:, :3])
+
+
+def test_the_processor_beside_the_weights_is_taken(student, tmp_path):
+    student.save_pretrained(tmp_path)
+    ACTPointCloudProcessor(77, "farthest").save_pretrained(tmp_path)
+    loaded = ACTStudent.from_pretrained(tmp_path)
+    assert embedding.processor_of(loaded).num_points == 77
+    expected = encode(loaded, CLOUDS, ACTPointCloudProcessor(77, "farthest"))
+    assert torch.equal(loaded.encode(CLOUDS, show_progress=False), expected)
+
+
+def test_without_a_processor_the_sizes_of_the_model_decide(student, tmp_path, caplog):
+    assert embedding.processor_of(student).num_points == 256
+    student.save_pretrained(tmp_path)
+    embedding.logger.addHandler(caplog.handler)
+    assert embedding.processor_of(ACTStudent.from_pretrained(tmp_path)).num_points == 256
+    assert "has no preprocessor_config.json: 16 random points a group" in caplog.text
+
+
+def test_features_of_every_point(student, processor, monkeypatch):
+    monkeypatch.setattr(embedding, "POINTS_AT_A_TIME", 100)
+    cloud = CLOUDS[2]
+    found = student.encode_points(cloud, processor=processor)
+    assert found.shape == (500, 24)
+    taken, student = processor.take(cloud), student.eval()
+    with torch.no_grad():
+        output = student(taken.points[None])
+    places = taken.place(torch.from_numpy(cloud))
+    distances, nearest = k_nearest_neighbors(places[None], output.centers, 3)
+    weights = 1 / (distances + 1e-8)
+    weights = weights / weights.sum(-1, keepdim=True)
+    expected = (output.last_hidden_state[0, 1:][nearest[0]] * weights[0, ..., None]).sum(1)
+    assert torch.allclose(found, expected, atol=1e-5)
+    # A point that is the center of a group has the group's feature.
+    center = (places[:, None] - output.centers[0]).norm(dim=-1).min(0)
+    assert center.values.max() < 1e-6
+    assert torch.allclose(found[center.indices], output.last_hidden_state[0, 1:], atol=1e-3)
+
+
+def test_features_of_several_layers(student, processor):
+    both = student.encode_points(CLOUDS[2], layers=[1, 3], processor=processor)
+    assert both.shape == (500, 48)
+    assert torch.allclose(both[:, 24:], student.encode_points(CLOUDS[2], processor=processor), atol=1e-6)
+    with pytest.raises(ValueError, match="`layers` must name layers from 1 to 3"):
+        student.encode_points(CLOUDS[2], layers=[4], processor=processor)
+
+
+def test_half_precision_encodes(student, processor):
+    whole = encode(student, CLOUDS, processor)
+    half = encode(student.to(torch.bfloat16), CLOUDS, processor)
+    assert half.dtype == torch.float32 and torch.cosine_similarity(whole, half, dim=1).min() > 0.99

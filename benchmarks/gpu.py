@@ -4,16 +4,15 @@
     python benchmarks/gpu.py --device cpu --quick     # the same code at tiny sizes, which measures nothing
 
 The machine's peaks; the four steps in bf16 as called, captured in a CUDA graph, compiled, and both, with the
-graph breaks; the lines that wait for the device; point operations beside plain torch; drawing clouds from a set on the
-device and through a loader; what the paper's pretraining would take. A measurement that fails leaves its error and
-costs itself only.
+graph breaks; the lines that wait for the device; the operators that take its time; point operations beside plain
+torch; drawing clouds from a set on the device and through a loader; what the paper's pretraining would take. A
+measurement that fails leaves its error and costs itself only.
 """
 
 import math
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
 from measure import ResultFile, argument_parser, output_path, peak_memory
-from measure_device import Bench, capture, differences
+from measure_device import Bench, capture, device_time, differences, waits
 from modeling_act import (
     ACTStudent,
     ACTStudentConfig,
@@ -47,6 +46,7 @@ except ImportError:
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from act_training.batches import ShuffledRows, iterate_batches  # noqa: E402
 from act_training.keyed_random import Sampling, augment, sample_points  # noqa: E402
+from act_training.optimization import repeat_exactly  # noqa: E402
 
 SHAPENET55 = {"autoencode": 41_952, "distill": 52_470}  # shapes of train; of train and test, without labels
 EPOCHS = 300  # of either stage
@@ -213,21 +213,15 @@ def measure_step(bench: Bench, step: Step, mode: str, batch_size: int) -> None:
 def find_waits(bench: Bench, step: Step) -> None:
     """The lines of an eager step at which the host waits for the device."""
     with bench.measuring("waits", needs_cuda=True, step=step.name) as record:
-        if record is None:
-            return
-        run = make_run(step, bench, step.batch_sizes[0], compiled=False)
-        run()
-        torch.cuda.synchronize()
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
-            try:
-                run()
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-        found = [warning for warning in caught if "synchroniz" in str(warning.message)]
-        record["waits"] = len(found)
-        record["lines"] = sorted({f"{Path(warning.filename).name}:{warning.lineno}" for warning in found})
+        if record is not None:
+            record |= waits(make_run(step, bench, step.batch_sizes[0], compiled=False))
+
+
+def find_operators(bench: Bench, step: Step) -> None:
+    """Which operators of an eager step take the device's time."""
+    with bench.measuring("operators", needs_cuda=True, step=step.name, batch=step.batch_sizes[0]) as record:
+        if record is not None:
+            record |= device_time(make_run(step, bench, step.batch_sizes[0], compiled=False))
 
 
 # Point operations ----------------------------------------------------------------------------------------------------
@@ -367,6 +361,8 @@ def main() -> None:
     results, start = ResultFile(output_path("gpu", options), "gpu"), time.monotonic()
     bench = Bench(results, torch.device(options.device), options.quick, start + options.budget)
 
+    if bench.on_cuda:
+        repeat_exactly()  # as training does
     measure_peaks(bench)
     steps = []
     for name in SIZES:
@@ -380,13 +376,14 @@ def main() -> None:
             measure_step(bench, step, mode, step.batch_sizes[0])
     for step in steps:
         find_waits(bench, step)
+        find_operators(bench, step)
     measure_operations(bench)
     measure_data(bench)
     for step in steps:
         for batch_size in step.batch_sizes[1:]:
             for mode in ("eager", "graph"):
                 measure_step(bench, step, mode, batch_size)
-    for step in steps:  # last, since compiling takes longer than all of the above
+    for step in reversed(steps):  # last, since compiling takes longer than all of the above
         for mode in COMPILED_MODES:
             measure_step(bench, step, mode, step.batch_sizes[0])
     bench.deadline = math.inf  # for what takes no time

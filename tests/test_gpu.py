@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from act_training.optimization import repeat_exactly
 
 from modeling_act import (
     ACTStudent,
@@ -47,8 +48,12 @@ def build(name):
     return model, inputs | {"boxes": boxes, "box_labels": torch.tensor([[1], [2]])}
 
 
-def to_device(values, device):
-    return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in values.items()}
+def tensors_of(inputs):
+    return {key: value for key, value in inputs.items() if isinstance(value, torch.Tensor)}
+
+
+def to_device(inputs, device):
+    return inputs | {key: value.to(device) for key, value in tensors_of(inputs).items()}
 
 
 def loss_and_gradients(model, inputs):
@@ -77,7 +82,8 @@ def test_loss_and_gradients_equal_those_of_the_cpu(name, record_property):
         assert relative(found, gradients) < 1e-3
 
 
-@pytest.mark.parametrize("name", MODELS[:-1])  # an untrained detector may match another box, which changes all gradients
+# An untrained detector may match another box, which changes all gradients.
+@pytest.mark.parametrize("name", MODELS[:-1])
 def test_bf16_autocast_stays_close_to_fp32(name, record_property):
     model, inputs = build(name)
     model, inputs = model.cuda(), to_device(inputs, "cuda")
@@ -100,6 +106,25 @@ def test_groups_are_those_of_the_cpu():
         distances, indices = point_ops.k_nearest_neighbors(queries.cuda(), points.cuda(), 32)
         expected = point_ops.k_nearest_neighbors(queries, points, 32)
         assert torch.equal(indices.cpu(), expected[1]) and torch.equal(distances.cpu(), expected[0])
+
+
+@pytest.fixture
+def repeating():
+    repeat_exactly()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_training_repeats_itself(name, enabled, repeating):
+    model, inputs = build(name)
+    repeated = {key: value.repeat(16, *[1] * (value.ndim - 1)) for key, value in tensors_of(inputs).items()}
+    model, inputs = model.cuda(), to_device(inputs | repeated, "cuda")
+    with torch.autocast("cuda", torch.bfloat16, enabled=enabled):
+        loss, gradients = loss_and_gradients(model, inputs)
+        again = loss_and_gradients(model, inputs)
+    assert loss == again[0] and torch.equal(gradients, again[1])
 
 
 def test_embedding_repeats_itself():

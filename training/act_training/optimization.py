@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 
 def repeat_exactly() -> None:
-    """Of a GPU: from now on the same inputs give the same gradients. By default those of attention depend on the order
-    in which blocks finish, and a resumed run would end elsewhere. An operator that cannot repeat itself warns."""
+    """Of a GPU: from now on the same inputs give the same gradients. Otherwise what many rows send to one is summed in
+    the order in which blocks finish, and a resumed run ends elsewhere. An operator that might not repeat itself warns.
+    """
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a check of programs, which costs time
 

@@ -1,19 +1,18 @@
 """Everything of interest on one CUDA GPU within ten minutes, the most important first; or a rehearsal on the CPU.
 
-    python benchmarks/gpu.py
+    python benchmarks/gpu.py                          # --budget 200: nothing begins after so many seconds
     python benchmarks/gpu.py --device cpu --quick     # the same code at tiny sizes, which measures nothing
 
 The machine's peaks; the four steps in bf16 as called, captured in a CUDA graph, compiled, and both, with the
-graph breaks; the lines that wait for the device; point operations beside plain torch; drawing clouds from a set on the
-device and through a loader; what the paper's pretraining would take. A measurement that fails leaves its error and
-costs itself only.
+graph breaks; the lines that wait for the device; the operators that take its time; point operations beside plain
+torch; drawing clouds from a set on the device and through a loader; what the paper's pretraining would take. A
+measurement that fails leaves its error and costs itself only.
 """
 
 import math
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
 from measure import ResultFile, argument_parser, output_path, peak_memory
-from measure_device import BUDGET, Bench, capture, differences
+from measure_device import Bench, capture, device_time, differences, waits
 from modeling_act import (
     ACTStudent,
     ACTStudentConfig,
@@ -47,8 +46,9 @@ except ImportError:
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from act_training.batches import ShuffledRows, iterate_batches  # noqa: E402
 from act_training.keyed_random import Sampling, augment, sample_points  # noqa: E402
+from act_training.optimization import repeat_exactly  # noqa: E402
 
-SHAPENET55 = 41_952  # shapes to train on
+SHAPENET55 = {"autoencode": 41_952, "distill": 52_470}  # shapes of train; of train and test, without labels
 EPOCHS = 300  # of either stage
 TINY = {
     "hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 96, "num_groups": 16,
@@ -213,21 +213,15 @@ def measure_step(bench: Bench, step: Step, mode: str, batch_size: int) -> None:
 def find_waits(bench: Bench, step: Step) -> None:
     """The lines of an eager step at which the host waits for the device."""
     with bench.measuring("waits", needs_cuda=True, step=step.name) as record:
-        if record is None:
-            return
-        run = make_run(step, bench, step.batch_sizes[0], compiled=False)
-        run()
-        torch.cuda.synchronize()
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
-            try:
-                run()
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-        found = [warning for warning in caught if "synchroniz" in str(warning.message)]
-        record["waits"] = len(found)
-        record["lines"] = sorted({f"{Path(warning.filename).name}:{warning.lineno}" for warning in found})
+        if record is not None:
+            record |= waits(make_run(step, bench, step.batch_sizes[0], compiled=False))
+
+
+def find_operators(bench: Bench, step: Step) -> None:
+    """Which operators of an eager step take the device's time."""
+    with bench.measuring("operators", needs_cuda=True, step=step.name, batch=step.batch_sizes[0]) as record:
+        if record is not None:
+            record |= device_time(make_run(step, bench, step.batch_sizes[0], compiled=False))
 
 
 # Point operations ----------------------------------------------------------------------------------------------------
@@ -307,7 +301,8 @@ class RowsInMemory:
 
 def measure_data(bench: Bench) -> None:
     """Clouds/s drawn, normalised and augmented on the device, from rows that lie there or come through a loader."""
-    num_rows, stored, batch_size, num_points = (64, 256, 8, 128) if bench.quick else (SHAPENET55, 8192, 128, 1024)
+    sizes = (64, 256, 8, 128) if bench.quick else (SHAPENET55["autoencode"], 8192, 128, 1024)
+    num_rows, stored, batch_size, num_points = sizes
 
     def draw(batch: dict[str, Tensor]) -> Tensor:
         points = sample_points(batch, Sampling(num_points))["points"]
@@ -345,26 +340,29 @@ def measure_data(bench: Bench) -> None:
 
 def project(bench: Bench, steps: list[Step]) -> None:
     """Hours of the paper's pretraining by the fastest way to make its steps, without data, validation, checkpoints."""
-    with bench.measuring("projection", epochs=EPOCHS, rows=SHAPENET55) as record:
+    with bench.measuring("projection", epochs=EPOCHS) as record:
         stages = {step.name: step for step in steps}
-        for name in ("autoencode", "distill"):
+        for name, rows in SHAPENET55.items():
             batch_size, rates = stages[name].batch_sizes[0], stages[name].clouds_per_second
             rate, mode = max((rate, mode) for (mode, batch), rate in rates.items() if batch == batch_size)
-            record |= {f"{name}_mode": mode, f"{name}_hours": EPOCHS * SHAPENET55 / rate / 3600}
+            record |= {f"{name}_rows": rows, f"{name}_mode": mode, f"{name}_hours": EPOCHS * rows / rate / 3600}
         record["hours"] = record["autoencode_hours"] + record["distill_hours"]
 
 
 def main() -> None:
     parser = argument_parser("gpu", __doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--budget", type=float, default=500, help="seconds after which nothing more is begun")
     options = parser.parse_args()
     if options.device == "cpu" and not options.quick:
         parser.error("--device cpu goes with --quick: it proves that the script works, and measures nothing")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device; --device cpu --quick runs the same code without one")
     results, start = ResultFile(output_path("gpu", options), "gpu"), time.monotonic()
-    bench = Bench(results, torch.device(options.device), options.quick, start + BUDGET)
+    bench = Bench(results, torch.device(options.device), options.quick, start + options.budget)
 
+    if bench.on_cuda:
+        repeat_exactly()  # as training does
     measure_peaks(bench)
     steps = []
     for name in SIZES:
@@ -378,15 +376,16 @@ def main() -> None:
             measure_step(bench, step, mode, step.batch_sizes[0])
     for step in steps:
         find_waits(bench, step)
+        find_operators(bench, step)
     measure_operations(bench)
     measure_data(bench)
     for step in steps:
+        for batch_size in step.batch_sizes[1:]:
+            for mode in ("eager", "graph"):
+                measure_step(bench, step, mode, batch_size)
+    for step in reversed(steps):  # last, since compiling takes longer than all of the above
         for mode in COMPILED_MODES:
             measure_step(bench, step, mode, step.batch_sizes[0])
-    for step in steps:
-        for batch_size in step.batch_sizes[1:]:
-            for mode in ("eager", "graph", "compiled_graph"):
-                measure_step(bench, step, mode, batch_size)
     bench.deadline = math.inf  # for what takes no time
     project(bench, steps)
     results.append({"section": "end", "wall_seconds": time.monotonic() - start})

@@ -3,6 +3,7 @@
 import gc
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,10 +11,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from measure import ResultFile
-
-BUDGET = 500.0  # seconds; what has not begun by then is recorded as not run
 
 
 @dataclass
@@ -41,7 +42,7 @@ class Bench:
         if needs_cuda and not self.on_cuda:
             record["not_run"] = "needs a CUDA device"
         elif time.monotonic() > self.deadline:
-            record["not_run"] = f"not begun within {BUDGET:.0f} s"
+            record["not_run"] = "not begun within the budget"
         try:
             yield None if "not_run" in record else record
         except Exception as error:
@@ -76,6 +77,40 @@ class Bench:
 
 def differences(values: list[float]) -> list[float]:
     return [after - before for before, after in zip(values, values[1:], strict=False)]
+
+
+def waits(run: Callable[[], object]) -> dict:
+    """How often a call makes the host wait for the device, and in which lines."""
+    run()
+    torch.cuda.synchronize()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            run()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    found = [warning for warning in caught if "called a synchronizing" in str(warning.message)]
+    lines = {f"{Path(warning.filename).name}:{warning.lineno}" for warning in found}
+    return {"waits": len(found), "lines": sorted(lines)}
+
+
+def device_time(run: Callable[[], object], count: int = 12) -> dict:
+    """Milliseconds that a call keeps the device busy, and the shares of the operators that take most of them."""
+    for _ in range(2):
+        run()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        run()
+        torch.cuda.synchronize()
+    # An operator's own device time is that of the kernels it launched, which are listed as well.
+    operators = [event for event in profiler.key_averages() if event.device_type == DeviceType.CPU]
+    total = sum(event.self_device_time_total for event in operators)
+    operators = sorted(operators, key=lambda event: -event.self_device_time_total)[:count]
+    shares = [
+        f"{event.key.removeprefix('aten::')} {100 * event.self_device_time_total / total:.1f} %" for event in operators
+    ]
+    return {"busy_milliseconds": total / 1e3, "operators": shares}
 
 
 def capture(run: Callable[[], Tensor]) -> Callable[[], Tensor]:

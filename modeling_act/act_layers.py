@@ -107,7 +107,8 @@ class ACTGroupEmbedding(nn.Module):
         whole = self.linear2(features.unflatten(0, (-1, group_size)))  # (groups, group_dim)
         # linear3 of [whole, linear2(features)], without repeating the first half for each point of a group
         features = nn.functional.linear(features, weight).unflatten(0, (-1, group_size))
-        features = features.add_((self.linear3(whole) + offset).unsqueeze(1))
+        whole = (self.linear3(whole) + offset).to(features.dtype)  # two types in one sum are slow on a GPU
+        features = features.add_(whole.unsqueeze(1))
         return self.norm2(features.flatten(0, 1)).relu_().unflatten(0, (-1, group_size))
 
 

@@ -1,6 +1,7 @@
 """benchmarks/gpu.py rehearsed on the CPU: every section, and what becomes of failures."""
 
 import json
+import statistics
 import time
 
 import pytest
@@ -41,8 +42,7 @@ def check_steps(records):
         if "not_run" in record:
             assert "graph" in record["mode"] and record["not_run"] == "needs a CUDA device"
             continue
-        rate = record["batch"] / sorted(record["seconds"])[len(record["seconds"]) // 2]
-        assert record["clouds_per_second"] == pytest.approx(rate, rel=0.5)
+        assert record["clouds_per_second"] == pytest.approx(record["batch"] / statistics.median(record["seconds"]))
         assert record["gflops"] == pytest.approx(record["clouds_per_second"] * record["gflop_per_cloud"])
         assert 0 < record["gflop_per_cloud"] < 1 and torch.tensor(record["mean_output"]).isfinite()
 
@@ -78,8 +78,7 @@ def check_projection(records):
     for record in records:
         if record["section"] == "steps" and record["batch"] == 2 and "not_run" not in record:
             rates[record["step"]].append(record["clouds_per_second"])
-    epochs_clouds = 300 * 41_952
-    expected = epochs_clouds / max(rates["autoencode"]) / 3600 + epochs_clouds / max(rates["distill"]) / 3600
+    expected = 300 * 41_952 / max(rates["autoencode"]) / 3600 + 300 * 52_470 / max(rates["distill"]) / 3600
     assert projection["hours"] == pytest.approx(expected)
 
 
@@ -109,7 +108,7 @@ def test_what_cannot_run_is_named(bench):
     with bench.measuring("late") as record:
         assert record is None
     reasons = [record["not_run"] for record in read(bench.results.path)[1:]]
-    assert reasons[0] == "needs a CUDA device" and reasons[1].startswith("not begun within")
+    assert reasons[0] == "needs a CUDA device" and reasons[1] == "not begun within the budget"
 
 
 @pytest.mark.parametrize(

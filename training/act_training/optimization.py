@@ -7,6 +7,14 @@ import torch
 from torch import Tensor, nn
 
 
+def repeat_exactly() -> None:
+    """Of a GPU: from now on the same inputs give the same gradients. Otherwise what many rows send to one is summed in
+    the order in which blocks finish, and a resumed run ends elsewhere. An operator that might not repeat itself warns.
+    """
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a check of programs, which costs time
+
+
 @dataclass
 class RunLength:
     """How long a run is: epochs are joined end to end, so a step belongs to the epoch in which it begins."""

@@ -40,6 +40,7 @@ from act_training.optimization import (
     RunLength,
     learning_rate_at,
     make_optimizer,
+    repeat_exactly,
     set_learning_rate,
     trained_state,
     update_average,
@@ -100,6 +101,8 @@ class TrainingRun:
         self.stop_signal = 0
         # A GPU works ahead of its host: what came of a step is read while the next one runs.
         self.reads_late = self.device.type == "cuda"
+        if self.reads_late:
+            repeat_exactly()
         self._unread: list[StepSummary] = []
         self._refused: Tensor | None = None  # on the device: whether a loss or gradient was not finite so far
         self._keys: list[Tensor] = []  # of the rows of the present step

@@ -29,6 +29,7 @@ from .act_layers import (
 )
 from .configuration_act_student import ACTStudentConfig
 from .point_ops import PointGroups, gather_points, interpolate, interpolation_weights
+from .safe_loading import ACTSafeLoading
 
 
 @dataclass
@@ -150,7 +151,7 @@ class ACTStudentDecoder(nn.Module):
         return self.projection(self.norm(hidden_states[:, -num_masked:]))
 
 
-class ACTStudentPreTrainedModel(PreTrainedModel):
+class ACTStudentPreTrainedModel(ACTSafeLoading, PreTrainedModel):
     config: ACTStudentConfig
     config_class = ACTStudentConfig
     base_model_prefix = "student"

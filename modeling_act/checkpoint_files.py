@@ -1,6 +1,6 @@
 """Tensors from a checkpoint file as the authors published it, a pickle in a zip. Used by `convert_checkpoint`.
 
-`torch.load(weights_only=True)` runs no code, and yet lets a small file ask for any amount of memory: so the zip is first
+`torch.load(weights_only=True)` runs no code, and yet lets a small file ask for any amount of memory: the zip is first
 held against its own size, and the pickle may name nothing but what a state dict of plain tensors needs.
 """
 

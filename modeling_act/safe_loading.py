@@ -48,7 +48,11 @@ class ACTSafeLoading:
                 known = {name: kwargs[name] for name in ("token", "local_files_only", "cache_dir") if name in kwargs}
                 kwargs["revision"] = resolve_revision(pretrained_model_name_or_path, kwargs.get("revision"), **known)
             check_files(os.fspath(pretrained_model_name_or_path), kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, *model_args, use_safetensors=True, **kwargs)
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, use_safetensors=True, **kwargs)
+        except SafetensorError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{pretrained_model_name_or_path}: cannot be read as safetensors: {reason}") from error
 
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs):
@@ -161,11 +165,11 @@ def check_weights(model: PreTrainedModel, files: list[str], sharded: dict | None
         raise InputError(
             f"{Path(files[0]).parent}: the index names {absent[0][:100]!r}, which none of its files holds"
         )
-    wanted, there = sum(tensor.numel() for tensor in model.state_dict().values()), sum(held.values())
+    wanted, there = sum(parameter.numel() for parameter in model.parameters()), sum(held.values())
     if wanted - there > max(MOST_NEW_PARAMETERS, there):
         raise InputError(
             f"{Path(files[0]).parent}: config.json describes a model of {wanted:,} parameters and its weights hold "
-            f"{there:,}; they do not belong together"
+            f"{there:,} numbers; they do not belong together"
         )
 
 
@@ -173,12 +177,8 @@ def read_sizes(file: str) -> dict[str, int]:
     """How many numbers each tensor of a safetensors file holds, which its header says and safetensors verifies."""
     if not str(file).endswith(".safetensors"):
         raise InputError(f"{file}: is no safetensors file, and no other is loaded")
-    try:
-        with safe_open(file, framework="pt") as content:
-            shapes = {key: content.get_slice(key).get_shape() for key in content.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file}: cannot be read as safetensors: {' '.join(str(error).split())[:200]}") from error
-    return {key: math.prod(shape) for key, shape in shapes.items()}
+    with safe_open(file, framework="pt") as content:
+        return {key: math.prod(content.get_slice(key).get_shape()) for key in content.keys()}  # noqa: SIM118
 
 
 __all__ = ["ACTSafeLoading"]

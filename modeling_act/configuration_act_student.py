@@ -1,13 +1,21 @@
 """Configuration of `ACTStudent` and its heads: a plain 3D Transformer over groups of points."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 
-from .configuration_checks import check_choice, check_positive, check_share, check_widths
+from .configuration_checks import (
+    MOST_LAYERS,
+    ACTPreTrainedConfig,
+    check_activation,
+    check_choice,
+    check_finite,
+    check_positive,
+    check_share,
+    check_widths,
+)
 
 
 @strict
-class ACTStudentConfig(PreTrainedConfig):
+class ACTStudentConfig(ACTPreTrainedConfig):
     r"""
     The defaults are the paper's.
 
@@ -122,17 +130,19 @@ class ACTStudentConfig(PreTrainedConfig):
         if self.segmentation_layers is not None:
             self.segmentation_layers = list(self.segmentation_layers)
         super().__post_init__(**kwargs)
-        self.validate_architecture()  # from here it raises a plain ValueError, which @strict would wrap
 
     def validate_architecture(self):
         """Every rule that spans fields or bounds a value."""
         check_positive(
-            self, "num_groups", "group_size", "embedding_dim", "position_dim", "hidden_size", "num_hidden_layers",
-            "num_attention_heads", "intermediate_size", "decoder_num_hidden_layers", "decoder_num_attention_heads",
-            "decoder_intermediate_size", "teacher_dim", "classifier_dim", "num_categories", "category_dim",
-            "num_queries", "detection_dim", "detection_num_hidden_layers", "detection_num_attention_heads",
-            "num_angle_bins",
+            self, "num_groups", "group_size", "embedding_dim", "position_dim", "hidden_size",
+            "num_attention_heads", "intermediate_size", "decoder_num_attention_heads", "decoder_intermediate_size",
+            "teacher_dim", "classifier_dim", "num_categories", "category_dim", "num_queries", "detection_dim",
+            "detection_num_attention_heads", "num_angle_bins",
         )  # fmt: skip
+        depths = ("num_hidden_layers", "decoder_num_hidden_layers", "detection_num_hidden_layers")
+        check_positive(self, *depths, most=MOST_LAYERS)
+        check_finite(self, "layer_norm_eps", "initializer_range")
+        check_activation(self)
         check_widths(self, pointnet_dims=3, propagation_dims=2, segmentation_dims=2)
         check_choice(self, mask_type=("random", "block"), head=("mlp3", "linear"))
         check_choice(self, loss_type=("cosine", "l2", "smooth_l1"))

@@ -1,13 +1,22 @@
 """Configuration of `ACTTeacher`: a discrete point-cloud autoencoder around a pretrained Transformer."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 
-from .configuration_checks import check_choice, check_positive, check_share, check_widths
+from .configuration_checks import (
+    LARGEST_COUNT,
+    MOST_LAYERS,
+    ACTPreTrainedConfig,
+    check_activation,
+    check_choice,
+    check_finite,
+    check_positive,
+    check_share,
+    check_widths,
+)
 
 
 @strict
-class ACTTeacherConfig(PreTrainedConfig):
+class ACTTeacherConfig(ACTPreTrainedConfig):
     r"""
     The defaults are the paper's, on ViT-B/16. `ACTTeacher.from_backbone` fills in the fields of the Transformer.
 
@@ -89,15 +98,17 @@ class ACTTeacherConfig(PreTrainedConfig):
         if self.prompt_type == "none":
             self.num_prompts = 0
         super().__post_init__(**kwargs)
-        self.validate_architecture()  # from here it raises a plain ValueError, which @strict would wrap
 
     def validate_architecture(self):
         """Every rule that spans fields or bounds a value."""
         check_positive(
             self, "num_groups", "group_size", "dgcnn_neighbors", "embedding_dim", "code_dim", "feature_dim",
-            "codebook_size", "position_dim", "decoder_dim", "folding_dim", "hidden_size", "num_hidden_layers",
-            "num_attention_heads", "intermediate_size",
+            "codebook_size", "position_dim", "decoder_dim", "folding_dim", "hidden_size",
+            "num_attention_heads", "intermediate_size", "num_mixer_tokens", "mixer_dim",
         )  # fmt: skip
+        check_positive(self, "num_hidden_layers", most=MOST_LAYERS)
+        check_finite(self, "layer_norm_eps", "initializer_range", "temperature", "kl_weight")
+        check_activation(self)
         check_widths(self, pointnet_dims=3, dgcnn_dims=5)
         check_choice(
             self,
@@ -113,6 +124,8 @@ class ACTTeacherConfig(PreTrainedConfig):
             raise ValueError(
                 f"`num_prompts` must be at least 1 for {self.prompt_type} prompts, got {self.num_prompts}"
             )
+        if self.num_prompts > LARGEST_COUNT:
+            raise ValueError(f"`num_prompts` must be at most {LARGEST_COUNT}, got {self.num_prompts}")
         if self.group_size % 4:
             raise ValueError(f"`group_size` must be divisible by 4, the points folded from one, got {self.group_size}")
         if self.dgcnn_neighbors > self.num_groups:

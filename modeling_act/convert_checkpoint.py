@@ -7,19 +7,17 @@ Prints where every key went and fails on any key it can neither place nor name a
 """
 
 import argparse
-import pickle
 import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from .backbone_families import load_backbone, read_block, shape_fields
+from .checkpoint_files import read_state
 from .configuration_act_student import ACTStudentConfig
 from .configuration_act_teacher import ACTTeacherConfig
 from .modeling_act_student import (
@@ -272,11 +270,12 @@ def checked_num_labels(weight: Tensor, options: argparse.Namespace) -> int:
 
 def build(model_class: type, config_class: type, fields: dict, placed: State) -> PreTrainedModel:
     """The model with exactly these weights; shapes may differ by dimensions of one (convolutions, tokens)."""
-    model = model_class(config_class(**fields))
-    expected = model.state_dict()
+    config = config_class(**fields)
+    with torch.device("meta"):  # without memory, until the shapes are known to be right
+        expected = model_class(config).state_dict()
     for key in expected:
         if key.endswith("num_batches_tracked"):
-            placed.setdefault(key, expected[key])
+            placed.setdefault(key, torch.zeros((), dtype=torch.long))
     missing, surplus = sorted(set(expected) - set(placed)), sorted(set(placed) - set(expected))
     if missing or surplus:
         raise ValueError(f"{model_class.__name__} lacks {missing[:8]} and has no place for {surplus[:8]}")
@@ -284,6 +283,7 @@ def build(model_class: type, config_class: type, fields: dict, placed: State) ->
         if squeezed(tensor) != squeezed(expected[key]):
             raise ValueError(f"{key}: expected shape {tuple(expected[key].shape)}, the file has {tuple(tensor.shape)}")
         placed[key] = tensor.reshape(expected[key].shape)
+    model = model_class(config)
     model.load_state_dict(placed, strict=True)
     return model.eval()
 
@@ -292,44 +292,16 @@ def squeezed(tensor: Tensor) -> list[int]:
     return [size for size in tensor.shape if size != 1]
 
 
-def read_state(path: Path) -> State:
-    """The tensors of a checkpoint file, without their wrappers; pickles are read with `weights_only=True`."""
-    if not path.is_file():
-        raise ValueError(f"no such file: {path}")
-    if path.suffix == ".safetensors":
-        return strip_module(load_file(path))
-    scalar = numpy._core.multiarray.scalar if hasattr(numpy, "_core") else numpy.core.multiarray.scalar
-    allowed = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    allowed += [numpy.dtype, type(numpy.dtype("f4")), type(numpy.dtype("f8")), type(numpy.dtype("i8"))]
-    try:
-        with torch.serialization.safe_globals(allowed):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        reason = next((line for line in lines if "GLOBAL" in line), lines[0])
-        raise ValueError(f"{path} cannot be read as a checkpoint of plain tensors: {reason.strip()}") from error
-    for wrapper in ("base_model", "model_state_dict", "model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-            break
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ValueError(f"{path} holds no state dict under base_model, model_state_dict, model or state_dict")
-    return strip_module(content)
-
-
-def strip_module(state: State) -> State:
-    return {key.removeprefix("module."): tensor for key, tensor in state.items()}
-
-
 def make_processor(model: PreTrainedModel, options: argparse.Namespace) -> ACTPointCloudProcessor:
     """What the authors gave such a model: 16 points a group, in the unit sphere unless they come from ScanObjectNN or
-    from rooms; in evaluation of finetuned models points far from one another."""
+    from rooms; in evaluation of finetuned models points far from one another, of a cloud that fits it as a whole."""
     finetuned = not isinstance(model, (ACTStudent, ACTStudentForPreTraining, ACTTeacher))
     in_rooms = isinstance(model, ACTStudentForSemanticSegmentation)
+    kept = options.not_normalized or in_rooms
     return ACTPointCloudProcessor(
         num_points=options.num_points or 16 * model.config.num_groups,
         point_sampling="farthest" if finetuned and not in_rooms else "random",
-        normalize=not (options.not_normalized or in_rooms),
+        normalize=False if kept else "cloud" if finetuned else True,
         up_axis="z" if in_rooms else "y",
         unit="m" if in_rooms else None,
         block_size=1.0 if in_rooms else None,
@@ -369,7 +341,7 @@ def main(arguments: list[str] | None = None) -> int:
             print("dvae_tokenizer.* not written: the teacher; give --teacher_output to keep it")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-    except KeyError as error:
+    except (KeyError, IndexError) as error:
         print(f"error: {options.checkpoint} lacks what belongs at {error}", file=sys.stderr)
     else:
         return 0

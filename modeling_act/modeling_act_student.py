@@ -31,6 +31,7 @@ from .act_layers import (
 from .configuration_act_student import ACTStudentConfig
 from .embedding import encode, encode_points, similarity
 from .point_ops import PointGroups, gather_points, interpolate, interpolation_weights
+from .safe_loading import ACTSafeLoading
 
 if TYPE_CHECKING:  # nothing here needs it, but so a saved folder carries the file that its config.json names
     from .pipelines_act import ACTPointCloudPipeline  # noqa: F401
@@ -155,7 +156,7 @@ class ACTStudentDecoder(nn.Module):
         return self.projection(self.norm(hidden_states[:, -num_masked:]))
 
 
-class ACTStudentPreTrainedModel(PreTrainedModel):
+class ACTStudentPreTrainedModel(ACTSafeLoading, PreTrainedModel):
     config: ACTStudentConfig
     config_class = ACTStudentConfig
     base_model_prefix = "student"

@@ -27,6 +27,7 @@ from .backbone_families import load_backbone
 from .configuration_act_teacher import ACTTeacherConfig
 from .modeling_act_backbone import ACTAffine, ACTBackbone, ACTBackboneAttention, ACTBackboneLayer, ACTPrompts
 from .point_ops import PointGroups, chamfer_l1, gather_points, k_nearest_neighbors
+from .safe_loading import ACTSafeLoading
 
 CODE_MODES = ("gumbel", "soft", "argmax")
 
@@ -138,7 +139,7 @@ class ACTPointDecoder(nn.Module):
         return coarse, fine.flatten(2, 3)
 
 
-class ACTTeacher(PreTrainedModel):
+class ACTTeacher(ACTSafeLoading, PreTrainedModel):
     """Discrete point-cloud autoencoder around a pretrained Transformer; teaches `ACTStudentForPreTraining`."""
 
     config: ACTTeacherConfig

@@ -53,7 +53,7 @@ def implementation(request):
         yield request.param
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_python():
     """Runs `python *arguments` from the root of the project, asserts its exit code and returns its CompletedProcess.
 

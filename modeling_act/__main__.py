@@ -29,7 +29,7 @@ from .loading import SEGMENTERS, load_model, read_config
 from .point_ops import chamfer_l1
 from .processing_act import UNITS, UP_AXES
 from .result_files import list_clouds, open_table, path_below, write_ply
-from .shape_index import ShapeIndex, probe_cloud
+from .shape_index import ShapeIndex, check_usearch, probe_cloud
 from .viewer import ShownCloud, label_colors, viewer_page
 
 
@@ -96,6 +96,8 @@ def info(options: argparse.Namespace) -> None:
 def encode_clouds(options: argparse.Namespace) -> None:
     if options.out is None and options.index is None:
         raise InputError("encode needs --out FILE, --index FOLDER or both")
+    if options.index is not None:
+        check_usearch()  # before hours of work
     student, paths = load_model(options.model, "ACTStudent", revision=options.revision), list_clouds(options.inputs)
     names, vectors = [], []
 

@@ -36,7 +36,7 @@ class ShapeIndex:
     @classmethod
     def build(cls, folder: str | Path, names: list[str], vectors: Tensor, about: dict[str, Any]) -> "ShapeIndex":
         """Writes the folder anew and opens it. `about` must hold `probe`, the model's vector of `probe_cloud()`."""
-        _check_usearch()
+        check_usearch()
         if len(names) != len(vectors) or not len(names):
             raise InputError(f"an index needs a name for each vector, got {len(names)} names, {len(vectors)} vectors")
         _check_names(names)
@@ -57,7 +57,7 @@ class ShapeIndex:
     @classmethod
     def load(cls, folder: str | Path) -> "ShapeIndex":
         """Vectors stay on disk until they are compared."""
-        _check_usearch()
+        check_usearch()
         folder = Path(folder)
         if not (folder / ABOUT).is_file():
             raise InputError(f"{folder}: is no index; python -m modeling_act encode SHAPES --index {folder} makes one")
@@ -111,7 +111,7 @@ def probe_cloud() -> np.ndarray:
     return np.cos(2 * np.pi * turn) * np.array([1.0, 0.7, 0.4])
 
 
-def _check_usearch() -> None:
+def check_usearch() -> None:
     if Index is None:
         raise InputError('searching needs usearch: pip install "modeling_act[search]"')
 
@@ -127,4 +127,4 @@ def _check_names(names: list) -> None:
         raise InputError(f"two clouds have one name, {twice!r}")
 
 
-__all__ = ["ShapeIndex", "probe_cloud"]
+__all__ = ["ShapeIndex", "check_usearch", "probe_cloud"]

@@ -147,3 +147,11 @@ def test_half_precision_encodes(student, processor):
     whole = encode(student, CLOUDS, processor)
     half = encode(student.to(torch.bfloat16), CLOUDS, processor)
     assert half.dtype == torch.float32 and torch.cosine_similarity(whole, half, dim=1).min() > 0.99
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_vectors(student, processor):
+    expected = encode(student, CLOUDS, processor), student.encode_points(CLOUDS[3], processor=processor)
+    assert torch.allclose(encode(student, CLOUDS, processor, device="cuda"), expected[0], atol=1e-5)
+    assert student.device.type == "cpu"
+    assert torch.allclose(student.cuda().encode_points(CLOUDS[3], processor=processor), expected[1], atol=1e-4)

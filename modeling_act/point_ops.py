@@ -153,6 +153,8 @@ def _scan_farthest(coordinates: Tensor, distances: Tensor, current: Tensor, num_
 
     from torch._higher_order_ops import scan  # not public yet
 
+    if _becomes_onnx():  # which has no assertions: a TopK refuses clouds of fewer points than samples
+        current = current + 0 * distances.topk(num_samples).indices[:, 0]
     return scan(step, (distances, current), torch.arange(num_samples, device=current.device))[1].t()
 
 
@@ -205,7 +207,10 @@ def interpolation_weights(queries: Tensor, points: Tensor, mask: Tensor | None =
     Fewer than three points: all of them. The weights sum to one and carry no gradient.
     """
     distances, indices = k_nearest_neighbors(queries, points, min(3, points.shape[1]), mask)
-    weights = 1.0 / (distances + 1e-8)
+    if _becomes_onnx():  # the same; the optimiser of ONNX graphs takes 1e-8 for nothing and drops it
+        weights = 1.0 / (distances * 1e8 + 1.0)
+    else:
+        weights = 1.0 / (distances + 1e-8)
     return weights / weights.sum(-1, keepdim=True), indices
 
 

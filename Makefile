@@ -33,6 +33,7 @@ bench: $(ENVIRONMENT)
 	$(PYTHON) benchmarks/ops.py
 	$(PYTHON) benchmarks/data.py
 	$(PYTHON) benchmarks/embed.py
+	$(PYTHON) benchmarks/export.py
 	$(PYTHON) benchmarks/report.py
 
 format: $(ENVIRONMENT)

@@ -42,6 +42,9 @@ DISTRIBUTIONS = (
     "torch_cluster",
     "pytorch3d",
     "torch-pointcloud",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
 )
 
 

@@ -220,6 +220,33 @@ def render_embed(run: Run, plots: Path) -> str:
     return table(["files", "form", "clouds/s", "times ours", *stages], rows) + f"\n\n{picture}"
 
 
+def render_export(run: Run, plots: Path) -> str:
+    parts = []
+    for (groups,), records in groups_of(run.measured, "groups").items():
+        files = [record for record in records if record["section"] == "files"]
+        rows = []
+        for record in files:
+            differences = [f"{value:.0e}" for value in record["differences"].values()]
+            costs = [number(record["megabytes"]), number(record["export_seconds"]), spread(record["load_seconds"])]
+            rows.append([record["form"], *costs, *differences])
+        sizes = [f"difference, {int(points):,} points" for points in files[0]["differences"]]
+        parts.append(f"**Files, {groups} groups**\n\n{table(['form', 'MB', 'export s', 'load s', *sizes], rows)}")
+        timed = groups_of([record for record in records if record["section"] == "latency"], "batch", "points")
+        rows = [
+            [
+                f"{batch} x {points:,}",
+                entry["form"],
+                spread([1e3 * value for value in seconds(entry)]),
+                ratio(entry, entries[0]),
+            ]
+            for (batch, points), entries in timed.items()
+            for entry in entries
+        ]
+        header = ["clouds", "form", "milliseconds a call", f"times {rows[0][1]}"]
+        parts.append(f"**Latency, {groups} groups**\n\n{table(header, rows)}")
+    return "\n\n".join(parts)
+
+
 def render_gpu(run: Run, plots: Path) -> str:
     """A table a section with whatever its records hold."""
     parts = []
@@ -258,6 +285,7 @@ SUBJECTS = {
     "ops": ("Point operations", render_ops),
     "data": ("Reading rows", render_data),
     "embed": ("From files to vectors", render_embed),
+    "export": ("Exported models", render_export),
     "gpu": ("On a GPU", render_gpu),
 }
 

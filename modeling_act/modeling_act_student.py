@@ -264,8 +264,8 @@ class ACTStudent(ACTStudentPreTrainedModel):
         visible_centers = centers if visible_groups is None else gather_points(centers, visible_groups)
         positions = self.position_embedding(visible_centers)
         if self.cls_token is not None:
-            tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
-            positions = torch.cat([self.cls_position.expand(len(tokens), -1, -1), positions], dim=1)
+            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+            positions = torch.cat([self.cls_position.expand(tokens.shape[0], -1, -1), positions], dim=1)
         states = {}
         for number, layer in enumerate(self.layers, start=1):
             tokens = layer(tokens, positions, **kwargs)

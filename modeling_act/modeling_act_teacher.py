@@ -333,7 +333,7 @@ class ACTTeacher(ACTSafeLoading, PreTrainedModel):
     def _transform(self, codes: Tensor, centers: Tensor, neighbors: Tensor, **kwargs) -> tuple[Tensor, Tensor]:
         """Codes through the Transformer and back, (batch, groups, code_dim), and through the second DGCNN."""
         hidden_states = self.code_projection(codes)
-        prompts = self.prompts(len(codes))
+        prompts = self.prompts(codes.shape[0])
         hidden_states = self.backbone(hidden_states, self.position_embedding(centers), prompts, **kwargs)
         # Groups differ little from each other here, and the DGCNN's norm enlarges what differs, rounding too. This
         # is 3 % of the teacher's work, so under autocast it keeps the precision of its weights.

@@ -84,3 +84,14 @@ def test_embed_script(run_python, tmp_path):
         stages = record["stage_seconds_cpu"]
         assert list(stages) == ["read", "sample", "normalise", "group", "encode"] and min(stages.values()) > 0
         assert record["clouds_per_second"] == pytest.approx(2 / record["seconds_cpu"][0], rel=0.01)
+
+
+@pytest.mark.slow
+def test_export_script(run_python, tmp_path):
+    records = run(run_python, "export", tmp_path)
+    files = [record for record in records if record["section"] == "files"]
+    assert [record["form"] for record in files] == ["torch.export", "onnxruntime"]
+    for record in files:
+        assert list(record["differences"]) == ["10", "64"] and max(record["differences"].values()) < 1e-5
+    timed = {(record["form"], record["batch"]) for record in records if record["section"] == "latency"}
+    assert timed >= {(form, batch) for form in ("plain torch", "torch.export", "onnxruntime") for batch in (1, 2)}

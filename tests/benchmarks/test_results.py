@@ -160,6 +160,35 @@ Not measured:
     )
 
 
+def test_exported_models(tmp_path):
+    common = {"groups": 64, "threads": 1}
+    file = {"section": "files", "form": "onnxruntime", "export_seconds": 9.5, "load_seconds": [0.2, 0.1, 0.4]}
+    latency = {"section": "latency", "batch": 1, "points": 1024, "seconds_wall": [9.0, 9.0, 9.0]}
+    write(
+        tmp_path,
+        "export",
+        common | file | {"megabytes": 87.3, "differences": {"777": 2e-6, "8192": 3e-6}},
+        common | latency | {"form": "plain torch", "seconds_cpu": [0.06, 0.08, 0.06]},
+        common | latency | {"form": "onnxruntime", "seconds_cpu": [0.03, 0.08, 0.06]},
+    )
+    assert (
+        rendered(tmp_path, "Exported models").partition("torch 2.13.0.\n\n")[2]
+        == """\
+**Files, 64 groups**
+
+| form | MB | export s | load s | difference, 777 points | difference, 8,192 points |
+| --- | --- | --- | --- | --- | --- |
+| onnxruntime | 87.3 | 9.5 | 0.2 (0.1-0.4) | 2e-06 | 3e-06 |
+
+**Latency, 64 groups**
+
+| clouds | form | milliseconds a call | times plain torch |
+| --- | --- | --- | --- |
+| 1 x 1,024 | plain torch | 60 (60-80) | 1 (1-1) |
+| 1 x 1,024 | onnxruntime | 60 (30-80) | 1 (0.5-1) |"""
+    )
+
+
 def test_a_subject_without_results_says_so(tmp_path):
     (tmp_path / "stepsons.jsonl").write_text("{}")
     assert rendered(tmp_path, "Steps of the models") == "Not measured yet: there is no results/steps.jsonl."

@@ -13,7 +13,6 @@ from .errors import InputError
 # A count beyond them is a mistake, or is meant to exhaust whoever loads it; what the weights hold is checked later.
 MOST_LAYERS = 256
 LARGEST_COUNT = 2**20
-MOST_POINTS = 2**24
 LARGEST_FILE = 2**24  # bytes of a config.json; one of a hundred thousand labels takes less
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 # What transformers would act upon: fetch kernels or other weights, replace modules, read other files. Who loads a
@@ -89,12 +88,6 @@ def _check_labels(id2label: object, num_labels: object) -> None:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def check_num_points(num_points: object) -> None:
-    """Of a processor, which takes as many points of each cloud."""
-    if not _is_count(num_points) or not 1 <= num_points <= MOST_POINTS:
-        raise InputError(f"`num_points` must be an integer from 1 to {MOST_POINTS}, got {str(num_points)[:40]}")
 
 
 def check_positive(config: PreTrainedConfig, *names: str, most: int = LARGEST_COUNT) -> None:

@@ -19,7 +19,6 @@ DTYPES = ("float32", "float16", "bfloat16", "float64")
 # model says these things as arguments; a file never does, and `save_pretrained` writes none of them.
 NOT_FROM_A_FILE = {
     "attn_implementation",
-    "configuration_files",
     "distributed_config",
     "experts_implementation",
     "fusion_config",
@@ -46,8 +45,6 @@ class ACTPreTrainedConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """As `PreTrainedConfig.from_dict`, of a file's content: what that must not say, and its errors in one line."""
-        if not isinstance(config_dict, dict):
-            raise InputError(f"config.json must hold one object, got {type(config_dict).__name__}")
         for key, value in config_dict.items():
             private = key.startswith("_") and key not in ("_name_or_path", "_commit_hash")
             if private or callable(getattr(cls, key, None)) or (key in NOT_FROM_A_FILE and value is not None):
@@ -65,13 +62,18 @@ class ACTPreTrainedConfig(PreTrainedConfig):
         if (size := os.path.getsize(json_file)) > LARGEST_FILE:
             raise InputError(f"{json_file}: has {size} bytes, more than the {LARGEST_FILE} of any configuration")
         try:
-            return super()._dict_from_json_file(json_file)
+            content = super()._dict_from_json_file(json_file)
         except RecursionError as error:
             raise InputError(f"{json_file}: is nested too deeply for a configuration") from error
         except json.JSONDecodeError:  # transformers says which file
             raise
         except ValueError as error:  # an integer of thousands of digits
             raise InputError(f"{json_file}: is no configuration: {str(error)[:200]}") from error
+        if not isinstance(content, dict):
+            raise InputError(f"{json_file}: must hold one object, got {type(content).__name__}")
+        if "configuration_files" in content:  # transformers would read the one for its version, wherever it is
+            raise InputError(f"{json_file}: must not name other files, as its 'configuration_files' does")
+        return content
 
 
 def _check_labels(id2label: object, num_labels: object) -> None:

@@ -128,6 +128,7 @@ def test_files_that_are_no_configuration(tmp_path):
         (b'{"hidden_size": ' + b"9" * 5000 + b"}", "is no configuration"),
         (b'{"hidden_size": 384', "not a valid JSON file"),
         (b'["hidden_size"]', "must hold one object, got list"),
+        (b'{"configuration_files": ["../config.5.0.0.json"]}', "must not name other files"),
     ):
         (tmp_path / "config.json").write_bytes(content)
         with pytest.raises((InputError, OSError), match=reason) as caught:

@@ -151,7 +151,9 @@ def load_transformers(name: str, pretrained: bool, trust_remote_code: bool, **hu
     if not pretrained:
         config = AutoConfig.from_pretrained(name, **hub)
         return AutoModel.from_config(config, trust_remote_code=trust_remote_code, dtype=torch.float32)
-    model, report = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **hub)
+    model, report = AutoModel.from_pretrained(
+        name, dtype=torch.float32, output_loading_info=True, use_safetensors=True, **hub
+    )
     # transformers draws what a checkpoint lacks, and says so in a warning only
     parts = find_parts(getattr(model, "timm_model", None) or encoder_of(model))
     used = {id(weight) for part in parts if part is not None for weight in part.parameters()}

@@ -35,6 +35,7 @@ POINT_ARRAYS = (
     "data",
     "inputs",
 )
+LONGEST_LINE = 100_000  # characters; of a table of points, a thousand columns
 # Points hardly compress; whatever shrinks more than this is a bomb, or says nothing.
 LARGEST_COMPRESSION = 200
 
@@ -79,20 +80,20 @@ def read_array(path: str | Path) -> np.ndarray:
 def translate_errors(path: str | Path, read: Callable[[Path], object]):
     """What `read(path)` returns. Whatever a parser raises on a damaged file becomes one line with the file's name."""
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: there is no such file")
-    if not path.is_file():
-        raise InputError(f"{path}: is not a file")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: is empty")
     try:
+        if not path.exists():
+            raise InputError("there is no such file")
+        if not path.is_file():
+            raise InputError("is not a file")
+        if path.stat().st_size == 0:
+            raise InputError("is empty")
         return read(path)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except ImportError:  # a missing parser is no fault of the file
         raise
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise InputError(f"{str(path)[:200]}: cannot be read: {error.strerror or error}") from error
     except Exception as error:
         reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
         raise InputError(f"{path}: is damaged, or no {path.suffix} file: {reason}") from error
@@ -160,6 +161,8 @@ def parse_table(data: bytes) -> np.ndarray:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"is not text: byte {data[error.start]:#04x} at {error.start}") from error
+    if re.search(rf"[^\n]{{{LONGEST_LINE}}}", text):
+        raise InputError(f"is no table of points: a line has {LONGEST_LINE} characters or more")
     text = re.sub("[,;]", " ", re.sub("(#|//).*", "", text)).lstrip()
     first, _, rest = text.partition("\n")
     words = first.split()

@@ -13,14 +13,12 @@ from .errors import InputError
 # A count beyond them is a mistake, or is meant to exhaust whoever loads it; what the weights hold is checked later.
 MOST_LAYERS = 256
 LARGEST_COUNT = 2**20
-MOST_POINTS = 2**24
 LARGEST_FILE = 2**24  # bytes of a config.json; one of a hundred thousand labels takes less
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 # What transformers would act upon: fetch kernels or other weights, replace modules, read other files. Who loads a
 # model says these things as arguments; a file never does, and `save_pretrained` writes none of them.
 NOT_FROM_A_FILE = {
     "attn_implementation",
-    "configuration_files",
     "distributed_config",
     "experts_implementation",
     "fusion_config",
@@ -47,8 +45,6 @@ class ACTPreTrainedConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """As `PreTrainedConfig.from_dict`, of a file's content: what that must not say, and its errors in one line."""
-        if not isinstance(config_dict, dict):
-            raise InputError(f"config.json must hold one object, got {type(config_dict).__name__}")
         for key, value in config_dict.items():
             private = key.startswith("_") and key not in ("_name_or_path", "_commit_hash")
             if private or callable(getattr(cls, key, None)) or (key in NOT_FROM_A_FILE and value is not None):
@@ -66,13 +62,18 @@ class ACTPreTrainedConfig(PreTrainedConfig):
         if (size := os.path.getsize(json_file)) > LARGEST_FILE:
             raise InputError(f"{json_file}: has {size} bytes, more than the {LARGEST_FILE} of any configuration")
         try:
-            return super()._dict_from_json_file(json_file)
+            content = super()._dict_from_json_file(json_file)
         except RecursionError as error:
             raise InputError(f"{json_file}: is nested too deeply for a configuration") from error
         except json.JSONDecodeError:  # transformers says which file
             raise
         except ValueError as error:  # an integer of thousands of digits
             raise InputError(f"{json_file}: is no configuration: {str(error)[:200]}") from error
+        if not isinstance(content, dict):
+            raise InputError(f"{json_file}: must hold one object, got {type(content).__name__}")
+        if "configuration_files" in content:  # transformers would read the one for its version, wherever it is
+            raise InputError(f"{json_file}: must not name other files, as its 'configuration_files' does")
+        return content
 
 
 def _check_labels(id2label: object, num_labels: object) -> None:
@@ -89,12 +90,6 @@ def _check_labels(id2label: object, num_labels: object) -> None:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def check_num_points(num_points: object) -> None:
-    """Of a processor, which takes as many points of each cloud."""
-    if not _is_count(num_points) or not 1 <= num_points <= MOST_POINTS:
-        raise InputError(f"`num_points` must be an integer from 1 to {MOST_POINTS}, got {str(num_points)[:40]}")
 
 
 def check_positive(config: PreTrainedConfig, *names: str, most: int = LARGEST_COUNT) -> None:

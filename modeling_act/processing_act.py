@@ -81,6 +81,8 @@ class ACTPointCloudProcessor(FeatureExtractionMixin):
         _check_choice("normalize", normalize, (True, False, "cloud"))
         _check_choice("up_axis", up_axis, (*UP_AXES, None))
         _check_choice("unit", unit, (*UNITS, None))
+        if hidden := [name for name in kwargs if callable(getattr(type(self), name, None))]:  # a file may say anything
+            raise InputError(f"{hidden[0]!r} is no setting of a processor")
         self.num_points, self.point_sampling, self.normalize = num_points, point_sampling, normalize
         self.up_axis, self.unit, self.block_size = up_axis, unit, block_size
         super().__init__(**kwargs)

@@ -63,9 +63,13 @@ class ShapeIndex:
             raise InputError(f"{folder}: is no index; python -m modeling_act encode SHAPES --index {folder} makes one")
         told = translate_errors(folder / ABOUT, lambda path: json.loads(path.read_text(encoding="utf-8")))
         vectors = translate_errors(folder / VECTORS, lambda path: np.load(path, mmap_mode="r", allow_pickle=False))
-        names = told.get("names") if isinstance(told, dict) else None
+        told = told if isinstance(told, dict) else {}
+        names, about = told.get("names"), told.get("about") or {}
         if not isinstance(names, list) or vectors.ndim != 2 or vectors.dtype != np.float32:
             raise InputError(f"{folder}: is damaged: {ABOUT} must hold names, {VECTORS} a table of float32")
+        probe = about.get("probe") or [] if isinstance(about, dict) else None
+        if not isinstance(probe, list) or not all(isinstance(number, (int, float)) for number in probe):
+            raise InputError(f"{folder}: is damaged: {ABOUT} must say what made it, with numbers as its probe")
         if len(names) != len(vectors):
             raise InputError(f"{folder}: holds {len(names)} names and {len(vectors)} vectors")
         _check_names(names)
@@ -74,7 +78,7 @@ class ShapeIndex:
             graph = Index.restore(folder / GRAPH, view=True)
             if graph is None or len(graph) != len(names) or graph.ndim != vectors.shape[1]:
                 raise InputError(f"{folder}: {GRAPH} is missing, or of other vectors; make the index again")
-        return cls(names, vectors, told.get("about") or {}, graph)
+        return cls(names, vectors, about, graph)
 
     def search(self, vectors: Tensor, count: int = 10) -> list[list[tuple[str, float]]]:
         """For each vector (n, width) the names nearest to it and their cosines, the nearest first."""

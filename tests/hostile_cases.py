@@ -1,8 +1,10 @@
 """Attacks, as files: folders and repositories of models that nobody should load, and the process that tries to."""
 
+import contextlib
 import io
 import json
 import pickle
+import resource
 import struct
 import zipfile
 from pathlib import Path
@@ -134,3 +136,18 @@ class Call:
 
 def plain_pickle(value: object) -> bytes:
     return pickle.dumps(value)
+
+
+# Memory --------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def limited_memory(extra=2**30):
+    """No more than `extra` bytes above what the process has now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + extra, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)

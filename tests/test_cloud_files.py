@@ -1,6 +1,5 @@
 """`read_cloud`: every format it takes, what it refuses and in which words, and thousands of damaged files."""
 
-import contextlib
 import io
 import json
 import random
@@ -10,7 +9,6 @@ import struct
 import time
 import warnings
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +28,7 @@ from cloud_cases import (
     ply_cloud,
     text_of,
 )  # fmt: skip
+from hostile_cases import limited_memory
 from modeling_act.cloud_files import CLOUD_SUFFIXES, read_array, read_cloud, read_table
 from modeling_act.errors import InputError
 from modeling_act.pcd_files import unpack_lzf
@@ -293,18 +292,6 @@ def test_a_member_may_not_hold_more_than_it_claims(write):
 
 class TooSlow(BaseException):
     pass
-
-
-@contextlib.contextmanager
-def limited_memory(extra=2**30):
-    """No more than `extra` bytes above what the process has now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + extra, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def damage(data, draw):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import ViTConfig, ViTModel
 
 from hostile_cases import (
     attempts,
@@ -27,6 +28,7 @@ from modeling_act import (
     ACTStudentForPointCloudClassification,
     ACTStudentForPreTraining,
     ACTStudentForSemanticSegmentation,
+    ACTTeacher,
     ACTTeacherConfig,
 )
 from modeling_act.errors import InputError
@@ -126,6 +128,7 @@ def test_files_that_are_no_configuration(tmp_path):
         (b'{"hidden_size": ' + b"9" * 5000 + b"}", "is no configuration"),
         (b'{"hidden_size": 384', "not a valid JSON file"),
         (b'["hidden_size"]', "must hold one object, got list"),
+        (b'{"configuration_files": ["../config.5.0.0.json"]}', "must not name other files"),
     ):
         (tmp_path / "config.json").write_bytes(content)
         with pytest.raises((InputError, OSError), match=reason) as caught:
@@ -301,3 +304,14 @@ def test_sharded_weights_load_as_ever(tmp_path):
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
     loaded = ACTStudent.from_pretrained(tmp_path)
     assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_a_backbone_is_read_from_safetensors_alone(tmp_path):
+    """A model of transformers, which by itself falls back on the pickle."""
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40}
+    ViTModel(ViTConfig(**sizes, image_size=16, patch_size=8)).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(pickled_weights(tmp_path / "marker"))
+    with pytest.raises(OSError, match="no file named model.safetensors"):
+        ACTTeacher.from_backbone(str(tmp_path))
+    assert not (tmp_path / "marker").exists()

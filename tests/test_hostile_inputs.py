@@ -6,6 +6,8 @@ test_hostile_files.py and test_cloud_files.py.
 
 import json
 import os
+import random
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from transformers import ViTConfig, ViTModel
 from hostile_cases import (
     attempts,
     changed,
+    limited_memory,
     pickled_weights,
     safetensors_of,
     sharded,
@@ -315,3 +318,43 @@ def test_a_backbone_is_read_from_safetensors_alone(tmp_path):
     with pytest.raises(OSError, match="no file named model.safetensors"):
         ACTTeacher.from_backbone(str(tmp_path))
     assert not (tmp_path / "marker").exists()
+
+
+def damage(data, draw):
+    """One of the ways in which files break, or are broken: mostly in their first 6000 bytes, where headers are."""
+    data = bytearray(data)
+    place = draw.randrange(min(len(data), 6000) if draw.random() < 0.7 else len(data))
+    way = draw.randrange(4)
+    if way == 0:
+        data[place] ^= 1 << draw.randrange(8)
+    elif way == 1:
+        del data[place:]
+    elif way == 2:
+        del data[place : place + draw.randrange(1, 50)]
+    else:
+        digits = [index for index in range(min(len(data), 6000)) if data[index : index + 1].isdigit()]
+        place = draw.choice(digits)
+        data[place : place + 1] = draw.choice((b"999999999", b"-1", b"0", b"1e9", b"null", b'"a"'))
+    return bytes(data)
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(1500, marks=pytest.mark.slow)])
+def test_damaged_folders_are_loaded_or_refused(tmp_path, student, count):
+    draw, loaded, refused = random.Random(0), 0, 0
+    index = sharded(student, {"norm.weight": SHARD, "norm.bias": SHARD})
+    cases = [(student, "config.json"), (student, "model.safetensors"), (index, "model.safetensors.index.json")]
+    for number in range(count):
+        files, name = cases[number % 3]
+        folder = write_folder(tmp_path / str(number), files | {name: damage(files[name], draw)})
+        start = time.perf_counter()
+        try:
+            with limited_memory():
+                loaded += isinstance(ACTStudent.from_pretrained(folder), ACTStudent)
+        except RuntimeError as error:  # sizes that differ, where transformers shows a table and then this
+            assert "ignore_mismatched_sizes" in str(error)
+            refused += 1
+        except (ValueError, OSError) as error:
+            assert "\n" not in str(error)
+            refused += 1
+        assert time.perf_counter() - start < 5
+    assert loaded + refused == count and loaded > count // 50 and refused > count // 2

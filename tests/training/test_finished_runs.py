@@ -130,7 +130,7 @@ def published(tmp_path_factory):
         "load": [str(folder / "load.py"), str(folder)],
     }
     with LoopbackHub() as hub:
-        hub.broken.add("/api/models/org/refused/commit")
+        hub.fail("/api/models/org/refused/commit")
         run = Published(folder, hub, {})
         jobs = [
             (command, str(folder / f"{name}.log"), {"HF_TOKEN": "hf_wrong"} if name == "denied" else {})

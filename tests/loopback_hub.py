@@ -27,8 +27,8 @@ RESOLVE = r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)"
 class Fault:
     """`kind` is a status, or what happens to the body of a request (PUT, POST) or of an answer (GET):
 
-    cut: half of it, and the connection is reset. truncated: half of it, after a Content-Length of the whole, and the
-    connection is closed. short: half of it, with a Content-Length of that. slow: whole, after so many `seconds`.
+    cut: half of it, and the connection is reset. truncated: nothing past half of the file, after a Content-Length of
+    the whole. short: the same, with a Content-Length of that. slow: whole, after so many `seconds`.
     """
 
     part: str  # of the path
@@ -242,13 +242,17 @@ class _Handler(BaseHTTPRequestHandler):
         if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             start, stop = int(wanted[1]), min(int(wanted[2] or len(content)), len(content) - 1)
             headers["Content-Range"] = f"bytes {start}-{stop}/{len(content)}"
-            return self.answer(content[start : stop + 1], 206, headers)
+            return self.answer(content[start : stop + 1], 206, headers, start)
         return self.answer(content, 200, headers)
 
-    def answer(self, content: bytes | dict | list, status: int = 200, headers: dict[str, str] | None = None) -> None:
+    def answer(
+        self, content: bytes | dict | list, status: int = 200, headers: dict | None = None, start: int = 0
+    ) -> None:
+        """`start` is where in its file the content begins."""
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         kind = self.fault.kind if self.fault and self.command == "GET" else "whole"
-        sent = body[: len(body) // 2] if kind in ("cut", "truncated", "short") else body
+        half = max(0, (start + len(body)) // 2 - start)
+        sent = body[:half] if kind in ("cut", "truncated", "short") else body
         self.send_response(status)
         length = len(sent) if kind == "short" else len(body)
         for name, value in {"Content-Length": str(length), **(headers or {})}.items():

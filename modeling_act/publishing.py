@@ -43,6 +43,8 @@ except ImportError as error:  # it comes with huggingface_hub
 INDEX = "model.safetensors.index.json"
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|" + re.escape(INDEX))
 TEXTS = ("README.md", "config.json", "preprocessor_config.json", "recipe.yaml", "metrics.json", "report.html")
+# What the sets' papers judge by; the first that a run measured is its result.
+JUDGED_BY = ("instance_miou", "miou", "map_25", "accuracy")
 PICTURES, RESULTS = "pictures/*.png", ".eval_results/*.yaml"
 TOKEN = re.compile(r"(?<![A-Za-z0-9_])hf_[A-Za-z0-9]{20,}")
 # In running text a path of this machine is known by where it begins. Not part of an address or of a longer word.
@@ -233,14 +235,15 @@ def _check_text(name: str, text: str, private: set[str]) -> None:
 
 
 def write_eval_results(folder: Path) -> Path | None:
-    """The first test figure of a finished run, for the Hub's page of its set; None where it is no set of the Hub."""
-    recipe, test = (_parsed(name, folder / name) for name in ("recipe.yaml", "metrics.json"))
-    dataset, (figure, value) = recipe["dataset_name"], next(iter(test["test"].items()))
-    if dataset.count("/") != 1 or os.path.exists(dataset):
+    """What a finished run reached on its test split, for the Hub's page of the set; None where it is no set there."""
+    recipe, metrics = (_parsed(name, folder / name) for name in ("recipe.yaml", "metrics.json"))
+    dataset, test = recipe["dataset_name"], metrics["test"]
+    figure = next((name for name in JUDGED_BY if name in test), None)
+    if figure is None or dataset.count("/") != 1 or os.path.exists(dataset):
         return None
     notes = f"{figure} of the split {recipe['test_split']}, read once; recipe.yaml beside the model repeats the run"
     task = recipe["dataset_config_name"] or recipe["test_split"]
-    entry = EvalResultEntry(dataset_id=dataset, task_id=task, value=value, notes=notes)
+    entry = EvalResultEntry(dataset_id=dataset, task_id=task, value=test[figure], notes=notes)
     path = folder / ".eval_results" / f"{dataset.replace('/', '--')}.yaml"
     path.parent.mkdir(exist_ok=True)
     path.write_text(yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False), encoding="utf-8")
@@ -297,6 +300,9 @@ def _explaining(what: str) -> Iterator[None]:
         yield
     except InputError:
         raise
+    except RuntimeError as error:  # how the client reports a large file that did not get through, with its cause
+        cause = error.__cause__ or error
+        raise InputError(f"{what} ({one_line(error)} {one_line(cause)}); {_advice(cause)}") from error
     except (HTTPError, OSError, ValueError) as error:
         raise InputError(f"{what} ({one_line(error)}); {_advice(error)}") from error
 

@@ -1,7 +1,7 @@
 """A Hub on this machine for the real client: `with LoopbackHub() as hub:` and `hub.environment` in a subprocess.
 
 Repositories live in memory: branches of commits, a dict of files each. Whatever the client asks that is not here is
-answered with 404; `hub.fail` makes it answer badly.
+answered with 404; `hub.fail` makes it answer badly, and a GET of /mend well again.
 """
 
 import base64
@@ -120,6 +120,8 @@ class _Handler(BaseHTTPRequestHandler):
         address = urlsplit(self.path)
         path, query = unquote(address.path), parse_qs(address.query)
         length = int(self.headers.get("Content-Length") or 0)
+        if path == "/mend":
+            self.hub.faults.clear()
         self.fault = self.hub.fault_of(self.command, path)
         if self.fault and self.fault.kind == "slow":
             time.sleep(self.fault.seconds)
@@ -139,7 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/whoami-v2":
             who = {"type": "user", "name": USER, "orgs": [{"type": "org", "name": ORGANIZATION}] * self.owner}
             self.answer(who if self.known else {"error": "Invalid credentials"}, 200 if self.known else 401)
-        elif path == "/api/validate-yaml":
+        elif path in ("/api/validate-yaml", "/mend"):
             self.answer({"errors": [], "warnings": []})
         elif self.command == "PUT":
             self.hub.large[path.removeprefix("/large/")] = body
@@ -258,8 +260,10 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(length), **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(sent)
+        try:
+            self.wfile.write(sent if self.command != "HEAD" else b"")
+        except ConnectionError:  # the client did not wait for a slow answer
+            self.close_connection = True
         if kind == "cut":
             self.reset()
         self.close_connection |= kind == "truncated"

@@ -54,7 +54,7 @@ def make_folder(path, dataset="org/set"):
         "dataset_name": dataset, "dataset_config_name": None, "test_split": "test", "output_dir": str(path),
         "learning_rate": 1e-07, "student": f"{HOME}/students/small", "model": {"num_groups": 16},
     }  # fmt: skip
-    metrics = {"metrics": {"accuracy": 0.5}, "test": {"accuracy": 0.75, "mean_class_accuracy": 0.625}, "steps": 3}
+    metrics = {"metrics": {"accuracy": 0.5}, "test": {"loss": 0.875, "accuracy": 0.75, "other": 0.625}, "steps": 3}
     files = {
         "README.md": CARD, "recipe.yaml": yaml.safe_dump(recipe, sort_keys=False), "metrics.json": json.dumps(metrics),
         "report.html": "<html></html>", "pictures/confusion.png": "png", "log.jsonl": "{}", "notes.txt": "mine",
@@ -225,6 +225,21 @@ def test_results_are_those_of_metrics_json(folder):
     publication = collect(folder)
     assert ".eval_results/org--set.yaml" in publication.files and ".eval_results" not in publication.left_out
     assert not any("eval_results" in note for note in publication.notes)
+
+
+@pytest.mark.parametrize(
+    ("test", "value"),
+    [
+        ({"accuracy": 0.9, "class_miou": 0.8, "instance_miou": 0.7}, 0.7),
+        ({"loss": 2.0, "mean_class_accuracy": 0.6, "accuracy": 0.9, "miou": 0.5}, 0.5),
+        ({"map_50": 0.1, "map_25": 0.4}, 0.4),
+        ({"loss": 2.0}, None),
+    ],
+)
+def test_a_result_is_the_figure_that_the_task_is_judged_by(folder, test, value):
+    (folder / "metrics.json").write_text(json.dumps({"test": test}))
+    path = write_eval_results(folder)
+    assert (path and yaml.safe_load(path.read_text())[0]["value"]) == value
 
 
 @pytest.mark.parametrize("dataset", ["everyday_shapes", f"{HOME}/set", "classifier/pictures", "a/b/c"])

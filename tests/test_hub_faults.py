@@ -10,17 +10,18 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from conftest import ROOT
 from loopback_hub import STRANGER, LoopbackHub
 from modeling_act import ACTPointCloudProcessor
 from modeling_act.errors import InputError
 from modeling_act.publishing import collect, publish
 from small_models import small_models
 
+ROOT = Path(__file__).resolve().parents[1]
 NAME, REPOSITORY = "org/act-vitb", "models/org/act-vitb"
 CARD = '# A student\n\n```python\nstudent = ACTStudent.from_pretrained("student")\n```\n'
 # Does one step after the other, and prints a line of JSON on each: what it loaded, or why it could not.

@@ -3,17 +3,18 @@
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
 
-from conftest import ROOT
 from modeling_act import ACTPointCloudProcessor
 from modeling_act.errors import InputError
 from small_models import small_models
 
+ROOT = Path(__file__).resolve().parents[1]
 FACTS = sorted((ROOT / "model_cards" / "facts").glob("*.yaml"))
 # What the authors' model zoo reports, by the card that quotes it.
 PAPER = {

@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -11,13 +12,13 @@ import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-from conftest import ROOT
 from loopback_hub import STRANGER, TOKEN
 from modeling_act import ACTPointCloudProcessor
 from modeling_act.errors import InputError
 from modeling_act.publishing import collect, publish, write_eval_results
 from small_models import small_models
 
+ROOT = Path(__file__).resolve().parents[1]
 CODE = {
     "act_layers.py", "configuration_act_student.py", "configuration_checks.py", "modeling_act_student.py",
     "point_ops.py", "processing_act.py",

@@ -53,6 +53,21 @@ def implementation(request):
         yield request.param
 
 
+@pytest.fixture
+def own_hub(monkeypatch):
+    """A Hub for the real client in this process; `hub.environment` is for one in another."""
+    import huggingface_hub
+
+    from loopback_hub import TOKEN, LoopbackHub
+
+    with LoopbackHub() as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield hub
+
+
 @pytest.fixture(scope="session")
 def run_python():
     """Runs `python *arguments` from the root of the project, asserts its exit code and returns its CompletedProcess.

@@ -229,6 +229,36 @@ def start_command(inputs: Path, script: str, output: Path, *flags, launcher: str
     return run
 
 
+# Importing takes a process longer than a tiny run does: one imports everything and forks for each command.
+RUN_COMMANDS = """
+import json, os, runpy, sys
+sys.path.insert(0, "training")
+import act_training.training_run, modeling_act
+
+codes = []
+for command, log, environment in json.loads(sys.argv[1]):
+    child = os.fork()
+    if not child:
+        os.environ.update(environment)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        sys.argv = command
+        runpy.run_path(command[0], run_name="__main__")
+        os._exit(0)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(json.dumps(codes))
+"""
+
+
+def run_commands(jobs: list[tuple[list[str], str, dict]], environment: dict[str, str]) -> list[int]:
+    """Runs commands one after the other, each (words, log file, changes to the environment); their exit codes."""
+    driver = [sys.executable, "-c", RUN_COMMANDS, json.dumps(jobs)]
+    process = subprocess.run(driver, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

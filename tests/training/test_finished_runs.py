@@ -1,7 +1,4 @@
-"""What whole runs leave and publish. Scripts run against a Hub on this machine, which serves the real client.
-
-Importing takes a process longer than a tiny run does: one process imports everything and forks for each command.
-"""
+"""What whole runs leave and publish. Scripts run against a Hub on this machine, which serves the real client."""
 
 import json
 import os
@@ -19,7 +16,7 @@ from safetensors.torch import load_file
 
 from loopback_hub import TOKEN, LoopbackHub
 from modeling_act import ACTStudent, ACTStudentForPreTraining, ACTTeacher
-from training_runs import make_inputs
+from training_runs import make_inputs, run_commands
 
 ROOT = Path(__file__).resolve().parents[2]
 TEACHER_CODE = {
@@ -35,25 +32,6 @@ EVERY_RUN = {
     "pictures/step-00000006.png", "preprocessor_config.json", "processing_act.py",
 }  # fmt: skip
 
-RUN_COMMANDS = """
-import json, os, runpy, sys
-sys.path.insert(0, "training")
-import act_training.training_run, modeling_act
-
-codes = []
-for command, log, environment in json.loads(sys.argv[1]):
-    child = os.fork()
-    if not child:
-        os.environ.update(environment)
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
-        sys.argv = command
-        runpy.run_path(command[0], run_name="__main__")
-        os._exit(0)
-    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-print(json.dumps(codes))
-"""
 LOAD = """
 import sys
 from safetensors.torch import save_file
@@ -130,16 +108,13 @@ def published(tmp_path_factory):
         "load": [str(folder / "load.py"), str(folder)],
     }
     with LoopbackHub() as hub:
-        hub.broken.add("/api/models/org/refused/commit")
+        hub.fail("/api/models/org/refused/commit")
         run = Published(folder, hub, {})
         jobs = [
             (command, str(folder / f"{name}.log"), {"HF_TOKEN": "hf_wrong"} if name == "denied" else {})
             for name, command in commands.items()
         ]
-        driver = [sys.executable, "-c", RUN_COMMANDS, json.dumps(jobs)]
-        process = subprocess.run(driver, cwd=ROOT, env=run.environment(), capture_output=True, text=True, timeout=500)
-        assert process.returncode == 0, process.stderr
-        run.codes = dict(zip(commands, json.loads(process.stdout), strict=True))
+        run.codes = dict(zip(commands, run_commands(jobs, run.environment()), strict=True))
         yield run
 
 

@@ -87,6 +87,8 @@ class TrainingArguments:
     report_to: str = field(default="none", metadata={"help": "none, tensorboard, wandb, trackio or all"})
     push_to_hub: bool = field(default=False, metadata={"help": "upload the finished model"})
     hub_model_id: str | None = field(default=None, metadata={"help": "where to, as organization/name"})
+    hub_private: bool = field(default=False, metadata={"help": "make that repository a private one"})
+    hub_revision: str | None = field(default=None, metadata={"help": "branch to upload to, made where missing"})
 
     def check(self) -> None:
         """Rules that bound a value; what depends on data or model is checked where that is known."""
@@ -125,6 +127,8 @@ class TrainingArguments:
             raise InputError("--final_weights ema needs --ema_decay, such as 0.999")
         if self.push_to_hub and not self.hub_model_id:
             raise InputError("--push_to_hub needs --hub_model_id ORGANIZATION/NAME")
+        if not self.push_to_hub and (self.hub_private or self.hub_revision):
+            raise InputError("--hub_private and --hub_revision say how to --push_to_hub, which is not asked for")
         if self.streaming and self.skip_bad:
             raise InputError(
                 "--streaming checks rows while it reads them and cannot skip; prepare the set without them"

@@ -7,20 +7,18 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCardData
-from huggingface_hub.errors import HTTPError
+from huggingface_hub import ModelCardData
 from safetensors.torch import load_model
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from act_training.arguments import TrainingArguments, save_recipe
+from act_training.arguments import TrainingArguments, as_recipe, save_recipe
 from act_training.data.prepared_scenes import BLOCK_SIZE
 from act_training.optimization import RunLength
 from act_training.pictures import save_cloud_panels
@@ -28,6 +26,14 @@ from act_training.report import write_report
 from act_training.runs import describe_versions, naming
 from modeling_act import ACTPointCloudProcessor
 from modeling_act.errors import InputError
+from modeling_act.publishing import (
+    collect,
+    one_line,
+    prepare_repository,
+    publish,
+    without_local_path,
+    write_eval_results,
+)
 
 MEASURED = {
     "last": "of the weights after the last step",
@@ -52,13 +58,9 @@ def check_hub(options: TrainingArguments) -> None:
     if options.hub_model_id.count("/") != 1:
         raise InputError(f"--hub_model_id must be ORGANIZATION/NAME, got {options.hub_model_id!r}")
     try:
-        HfApi().whoami()
-        HfApi().create_repo(options.hub_model_id, exist_ok=True)
-    except (HTTPError, OSError, ValueError) as error:
-        raise InputError(
-            f"--push_to_hub: {options.hub_model_id} cannot be written to ({_one_line(error)}); log in with "
-            "`hf auth login`, or train without it and upload afterwards"
-        ) from error
+        prepare_repository(options.hub_model_id, options.hub_private, options.hub_revision)
+    except InputError as error:
+        raise InputError(f"--push_to_hub: {error}; or train without it, and publish afterwards") from error
 
 
 class RunLog:
@@ -78,7 +80,7 @@ class RunLog:
             try:
                 accelerator.init_trackers("act")
             except Exception as error:  # one that waits for a login, say; each tracker has errors of its own
-                raise InputError(f"--report_to {options.report_to}: {_one_line(error)}") from error
+                raise InputError(f"--report_to {options.report_to}: {one_line(error)}") from error
         self.bar = tqdm(
             total=length.total_steps, initial=start, unit="step", dynamic_ncols=True, smoothing=0.05,
             disable=not accelerator.is_main_process,
@@ -182,49 +184,40 @@ def finish_run(
     summary = {name: value for name, value in (run.best if kind == "best" else metrics).items() if name != "step"}
     with naming(run.folder):
         card = make_card(title, text, usage, summary, measured, test)
-        files = _fill_folder(run, kind, {"metrics": metrics, "test": test}, recipe, card)
-    pictures = sorted((run.folder / "pictures").glob("*.png"))
+        _fill_folder(run, kind, {"metrics": metrics, "test": test}, recipe, card)
     images = {path.stem: path for path in sorted((run.folder / "pictures").glob("step-*.png"))[-1:]} | (images or {})
-    with TemporaryDirectory() as scratch:
-        published = Path(scratch) / "recipe.yaml"
-        save_recipe(published, public)
-        report, shown_recipe = run.folder / "report.html", yaml.safe_load(published.read_text("utf-8"))
-        with naming(report):
-            write_report(
-                report, title, _marked(summary, test), run.log.records(), _as_arrays(clouds), tables, images,
-                shown_recipe,
-            )  # fmt: skip
-        run.log.close()
-        print(json.dumps(_marked(metrics, test)))
-        where = ""
-        if options.push_to_hub:
-            files += [report, *pictures]
-            by_name = {path.relative_to(run.folder).as_posix(): path for path in files}
-            where = f"; published as {_push(options, by_name | {'recipe.yaml': published})}"
+    report = run.folder / "report.html"
+    with naming(report):
+        write_report(
+            report, title, _marked(summary, test), run.log.records(), _as_arrays(clouds), tables, images,
+            yaml.safe_load(as_recipe(public)),
+        )  # fmt: skip
+    run.log.close()
+    print(json.dumps(_marked(metrics, test)))
+    where = f"; published as {_push(run.folder, options)}" if options.push_to_hub else ""
     print(f"{run.folder}: model, metrics.json, report.html{where}")
 
 
 def repeatable(options: TrainingArguments) -> TrainingArguments:
     """The options of the same run from step 0, which deletes and publishes nothing."""
     return replace(
-        options, resume_from_checkpoint=None, overwrite_output_dir=False, push_to_hub=False, hub_model_id=None
-    )
+        options, resume_from_checkpoint=None, overwrite_output_dir=False, push_to_hub=False, hub_model_id=None,
+        hub_private=False, hub_revision=None,
+    )  # fmt: skip
 
 
 def without_local_paths(options: TrainingArguments) -> TrainingArguments:
     """The options as others may read them: of a file or folder here, only its name."""
     values = {name: value for name, value in asdict(options).items() if isinstance(value, str)}
-    here = {name: value for name, value in values.items() if os.path.isabs(value) or os.path.exists(value)}
-    return replace(options, **{name: os.path.basename(os.path.abspath(value)) for name, value in here.items()})
+    return replace(options, **{name: without_local_path(value) for name, value in values.items()})
 
 
 def _marked(metrics: dict, test: dict | None) -> dict:
     return metrics | {f"test {name}": value for name, value in (test or {}).items()}
 
 
-def _fill_folder(run, kind: str, figures: dict, recipe: TrainingArguments, card: str) -> list[Path]:
-    """Model, processor, metrics, recipe and card, the weights last: what has weights is complete. Returns the files
-    written."""
+def _fill_folder(run, kind: str, figures: dict, recipe: TrainingArguments, card: str) -> None:
+    """Model, processor, metrics, recipe and card, the weights last: what has weights is complete."""
     staged = run.folder / ".final"
     if kind == "best":
         replace_folder(staged, lambda path: shutil.copytree(run.folder / "best", path, dirs_exist_ok=True))
@@ -241,27 +234,25 @@ def _fill_folder(run, kind: str, figures: dict, recipe: TrainingArguments, card:
     for name in names:
         os.replace(staged / name, run.folder / name)
     staged.rmdir()
-    return [run.folder / name for name in names]
+    shutil.rmtree(run.folder / ".eval_results", ignore_errors=True)
+    if figures["test"]:
+        write_eval_results(run.folder)
 
 
 def _as_arrays(clouds: list[dict[str, torch.Tensor]]) -> list[dict[str, np.ndarray]]:
     return [{name: points.float().cpu().numpy() for name, points in panels.items()} for panels in clouds]
 
 
-def _push(options: TrainingArguments, files: dict[str, Path]) -> str:
-    """Uploads these files, by their names on the Hub, in one commit; returns its address."""
-    additions = [CommitOperationAdd(name, path) for name, path in files.items()]
+def _push(folder: Path, options: TrainingArguments) -> str:
+    """Publishes a finished folder; returns the commit's address."""
+    name = options.hub_model_id
     try:
-        return HfApi().create_commit(options.hub_model_id, additions, commit_message="Upload model").commit_url
-    except (HTTPError, OSError, ValueError) as error:
+        return publish(collect(folder, name), name, options.hub_private, options.hub_revision)
+    except InputError as error:
         raise InputError(
-            f"{options.output_dir} holds the whole finished model, but {options.hub_model_id} did not take it "
-            f"({_one_line(error)}); the same command with --resume_from_checkpoint latest uploads it without training"
+            f"{folder} holds the whole finished model, but {error}; the same command with --resume_from_checkpoint "
+            "latest uploads it without training"
         ) from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def make_processor(run) -> ACTPointCloudProcessor:

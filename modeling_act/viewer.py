@@ -62,9 +62,9 @@ def pack_clouds(clouds: list[ShownCloud], same_frame: bool = False) -> list[dict
         _check(cloud)
     present = sorted({int(label) for cloud in clouds if cloud.labels is not None for label in np.unique(cloud.labels)})
     colors = dict(zip(present, label_colors(len(present)), strict=True))  # the same in every cloud
-    frame = _frame(np.concatenate([cloud.points for cloud in clouds])) if same_frame else None
+    every = np.concatenate([cloud.points for cloud in clouds]) if same_frame else None
     most = min(MOST_POINTS, max(1, MOST_POINTS_OF_PAGE // len(clouds)))
-    return [_pack(cloud, frame or _frame(cloud.points), colors, most) for cloud in clouds]
+    return [_pack(cloud, cloud.points if every is None else every, colors, most) for cloud in clouds]
 
 
 def label_colors(count: int) -> np.ndarray:
@@ -100,15 +100,12 @@ def _check(cloud: ShownCloud) -> None:
         raise InputError(f"{name} has labels and no `label_names`")
 
 
-def _frame(points: np.ndarray) -> tuple[np.ndarray, float]:
-    """Center and radius of a ball about the points."""
-    points = np.asarray(points, np.float64)
-    center = (points.min(axis=0) + points.max(axis=0)) / 2
-    return center, max(float(np.linalg.norm(points - center, axis=1).max()), 1e-30)
-
-
-def _pack(cloud: ShownCloud, frame: tuple[np.ndarray, float], colors: dict[int, np.ndarray], most: int) -> dict:
-    points, (center, radius) = np.asarray(cloud.points, np.float64), frame
+def _pack(cloud: ShownCloud, frame: np.ndarray, colors: dict[int, np.ndarray], most: int) -> dict:
+    """`frame` holds the points that shall fit into the picture."""
+    points, frame = np.asarray(cloud.points, np.float64), np.asarray(frame, np.float64)
+    low, high = frame.min(axis=0), frame.max(axis=0)
+    center = (low + high) / 2
+    radius = max(float(np.linalg.norm(frame - center, axis=1).max()), 1e-30)
     chosen = np.arange(len(points))
     if len(points) > most:
         chosen = np.sort(np.random.default_rng(0).permutation(len(points))[:most])
@@ -134,19 +131,17 @@ def _pack(cloud: ShownCloud, frame: tuple[np.ndarray, float], colors: dict[int, 
         packed["labels"] = _base64(places, "<u4")
     elif cloud.values is not None:
         values = np.asarray(cloud.values, np.float64)[chosen]
-        low, high = float(values.min()), float(values.max())
-        shown = scale_colors(values, low, high)
-        packed |= {"values": _base64(values, "<f4"), "scale": [low, high, [_css(color) for color in SCALE]]}
+        ends = float(values.min()), float(values.max())
+        shown = scale_colors(values, *ends)
+        packed |= {"values": _base64(values, "<f4"), "scale": [*ends, [_css(color) for color in SCALE]]}
     else:
-        shown = scale_colors(unit[:, 1], unit[:, 1].min(), unit[:, 1].max())
+        shown = scale_colors(points[chosen, 1], low[1], high[1])
     return packed | {"colors": _base64(np.rint(255 * shown), "u1")}
 
 
 def _name_of(cloud: ShownCloud, label: int) -> str:
-    try:
-        return str(cloud.label_names[label])
-    except (KeyError, IndexError):
-        return f"label {label}"
+    names = cloud.label_names if isinstance(cloud.label_names, dict) else dict(enumerate(cloud.label_names))
+    return str(names.get(label, f"label {label}"))
 
 
 def _css(color: np.ndarray) -> str:

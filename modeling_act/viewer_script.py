@@ -130,7 +130,7 @@ function cameraOf(panel, view) {
   const x = [cosYaw, sinYaw * sinPitch, -sinYaw * cosPitch], y = [0, cosPitch, sinPitch];
   const z = [sinYaw, -cosYaw * sinPitch, cosYaw * cosPitch];
   const turn = view.zUp ? [...x, ...z.map((value) => -value), ...y] : [...x, ...y, ...z];
-  return { turn, unit: 0.46 * side * view.zoom, right: view.right * side, down: view.down * side,
+  return { turn, unit: 0.46 * side * view.zoom * panel.fit, right: view.right * side, down: view.down * side,
     dot: Math.max(0.8, view.dot * Math.min(0.011, 0.5 / Math.sqrt(panel.count)) * side * view.zoom ** 0.75) };
 }
 
@@ -138,7 +138,7 @@ function cameraOf(panel, view) {
 
 function makePanel(cloud) {
   const panel = {
-    cloud, count: cloud.drawn, canvas: make("canvas", { tabIndex: 0 }), picked: null,
+    cloud, count: cloud.drawn, fit: 1, canvas: make("canvas", { tabIndex: 0 }), picked: null,
     points: decode(cloud.points, Int16Array), colors: decode(cloud.colors, Uint8Array),
     // x, y in pixels and the depth towards the eye
     place(camera, i) {
@@ -203,7 +203,8 @@ function makePanel(cloud) {
 function makeCaption(cloud, readout) {
   const count = cloud.drawn.toLocaleString("en-US"), total = cloud.total.toLocaleString("en-US");
   const number = cloud.drawn < cloud.total ? `${count} of ${total} points` : `${count} points`;
-  const caption = make("figcaption", {}, make("b", {}, cloud.name), " ",
+  const name = cloud.name.replace(/[/_]/g, "$&\u200b"); // a long one may go on in the next line
+  const caption = make("figcaption", {}, make("b", {}, name), " ",
     make("span", { className: "act-quiet" }, cloud.caption ?? number), readout);
   if (cloud.legend) caption.append(make("div", { className: "act-legend" }, ...cloud.legend.map(([name, color]) => {
     const dot = make("i");
@@ -229,11 +230,12 @@ return function actViewer(root, clouds, options = {}) {
   root.actShape = shape;
   root.actObserver?.disconnect();
   const panels = clouds.map(makePanel);
+  panels.forEach((panel, i) => { panel.fit = view.fits?.[i] ?? 1; });
   let waiting = false;
   const draw = () => {
     if (!waiting) requestAnimationFrame(() => {
       waiting = false;
-      if (!view.isFit && panels.every((panel) => panel.resize() && panel.canvas.width)) fit();
+      if (!view.fits && panels.every((panel) => panel.resize() && panel.canvas.width)) fit();
       panels.forEach((panel) => panel.draw(view));
     });
     waiting = true;
@@ -247,17 +249,21 @@ return function actViewer(root, clouds, options = {}) {
   }
   // As large as the pictures allow, seen from there.
   function fit() {
-    Object.assign(view, { ...HOME, zUp: view.zUp, isFit: true });
+    Object.assign(view, { ...HOME, zUp: view.zUp });
     const fits = panels.map((panel) => {
+      panel.fit = 1;
       const { width, height } = panel.canvas, camera = cameraOf(panel, view);
       let most = 1e-9;
       for (let i = 0; i < panel.count; i++) {
         const [x, y] = panel.place(camera, i);
         most = Math.max(most, Math.abs(2 * x / width - 1), Math.abs(2 * y / height - 1));
       }
-      return 0.9 / most;
+      return Math.max(0.8, Math.min(1.6, 0.9 / most));
     });
-    change({ zoom: Math.max(0.8, Math.min(1.6, ...fits)) });
+    // Cards are of different things; other pictures side by side are compared.
+    view.fits = fits.map((own) => (options.onOpen ? own : Math.min(...fits)));
+    panels.forEach((panel, i) => { panel.fit = view.fits[i]; });
+    draw();
   }
   const KEYS = { ArrowLeft: () => ({ yaw: view.yaw - 0.1 }), ArrowRight: () => ({ yaw: view.yaw + 0.1 }),
     ArrowUp: () => ({ pitch: view.pitch - 0.1 }), ArrowDown: () => ({ pitch: view.pitch + 0.1 }),
@@ -329,7 +335,7 @@ return function actViewer(root, clouds, options = {}) {
     root.append(make("div", { className: "act-tools" },
       button("\u2212", "smaller points", () => change({ dot: view.dot / 1.3 })),
       button("+", "larger points", () => change({ dot: view.dot * 1.3 })),
-      button("z up", "z points up, or y as before", () => change({ zUp: !view.zUp })),
+      ...(options.turned ? [] : [button("z up", "z points up, or y as before", () => change({ zUp: !view.zUp }))]),
       button("Reset", "back to the first view", fit)));
   }
   root.actObserver = new ResizeObserver(draw);

@@ -155,14 +155,20 @@ class Page:
 
     def build_viewer(self) -> None:
         with gr.Row(equal_height=True):
+            bare = {"show_label": False, "container": False}
+            colorings, choices = self.models.colorings, [AS_CLASSIFIED] * self.follows_classifier + self.categories
             self.coloring = gr.Radio(
-                self.models.colorings, value=PLAIN, show_label=False, container=False, elem_id="coloring",
-                visible=len(self.models.colorings) > 1, scale=3,
-            )  # fmt: skip
-            choices = [AS_CLASSIFIED] * self.follows_classifier + self.categories
+                colorings,
+                value=PLAIN,
+                label="Colors show",
+                elem_id="coloring",
+                visible=len(colorings) > 1,
+                scale=3,
+                **bare,
+            )
             self.category = gr.Dropdown(
-                choices, value=choices[0] if choices else None, show_label=False, container=False, visible=False,
-                scale=1, min_width=140, elem_id="category",
+                choices, value=choices[0] if choices else None, label="What the object is", elem_id="category",
+                visible=False, scale=1, min_width=140, **bare,
             )  # fmt: skip
         self.message = gr.HTML(elem_id="message", visible=False)
         self.view = cloud_view(VIEWER, elem_id="viewer")
@@ -268,7 +274,7 @@ class Page:
         session.hits = [name for name, _, shape in found if shape is not None]
         rows = [(name, max(0.0, cosine)) for name, cosine, shape in found if shape is None]
         cards = packed([shape for shape, _ in drawn], [cosine for _, cosine in drawn]) if drawn else None
-        return cards, gr.update(value=bars(rows), visible=bool(rows))
+        return cards, gr.update(value=bars(rows, "{:.3f}"), visible=bool(rows))
 
     def rebuild(self, session):
         if session is None:

@@ -111,9 +111,9 @@ def packed(clouds: list[ShownCloud], captions: list[str] | None = None, picked: 
     return {"clouds": values}
 
 
-def bars(classes: list[tuple[str, float]]) -> str:
+def bars(classes: list[tuple[str, float]], form: str = "{:.1%}") -> str:
     rows = [
-        f'<div class="row"><span title="{escape(name)}">{escape(name)}</span><em>{share:.1%}</em>'
+        f'<div class="row"><span title="{escape(name)}">{escape(name)}</span><em>{form.format(share)}</em>'
         f'<div class="track"><i style="width: {100 * share:.2f}%"></i></div></div>'
         for name, share in classes
     ]

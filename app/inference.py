@@ -94,7 +94,7 @@ def open_cloud(path: str | Path, z_up: bool = False) -> OpenCloud:
         cloud = read_cloud(path, dtype=np.float64)
     except (InputError, OSError) as error:
         raise InputError(str(error).replace(str(path), path.name)) from error
-    points, colors, total = np.asarray(cloud.points, np.float64), cloud.colors, len(cloud.points)
+    points, colors, total = np.array(cloud.points, np.float64), cloud.colors, len(cloud.points)
     if np.abs(points).max() >= 1e15:
         raise InputError(f"{path.name}: holds coordinates beyond 1e15")
     if total > MOST_POINTS:

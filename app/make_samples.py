@@ -30,12 +30,11 @@ def ply(surfaces: list[np.ndarray]) -> bytes:
     return header.encode() + corners[used].astype("<f4").tobytes() + rows.tobytes()
 
 
-def main() -> None:
-    for name, seed in SEEDS.items():
-        parts = OBJECTS[CLASS_NAMES.index(name)](np.random.default_rng(seed))
-        surfaces = [surface for part in parts.values() for surface in part]
-        (APP / "samples" / f"{name}.ply").write_bytes(ply(surfaces))
+def sample(name: str) -> bytes:
+    parts = OBJECTS[CLASS_NAMES.index(name)](np.random.default_rng(SEEDS[name]))
+    return ply([surface for part in parts.values() for surface in part])
 
 
 if __name__ == "__main__":
-    main()
+    for name in SEEDS:
+        (APP / "samples" / f"{name}.ply").write_bytes(sample(name))

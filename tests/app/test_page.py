@@ -1,0 +1,121 @@
+"""The page in a real browser, on small real models, from the first look to a broken file."""
+
+import time
+
+import pytest
+
+from browser import errors_of, needs_chromium, open_browser
+from conftest import served
+
+
+def wait_for(driver, script: str, seconds: float = 20):
+    """What `return script` gives in the page, as soon as it is anything."""
+    end = time.monotonic() + seconds
+    while not (value := driver.execute_script(f"return {script}")):
+        assert time.monotonic() < end, f"no {script}; there is {driver.find_element('tag name', 'body').text}"
+        time.sleep(0.1)
+    return value
+
+
+def text_of(selector: str) -> str:
+    return f"(document.querySelector('{selector}')?.innerText ?? '').trim()"
+
+
+def open_page(driver, address: str) -> None:
+    driver.get(address)
+    wait_for(driver, "document.querySelectorAll('#viewer canvas[data-drawn-by]').length === 1")
+
+
+def picture(driver) -> str:
+    return driver.execute_script("return document.querySelector('#viewer canvas').toDataURL()")
+
+
+FOREIGN = """performance.getEntriesByType("resource").map((entry) => entry.name)
+    .filter((name) => !name.startsWith(location.origin) && !name.startsWith("data:"))"""
+
+
+@needs_chromium
+def test_from_a_sample_to_a_broken_file(address, cloud_file, tmp_path):
+    from selenium.webdriver import ActionChains
+
+    with open_browser() as driver:
+        open_page(driver, address)
+        wait_for(driver, "document.querySelectorAll('#samples canvas').length === 8")
+        wait_for(driver, "document.querySelectorAll('#hits canvas').length >= 5")
+        wait_for(driver, "document.querySelectorAll('#rebuilt canvas').length === 3")
+        assert "airplane.ply" in driver.execute_script(f"return {text_of('#viewer figcaption')}")
+        assert driver.execute_script("return document.querySelectorAll('#classes .row').length") == 3
+        assert driver.execute_script(f"return {text_of('#classes')}").count("<b>lamp</b>") == 1  # as text
+
+        driver.find_element("css selector", "#upload input[type=file]").send_keys(str(cloud_file))
+        wait_for(driver, f"{text_of('#viewer figcaption')}.includes('cube.xyz')")
+        assert "600 points" in driver.execute_script(f"return {text_of('#viewer figcaption')}")
+
+        before = picture(driver)
+        canvas = driver.find_element("css selector", "#viewer canvas")
+        driver.execute_script("arguments[0].scrollIntoView({ block: 'center' })", canvas)
+        ActionChains(driver).move_to_element(canvas).click().perform()
+        wait_for(driver, "document.querySelector('#coloring input:checked').value === 'Similarity'")
+        readout = wait_for(
+            driver, f"document.querySelector('#viewer .act-scale') && {text_of('#viewer .act-readout')}"
+        )
+        assert readout.startswith("point ") and readout.endswith(" 1")  # itself
+        assert picture(driver) != before
+
+        for label in driver.find_elements("css selector", "#coloring label"):
+            if label.text == "Parts":
+                label.click()
+        legend = wait_for(driver, text_of("#viewer .act-legend"))
+        assert {name.partition("/")[0] for name in legend.split()} <= {"chair", "lamp", "mug"}
+
+        broken = tmp_path / "<img src=x onerror=alert(1)>.ply"
+        broken.write_bytes(b"ply\nnothing")
+        driver.execute_script(
+            "document.querySelector('#upload button[aria-label]')?.click()"
+        )  # the cross beside a file
+        wait_for(driver, "document.querySelector('#upload input[type=file]')")
+        driver.find_element("css selector", "#upload input[type=file]").send_keys(str(broken))
+        told = wait_for(driver, text_of("#message"))
+        assert ".ply: " in told and "onerror" in told and "\n" not in told
+        assert driver.execute_script(f"return {text_of('#viewer figcaption')}").startswith("cube.xyz")  # still there
+        assert driver.find_elements("css selector", "img[onerror]") == []
+
+        driver.find_element("css selector", "#samples canvas").click()
+        wait_for(driver, f"{text_of('#viewer figcaption')}.includes('airplane.ply')")
+        wait_for(driver, f"!{text_of('#message')}")
+        assert driver.execute_script(f"return {FOREIGN}") == [] and errors_of(driver) == []
+
+
+@needs_chromium
+def test_a_phone_sees_it_all_and_nothing_beside(address):
+    with open_browser(390, 844, phone=True) as driver:
+        open_page(driver, address)
+        wait_for(driver, "document.querySelectorAll('#rebuilt canvas').length === 3")
+        assert driver.execute_script("return document.documentElement.scrollWidth") == 390
+        beside = """[...document.querySelectorAll("#viewer *, #upload *, #classes *, #hits *, #rebuilt *")]
+            .filter((element) => element.getBoundingClientRect().right > innerWidth + 1).length"""
+        assert driver.execute_script(f"return {beside}") == 0
+        size = driver.find_element("css selector", "#viewer canvas").rect
+        assert size["width"] > 330 and size["height"] > 330
+        assert errors_of(driver) == []
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_without_models_it_says_how_to_make_one_and_still_shows_clouds(tmp_path):
+    with served(tmp_path, {}) as address, open_browser() as driver:
+        open_page(driver, address)
+        assert "make demo" in driver.execute_script(f"return {text_of('#head')}")
+        for selector in ("#classes", "#hits", "#rebuilt"):
+            assert driver.find_elements("css selector", f"{selector} *") == []
+        assert driver.find_elements("css selector", "#coloring") == []
+        assert errors_of(driver) == []
+
+
+def test_a_wrong_model_ends_the_start_with_one_line(monkeypatch, model_names):
+    import app
+
+    monkeypatch.setattr("sys.argv", ["app.py", "--classifier", model_names["student"]])
+    with pytest.raises(SystemExit, match="app.py: error: .*holds ACTStudent, where .* is needed") as caught:
+        app.main()
+    assert "\n" not in str(caught.value)

@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import ZipFile, is_zipfile
 
 import numpy as np
 import torch
+from reading import OpenCloud, open_cloud
 from torch import nn
 
-from modeling_act.cloud_files import read_cloud
 from modeling_act.embedding import processor_of
 from modeling_act.errors import InputError
 from modeling_act.loading import SEGMENTERS, load_model
@@ -17,9 +16,6 @@ from modeling_act.reconstruction import reconstruct
 from modeling_act.shape_index import ShapeIndex, probe_cloud
 from modeling_act.viewer import ShownCloud
 
-MOST_BYTES = 20 * 2**20  # of an upload,
-MOST_BYTES_UNPACKED = 10 * MOST_BYTES  # of what an archive holds,
-MOST_POINTS = 30_000  # and of these of any cloud
 NUM_CLASSES, NUM_HITS = 5, 6
 
 PLAIN, FEATURES, SIMILARITY, PARTS = "Shape", "Features", "Similarity", "Parts"
@@ -69,40 +65,6 @@ def load_models(names: dict[str, str | None]) -> Models:
         if not models.shapes.is_dir():
             raise InputError(f"--shapes {names['shapes']}: there is no such folder")
     return models
-
-
-@dataclass
-class OpenCloud:
-    """A cloud as the page holds it: y up, at most MOST_POINTS points."""
-
-    name: str
-    points: np.ndarray  # (points, 3), float64
-    colors: np.ndarray | None = None
-    total: int = 0  # points of the file, or of the surface drawn
-
-
-def open_cloud(path: str | Path, z_up: bool = False) -> OpenCloud:
-    """Reads a file that anybody may have sent. Errors call it by its name and not by where it was put."""
-    path = Path(path)
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            raise InputError(f"{path}: is larger than {MOST_BYTES / 2**20:.0f} MB")
-        if path.suffix.lower() == ".npz" and is_zipfile(path):
-            with ZipFile(path) as archive:
-                if sum(info.file_size for info in archive.infolist()) > MOST_BYTES_UNPACKED:
-                    raise InputError(f"{path}: holds more than {MOST_BYTES_UNPACKED / 2**20:.0f} MB")
-        cloud = read_cloud(path, dtype=np.float64)
-    except (InputError, OSError) as error:
-        raise InputError(str(error).replace(str(path), path.name)) from error
-    points, colors, total = np.array(cloud.points, np.float64), cloud.colors, len(cloud.points)
-    if np.abs(points).max() >= 1e15:
-        raise InputError(f"{path.name}: holds coordinates beyond 1e15")
-    if total > MOST_POINTS:
-        kept = np.sort(np.random.default_rng(0).permutation(total)[:MOST_POINTS])
-        points, colors = points[kept], None if colors is None else colors[kept]
-    if z_up:
-        points = np.stack([points[:, 0], points[:, 2], -points[:, 1]], axis=1)
-    return OpenCloud(path.name, points, colors, total)
 
 
 def given(model: nn.Module) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """What the page computes, on small real models."""
 
 import re
-import zipfile
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ def models(model_names):
 
 @pytest.fixture(scope="module")
 def chair(model_names):
-    from inference import open_cloud
+    from reading import open_cloud
 
     return open_cloud(f"{model_names['shapes']}/chair.ply")
 
@@ -108,55 +107,9 @@ def test_reconstruction_sees_a_fifth_and_another_fifth(models, chair):
     np.testing.assert_array_equal(rebuild(models, chair, 0)[1].points, made.points)
 
 
-# Files ---------------------------------------------------------------------------------------------------------------
-
-
-def test_z_up_is_stood_up(tmp_path):
-    from inference import open_cloud
-
-    np.save(tmp_path / "a.npy", np.array([(1.0, 2, 3), (4, 5, 6)]))
-    assert open_cloud(tmp_path / "a.npy", z_up=True).points.tolist() == [[1, 3, -2], [4, 6, -5]]
-
-
-def test_a_large_cloud_is_thinned_with_its_colors(tmp_path):
-    from inference import MOST_POINTS, open_cloud
-
-    points = np.random.default_rng(0).random((MOST_POINTS + 5, 3))
-    np.savez(tmp_path / "a.npz", points=points, colors=points)
-    cloud = open_cloud(tmp_path / "a.npz")
-    assert (len(cloud.points), cloud.total) == (MOST_POINTS, MOST_POINTS + 5)
-    np.testing.assert_allclose(cloud.colors, cloud.points, atol=1e-6)
-
-
-def bomb(path):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("points.npy", bytes(250 * 2**20))
-
-
-@pytest.mark.parametrize(
-    ("name", "write", "message"),
-    [
-        ("a.ply", lambda path: path.write_bytes(b"ply\nnonsense"), "a.ply: "),
-        ("a.ply", lambda path: path.write_bytes(b""), "a.ply: is empty"),
-        ("a.exe", lambda path: path.write_bytes(b"MZ"), "unsupported suffix '.exe'"),
-        ("a.xyz", lambda path: path.write_text("0 0 nan\n" * 9), "not finite"),
-        ("a.xyz", lambda path: path.write_text("0 0 1e16\n" * 9), "coordinates beyond 1e15"),
-        ("a.npz", bomb, "a.npz: holds more than 200 MB"),
-        ("a.xyz", lambda path: path.write_bytes(b"0 0 0\n" * 4_000_000), "a.xyz: is larger than 20 MB"),
-        ("a.xyz", lambda path: None, "there is no such file|No such file"),
-    ],
-)
-def test_bad_files_get_one_line_that_does_not_say_where_they_lay(tmp_path, name, write, message):
-    from inference import open_cloud
-
-    write(tmp_path / name)
-    with pytest.raises(InputError, match=message) as caught:
-        open_cloud(tmp_path / name)
-    assert str(tmp_path) not in str(caught.value) and "\n" not in str(caught.value)
-
-
 def test_any_small_cloud_goes_through_all_models(models, tmp_path):
-    from inference import FEATURES, PARTS, SIMILARITY, classify, color, neighbors, open_cloud, rebuild
+    from inference import FEATURES, PARTS, SIMILARITY, classify, color, neighbors, rebuild
+    from reading import open_cloud
 
     from modeling_act.viewer import pack_clouds
 

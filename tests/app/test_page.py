@@ -113,9 +113,9 @@ def test_without_models_it_says_how_to_make_one_and_still_shows_clouds(tmp_path)
 
 
 def test_a_wrong_model_ends_the_start_with_one_line(monkeypatch, model_names):
-    import app
+    import page
 
     monkeypatch.setattr("sys.argv", ["app.py", "--classifier", model_names["student"]])
     with pytest.raises(SystemExit, match="app.py: error: .*holds ACTStudent, where .* is needed") as caught:
-        app.main()
+        page.main()
     assert "\n" not in str(caught.value)

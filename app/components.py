@@ -38,13 +38,15 @@ PAGE_STYLE = """
 #head p { margin: 0; opacity: .75; font-size: .95rem; }
 #head .models { display: flex; flex-wrap: wrap; gap: 6px; margin-top: 10px; font-size: .8rem; }
 #head .models span { border: 1px solid var(--border-color-primary); border-radius: 99px; padding: 2px 10px; }
-#head .models .none { border-style: dashed; color: var(--body-text-color-subdued); }
+#head .models .none { border-style: dashed; opacity: .85; }
 #head .models b { font-weight: 600; }
 #head code { font-size: .92em; background: var(--background-fill-secondary); padding: 1px 5px; border-radius: 5px; }
 .card { background: var(--block-background-fill); border: 1px solid var(--border-color-primary);
   border-radius: var(--radius-xl); padding: 14px !important; gap: 10px !important; }
 .card h2 { font-size: .95rem; font-weight: 650; margin: 0; }
 .card .hint, #hint { opacity: .72; font-size: .84rem; line-height: 1.45; margin: 0; }
+#viewer .html-container { transition: opacity .1s; }
+#viewer .html-container.pending { transition: opacity .3s .3s; } /* nothing flickers for what is there at once */
 #viewer canvas { background: var(--background-fill-secondary); }
 #viewer .act-clouds { --act-height: max(340px, calc(100dvh - 330px)); }
 #samples .act-clouds { grid-template-columns: repeat(2, 1fr); gap: 8px; }
@@ -58,6 +60,8 @@ PAGE_STYLE = """
   border: 1px solid var(--border-color-primary); }
 #coloring input { display: none; }
 #coloring label span { margin: 0; }
+#category .wrap { border: 1px solid var(--border-color-primary); border-radius: 99px; }
+#z-up input { border: 1px solid var(--body-text-color-subdued); }
 #hits .act-clouds { grid-template-columns: repeat(3, 1fr); gap: 4px; }
 #rebuilt .act-clouds { grid-template-columns: repeat(auto-fit, minmax(min(200px, 46%), 1fr)); }
 #rebuilt canvas { background: var(--background-fill-secondary); aspect-ratio: 4 / 3; }
@@ -78,8 +82,9 @@ PAGE_STYLE = """
   #samples .act-clouds { display: flex; overflow-x: auto; }
   #samples figure { flex: 0 0 72px; }
   #head .models { flex-wrap: nowrap; overflow-x: auto; white-space: nowrap; }
+  #head .models .none { white-space: normal; border-radius: 12px; }
   #upload .icon-wrap { display: none; }
-  #upload button { height: 84px !important; min-height: 0 !important; }
+  #upload button:has(.wrap) { height: 84px !important; min-height: 0 !important; }
   #rebuilt .act-clouds { grid-template-columns: repeat(3, 1fr); gap: 6px; }
   #inputs .hint, #inputs h2 { display: none; }
   #viewer .act-clouds { --act-height: 56dvh; }

@@ -97,9 +97,7 @@ def head(models: Models, names: dict[str, str | None]) -> str:
         for flag in FLAGS
         if names.get(flag) and flag != "shapes"
     )
-    missing = [f"{FLAGS[flag]} (--{flag})" for flag in FLAGS if not getattr(models, flag)]
-    if models.index is None:
-        missing.pop()  # shapes without an index are of no use
+    missing = [f"{what} (--{flag})" for flag, what in FLAGS.items() if flag != "shapes" and not getattr(models, flag)]
     if not chips:
         chips = f'<span class="none">{NO_MODEL}</span>'
     elif missing:
@@ -115,12 +113,8 @@ class Page:
 
     def __init__(self, models: Models, names: dict[str, str | None]):
         self.models, self.names, self.categories = models, names, categories(models)
-        known = (
-            {models.classifier.config.id2label[key] for key in models.classifier.config.id2label}
-            if (models.classifier)
-            else set()
-        )
-        self.follows_classifier = bool(self.categories) and known >= set(self.categories)
+        known = models.classifier.config.id2label.values() if models.classifier else ()
+        self.follows_classifier = bool(self.categories) and set(known) >= set(self.categories)
 
     def build(self) -> gr.Blocks:
         models = self.models
@@ -194,22 +188,23 @@ class Page:
         """No handler is an endpoint that other programs are invited to call."""
         hidden = {"show_progress": "hidden", "api_visibility": "private"}
         options = {**hidden, "concurrency_limit": 2, "concurrency_id": "cpu"}
+        told = {**options, "show_progress": "minimal", "show_progress_on": self.view}  # large models take seconds
         looks = [self.session, self.coloring, self.category]
         shown = [self.session, self.message, self.classes, self.view, self.coloring, self.category]
         page.load(lambda: packed(*sample_cards()), None, self.samples, **options)
         for opened in (
             page.load(self.open_sample, looks, shown, **options),
-            self.samples.select(self.open_sample, looks, shown, **options),
-            self.hits.select(self.open_hit, looks, shown, **options),
-            self.upload.upload(self.open_upload, [*looks, self.upload, self.z_up], shown, **options),
+            self.samples.select(self.open_sample, looks, shown, **told),
+            self.hits.select(self.open_hit, looks, shown, **told),
+            self.upload.upload(self.open_upload, [*looks, self.upload, self.z_up], shown, **told),
         ):
             if self.models.index:
                 opened.success(self.find, self.session, [self.hits, self.hit_names], **options)
             if self.models.teacher:
                 opened.success(self.rebuild, self.session, self.rebuilt, **options)
-        self.coloring.input(self.recolor, looks, shown, **options)
-        self.category.input(self.recolor, looks, shown, **options)
-        self.view.select(self.pick, looks, shown, **options)
+        self.coloring.input(self.recolor, looks, shown, **told)
+        self.category.input(self.recolor, looks, shown, **told)
+        self.view.select(self.pick, looks, shown, **told)
         self.again.click(self.hide_others, self.session, self.rebuilt, **options)
 
     def open_upload(self, session, coloring, category, path: str | None, z_up: bool):

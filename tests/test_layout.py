@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "modeling_act"
-SCRIPTS = ("training", "benchmarks", "model_cards")
+SCRIPTS = ("training", "benchmarks", "model_cards", "app")
 KERNELS = "point_kernels"
 SOURCES = (PACKAGE, KERNELS, *SCRIPTS, "tests")
 # What an installation without extras brings; huggingface_hub comes with transformers.

@@ -1,22 +1,14 @@
-"""Small real models in folders, an index of the samples, and the page served from a process of its own."""
+"""Small real models in folders, an index of the samples, and the page that shows them."""
 
-import os
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from app_server import ROOT, served
 
 from small_models import small_student_config, small_teacher_config
 
-ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "app"))
 
 CLASSES = ["chair", "<b>lamp</b>", "mug"]
@@ -62,37 +54,6 @@ def model_names(tmp_path_factory) -> dict[str, str]:
     ShapeIndex.build(folder / "index", names, vectors, about)
     folders = {name: str(folder / name) for name in (*models, "index")}
     return folders | {"shapes": str(ROOT / "app" / "samples")}
-
-
-@contextmanager
-def served(folder: Path, names: dict[str, str]):
-    """The address of the page, started as a user starts it; uploads go below `folder`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "app/app.py", "--port", str(port)]
-    command += [word for name, value in names.items() for word in (f"--{name}", value)]
-    environment = os.environ | {"GRADIO_TEMP_DIR": str(folder / "uploads"), "OMP_NUM_THREADS": "1"}
-    log = folder / "app.log"
-    with log.open("w") as stream:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=stream)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(240):
-            assert process.poll() is None, log.read_text()
-            try:
-                urllib.request.urlopen(f"{address}/config", timeout=5).read()
-                break
-            except urllib.error.URLError:
-                time.sleep(0.25)
-        else:
-            raise AssertionError(f"the page does not answer: {log.read_text()}")
-        yield address
-        # Gradio logs where it refused a forged request; nothing of ours may have failed.
-        assert f'File "{ROOT}' not in log.read_text(), log.read_text()
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
 
 
 @pytest.fixture(scope="session")

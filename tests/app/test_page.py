@@ -1,11 +1,13 @@
 """The page in a real browser, on small real models, from the first look to a broken file."""
 
+import configparser
+import shutil
 import time
 
 import pytest
+from app_server import ROOT, served
 
 from browser import errors_of, needs_chromium, open_browser
-from conftest import served
 
 
 def wait_for(driver, script: str, seconds: float = 20):
@@ -102,14 +104,25 @@ def test_a_phone_sees_it_all_and_nothing_beside(address):
 
 @pytest.mark.slow
 @needs_chromium
-def test_without_models_it_says_how_to_make_one_and_still_shows_clouds(tmp_path):
-    with served(tmp_path, {}) as address, open_browser() as driver:
+def test_a_space_without_models_says_how_to_make_one_and_still_shows_clouds(tmp_path):
+    space = tmp_path / "space"  # put together as app/README.md says
+    shutil.copytree(ROOT / "app", space)
+    shutil.copytree(ROOT / "modeling_act", space / "modeling_act")
+    with served(tmp_path, {}, script=space / "app.py") as address, open_browser() as driver:
         open_page(driver, address)
         assert "make demo" in driver.execute_script(f"return {text_of('#head')}")
         for selector in ("#classes", "#hits", "#rebuilt"):
             assert driver.find_elements("css selector", f"{selector} *") == []
         assert driver.find_elements("css selector", "#coloring") == []
         assert errors_of(driver) == []
+
+
+def test_a_space_installs_what_the_package_needs():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    needed = setup["options"]["install_requires"] + setup["options.extras_require"]["search"]
+    listed = (ROOT / "app" / "requirements.txt").read_text().splitlines()
+    assert {line for line in needed.splitlines() if line} == {line for line in listed if not line.startswith("#")}
 
 
 def test_a_wrong_model_ends_the_start_with_one_line(monkeypatch, model_names):

@@ -1,0 +1,44 @@
+"""The page, served from a process of its own, as a user starts it."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@contextmanager
+def served(folder: Path, names: dict[str, str], script: Path = ROOT / "app" / "app.py"):
+    """The address of the page, started as a user starts it; uploads go below `folder`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, str(script), "--port", str(port)]
+    command += [word for name, value in names.items() for word in (f"--{name}", value)]
+    environment = os.environ | {"GRADIO_TEMP_DIR": str(folder / "uploads"), "OMP_NUM_THREADS": "1"}
+    log = folder / "app.log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=stream, stderr=stream)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            assert process.poll() is None, log.read_text()
+            try:
+                urllib.request.urlopen(f"{address}/config", timeout=5).read()
+                break
+            except urllib.error.URLError:
+                time.sleep(0.25)
+        else:
+            raise AssertionError(f"the page does not answer: {log.read_text()}")
+        yield address
+        # Gradio logs where it refused a forged request; nothing of ours may have failed.
+        assert f'File "{ROOT}' not in log.read_text(), log.read_text()
+    finally:
+        process.terminate()
+        process.wait(timeout=20)

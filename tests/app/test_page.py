@@ -99,7 +99,25 @@ def test_a_phone_sees_it_all_and_nothing_beside(address):
         assert driver.execute_script(f"return {beside}") == 0
         size = driver.find_element("css selector", "#viewer canvas").rect
         assert size["width"] > 330 and size["height"] > 330
+
+        driver.execute_script("document.querySelector('#viewer canvas').scrollIntoView({ block: 'center' })")
+        pictures, offset = [picture(driver)], driver.execute_script("return scrollY")
+        touch(driver, [[(100, 400)], [(140, 430)], [(190, 460)]])  # one finger turns
+        pictures.append(picture(driver))
+        touch(driver, [[(180, 400), (200, 420)], [(150, 380), (230, 440)], [(110, 350), (270, 480)]])  # two zoom
+        pictures.append(picture(driver))
+        assert len(set(pictures)) == 3 and driver.execute_script("return scrollY") == offset
         assert errors_of(driver) == []
+
+
+def touch(driver, steps: list[list[tuple[int, int]]]) -> None:
+    """Fingers down at the first step's places, on to the next ones', and up."""
+    for number, places in enumerate(steps):
+        points = [{"x": x, "y": y, "id": finger} for finger, (x, y) in enumerate(places)]
+        kind = "touchMove" if number else "touchStart"
+        driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    time.sleep(0.3)
 
 
 @pytest.mark.slow

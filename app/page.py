@@ -189,6 +189,7 @@ class Page:
         hidden = {"show_progress": "hidden", "api_visibility": "private"}
         options = {**hidden, "concurrency_limit": 2, "concurrency_id": "cpu"}
         told = {**options, "show_progress": "minimal", "show_progress_on": self.view}  # large models take seconds
+        apart = {**told, "concurrency_id": "files"}  # whoever waits for a slow file keeps no one else waiting
         looks = [self.session, self.coloring, self.category]
         shown = [self.session, self.message, self.classes, self.view, self.coloring, self.category]
         page.load(lambda: packed(*sample_cards()), None, self.samples, **options)
@@ -196,7 +197,7 @@ class Page:
             page.load(self.open_sample, looks, shown, **options),
             self.samples.select(self.open_sample, looks, shown, **told),
             self.hits.select(self.open_hit, looks, shown, **told),
-            self.upload.upload(self.open_upload, [*looks, self.upload, self.z_up], shown, **told),
+            self.upload.upload(self.open_upload, [*looks, self.upload, self.z_up], shown, **apart),
         ):
             if self.models.index:
                 opened.success(self.find, self.session, [self.hits, self.hit_names], **options)

@@ -12,6 +12,7 @@ import socket
 import struct
 import threading
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -47,8 +48,8 @@ class LoopbackHub:
 
     def __init__(self):
         self.commits: dict[str, list[dict[str, bytes]]] = {}
-        self.branches: dict[str, dict[str, int]] = {}
-        self.tags: dict[str, dict[str, int]] = {}
+        self.branches: dict[str, dict[str, int]] = defaultdict(dict)
+        self.tags: dict[str, dict[str, int]] = defaultdict(dict)
         self.private: set[str] = set()
         self.gated: set[str] = set()
         self.large: dict[str, bytes] = {}
@@ -84,8 +85,7 @@ class LoopbackHub:
         return None
 
     def create(self, repository: str) -> None:
-        self.commits[repository] = [{".gitattributes": b""}]
-        self.branches[repository], self.tags[repository] = {"main": 0}, {}
+        self.commits[repository], self.branches[repository]["main"] = [{".gitattributes": b""}], 0
 
     def files(self, repository: str, revision: str = "main") -> dict[str, bytes]:
         return self.commits[repository][self.place(repository, revision)]
@@ -94,9 +94,10 @@ class LoopbackHub:
         return _sha(repository, str(self.place(repository, revision)))
 
     def place(self, repository: str, revision: str) -> int | None:
-        """Of a branch, a tag or a commit."""
-        named = self.branches[repository] | self.tags[repository]
-        hashes = {_sha(repository, str(place)): place for place in range(len(self.commits[repository]))}
+        """Of a branch, a tag or a commit; a repository without branches has its last commit on main."""
+        last = len(self.commits[repository]) - 1
+        named = {"main": last} | self.branches[repository] | self.tags[repository]
+        hashes = {_sha(repository, str(place)): place for place in range(last + 1)}
         return (named | hashes).get(revision)
 
 

@@ -7,66 +7,17 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-import torch
 import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
+from finished_folder import CARD, HOME, LOOKS_LIKE_A_TOKEN, make_folder, published_of
 from loopback_hub import STRANGER, TOKEN
-from modeling_act import ACTPointCloudProcessor
 from modeling_act.errors import InputError
 from modeling_act.publishing import collect, publish, write_eval_results
 from small_models import small_models
 
 ROOT = Path(__file__).resolve().parents[1]
-CODE = {
-    "act_layers.py", "configuration_act_student.py", "configuration_checks.py", "modeling_act_student.py",
-    "point_ops.py", "processing_act.py",
-}  # fmt: skip
-FIGURES = {
-    "README.md", "config.json", "metrics.json", "model.safetensors", "pictures/confusion.png",
-    "preprocessor_config.json", "recipe.yaml", "report.html",
-}  # fmt: skip
-CARD = """---
-library_name: transformers
-license: apache-2.0
----
-
-# A classifier
-
-See https://example.org/home/page and <a/tmp/b>, 3/4 or and/or.
-
-```python
-model = ACTStudentForPointCloudClassification.from_pretrained("classifier").eval()
-other = ACTStudent.from_pretrained("other/student")
-```
-"""
-LOOKS_LIKE_A_TOKEN = "hf_" + "aB3" * 11
-HOME = "/" + "home/someone"
-
-
-def make_folder(path, dataset="org/set"):
-    """What a training script leaves, beside which lies what must not leave."""
-    torch.manual_seed(0)
-    model_class, config, _ = small_models()["classification"]
-    model_class(config).save_pretrained(path)
-    ACTPointCloudProcessor(num_points=64).save_pretrained(path)
-    recipe = {
-        "dataset_name": dataset, "dataset_config_name": None, "test_split": "test", "output_dir": str(path),
-        "learning_rate": 1e-07, "student": f"{HOME}/students/small", "model": {"num_groups": 16},
-    }  # fmt: skip
-    metrics = {"metrics": {"accuracy": 0.5}, "test": {"loss": 0.875, "accuracy": 0.75, "other": 0.625}, "steps": 3}
-    files = {
-        "README.md": CARD, "recipe.yaml": yaml.safe_dump(recipe, sort_keys=False), "metrics.json": json.dumps(metrics),
-        "report.html": "<html></html>", "pictures/confusion.png": "png", "log.jsonl": "{}", "notes.txt": "mine",
-        "stray.py": "x = 1", "pytorch_model.bin": "pickle", "optimizer.pt": "pickle", "token": LOOKS_LIKE_A_TOKEN,
-        "checkpoints/step-3/model.safetensors": "x", "best/model.safetensors": "x", "ema/config.json": "{}",
-        "pictures/raw.npz": "x", ".env": LOOKS_LIKE_A_TOKEN, "act/events.out": "x",
-    }  # fmt: skip
-    for name, text in files.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_text(text)
-    return path
 
 
 @pytest.fixture
@@ -84,18 +35,18 @@ def content(publication, name) -> str:
 
 def test_the_allowlist_and_nothing_else_goes(folder):
     publication = collect(folder, "org/model")
-    assert set(publication.files) == CODE | FIGURES
+    assert set(publication.files) == published_of(folder)
     stays = [
         ".env", "act/", "best/", "checkpoints/", "ema/", "log.jsonl", "notes.txt", "optimizer.pt", "pytorch_model.bin",
         "stray.py", "token",
     ]  # fmt: skip
     assert publication.left_out == stays
     lines = str(publication).splitlines()
-    sizes = {line.split()[0]: line.split()[1].replace(",", "") for line in lines[: len(CODE | FIGURES)]}
-    assert sizes == {name: str(publication.size(name)) for name in CODE | FIGURES}
+    sizes = {line.split()[0]: line.split()[1].replace(",", "") for line in lines[: len(publication.files)]}
+    assert sizes == {name: str(publication.size(name)) for name in publication.files}
     assert sizes["model.safetensors"] == str((folder / "model.safetensors").stat().st_size)
     total = sum(map(int, sizes.values()))
-    assert lines[len(sizes)].split() == ["14", "files", f"{total:,}", "bytes"]
+    assert lines[len(sizes)].split() == [str(len(sizes)), "files", f"{total:,}", "bytes"]
     assert lines[len(sizes) + 1] == f"stays here: {', '.join(stays)}"
     assert "no .eval_results: the run read no test split of a set on the Hub" in lines
 
@@ -373,14 +324,14 @@ def test_a_dry_run_lists_what_then_goes(own_hub, folder, publish_script, capsys)
     publish_script([*words, "--dry_run"])
     dry = capsys.readouterr().out.splitlines()
     assert own_hub.requests == []
-    listed = {line.split()[0]: line.split()[1].replace(",", "") for line in dry[: len(CODE | FIGURES)]}
+    listed = {line.split()[0]: line.split()[1].replace(",", "") for line in dry[: len(published_of(folder))]}
     assert dry[-1] == "dry run: nothing was sent; without --dry_run it goes to org/act (private), branch v2"
     publish_script(words)
     real = capsys.readouterr().out.splitlines()
     assert real[-1].startswith(f"published as {own_hub.url}/org/act/commit/")
     assert real[:-1] == dry[:-1]
     files = own_hub.files("models/org/act", "v2")
-    assert {name: str(len(files[name])) for name in listed} == listed and set(listed) == CODE | FIGURES
+    assert {name: str(len(files[name])) for name in listed} == listed and set(listed) == published_of(folder)
     assert own_hub.private == {"models/org/act"}
     card = ModelCard(files["README.md"].decode())
     assert 'from_pretrained("org/act")' in card.text and "Nothing is published" not in card.text

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from .configuration_act_student import ACTStudentConfig
 from .configuration_act_teacher import ACTTeacherConfig
@@ -54,10 +55,14 @@ def load_model(name: str, *wanted: str, config: PreTrainedConfig | None = None, 
     if chosen not in MODULES:
         raise InputError(f"{name} holds {held}, where {' or '.join(wanted or MODULES)} is needed")
     kind = getattr(import_module(f".{MODULES[chosen]}", __package__), chosen)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what is missing or left over is told below, in one line
     try:
         model, report = kind.from_pretrained(name, config=config, output_loading_info=True, **options)
     except (OSError, RuntimeError) as error:
         raise InputError(f"{name}: {_one_line(error)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
     allowed = set() if chosen == held else {"unexpected_keys"}  # the head, which an encoder leaves behind
     problems = {what: sorted(map(str, keys))[:3] for what, keys in report.items() if keys and what not in allowed}
     if problems:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.utils import cached_file, is_peft_available
@@ -70,7 +71,13 @@ def check_files(path: str, arguments: dict) -> None:
     missing = {"_raise_exceptions_for_gated_repo": False, "_raise_exceptions_for_missing_entries": False}
 
     def find(name: str) -> str | None:
-        return cached_file(path, name, **hub, **missing)
+        try:
+            return cached_file(path, name, **hub, **missing)
+        except HTTPError as error:  # of a connection that broke off
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(
+                f"{path}: {name} could not be downloaded whole ({reason}); nothing of it was kept: try again"
+            ) from error
 
     if os.path.isfile(path):
         raise InputError(f"{path}: is a file; give the folder that holds config.json and {SINGLE_FILE}")

@@ -153,13 +153,13 @@ def test_private_and_gated_models_open_to_those_who_may(two_versions, folders, c
 @pytest.mark.parametrize(
     ("part", "kind", "method", "seconds", "message"),
     [
-        ("model.safetensors", "cut", "GET", 0, "Can't load the model for 'org/act-vitb'"),
+        ("model.safetensors", "cut", "GET", 0, "org/act-vitb: model.safetensors could not be downloaded whole ("),
         *(
             pytest.param(*values, marks=pytest.mark.slow)
             for values in (
-                ("model.safetensors", "truncated", "GET", 0, "Can't load the model for 'org/act-vitb'"),
+                ("model.safetensors", "truncated", "GET", 0, "downloaded whole (peer closed connection without"),
                 ("model.safetensors", "short", "GET", 0, "Consistency check failed: file should be of size"),
-                ("model.safetensors", "slow", "GET", 4, "Can't load the model for 'org/act-vitb'"),
+                ("model.safetensors", "slow", "GET", 4, "downloaded whole (timed out); nothing of it was kept"),
                 ("model.safetensors", "403", "", 0, "org/act-vitb does not appear to have a file named"),
                 ("config.json", "truncated", "GET", 0, "Can't load the configuration of 'org/act-vitb'"),
                 ("config.json", "404", "", 0, "couldn't find them in the cached files"),
@@ -177,7 +177,7 @@ def test_a_download_that_breaks_off_leaves_nothing_that_loads(
     own_hub.fail(part, kind, method, seconds=seconds)
     steps = [("load", {}), ("cached", {}), ("load", {"offline": True}), ("mend", {}), ("load", {}), ("cached", {})]
     broken, cached, offline, loaded, complete = client(own_hub, steps)
-    assert message in broken["error"] and "OSError" in broken["kind"]
+    assert message in broken["error"] and {"OSError", "InputError"} & set(broken["kind"])
     assert part not in cached
     assert "error" in offline, "half a model was taken for a whole one"
     assert loaded["digest"] == digest

@@ -168,5 +168,6 @@ def test_final_weights_are_the_ones_asked_for(tmp_path, kind, best, added, said)
     assert (processor.num_points, processor.point_sampling, processor.normalize) == (64, "random", False)
     assert json.loads((tmp_path / "metrics.json").read_text())["test"] == {"accuracy": 0.125}
     card = (tmp_path / "README.md").read_text()
+    assert "license:" not in card and "No licence of the weights was given" in card
     assert "| accuracy | 0.125 |" in card.split("## Test")[1]
     assert said in card and f"| loss | {0.25 if 'step 3' in said else 0.5} |" in card

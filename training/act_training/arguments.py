@@ -86,6 +86,9 @@ class TrainingArguments:
     picture_epochs: float = field(default=10, metadata={"help": "epochs between pictures"})
     report_to: str = field(default="none", metadata={"help": "none, tensorboard, wandb, trackio or all"})
     push_to_hub: bool = field(default=False, metadata={"help": "upload the finished model"})
+    license: str | None = field(
+        default=None, metadata={"help": "of the weights, for the card: it follows from data, backbone and student"}
+    )
     hub_model_id: str | None = field(default=None, metadata={"help": "where to, as organization/name"})
     hub_private: bool = field(default=False, metadata={"help": "make that repository a private one"})
     hub_revision: str | None = field(default=None, metadata={"help": "branch to upload to, made where missing"})

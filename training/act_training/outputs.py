@@ -35,6 +35,10 @@ from modeling_act.publishing import (
     write_eval_results,
 )
 
+UNKNOWN_LICENSE = (
+    "The code in this folder is Apache-2.0. No licence of the weights was given: it follows from that of the data, of "
+    "a pretrained backbone, and of the model this one began from.\n\n"
+)
 MEASURED = {
     "last": "of the weights after the last step",
     "best": "of the weights that did best in validation, after step {step}",
@@ -183,7 +187,7 @@ def finish_run(
     measured = MEASURED[kind].format(step=run.best.get("step"))
     summary = {name: value for name, value in (run.best if kind == "best" else metrics).items() if name != "step"}
     with naming(run.folder):
-        card = make_card(title, text, usage, summary, measured, test)
+        card = make_card(title, text, usage, summary, measured, test, options.license)
         _fill_folder(run, kind, {"metrics": metrics, "test": test}, recipe, card)
     images = {path.stem: path for path in sorted((run.folder / "pictures").glob("step-*.png"))[-1:]} | (images or {})
     report = run.folder / "report.html"
@@ -274,16 +278,23 @@ def load_final_weights(run) -> None:
 
 
 def make_card(
-    title: str, text: str, usage: str, metrics: dict[str, float], measured: str, test: dict[str, float] | None = None
+    title: str,
+    text: str,
+    usage: str,
+    metrics: dict[str, float],
+    measured: str,
+    test: dict[str, float] | None = None,
+    license: str | None = None,
 ) -> str:
-    """A model card whose numbers are those of metrics.json."""
-    data = ModelCardData(library_name="transformers", license="apache-2.0", tags=["point-cloud", "act"])
+    """A model card whose numbers are those of metrics.json, and whose licence is what the user says."""
+    data = ModelCardData(library_name="transformers", license=license, tags=["point-cloud", "act"])
+    terms = "" if license else UNKNOWN_LICENSE
     tables = f"## Validation\n\nFigures {measured}.\n\n{_table(metrics)}\n"
     if test:
         tables += f"## Test\n\nFigures of the weights that this folder holds; read once.\n\n{_table(test)}\n"
     return (
         f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{text}\n\n```python\n{usage}\n```\n\n"
-        f"{tables}`recipe.yaml` repeats the run; `metrics.json` holds the versions it ran with.\n"
+        f"{tables}{terms}`recipe.yaml` repeats the run; `metrics.json` holds the versions it ran with.\n"
     )
 
 

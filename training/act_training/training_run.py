@@ -54,7 +54,8 @@ from modeling_act.errors import InputError
 # What may differ between the run that wrote a checkpoint and the one that resumes from it.
 FREE_FLAGS = {
     "output_dir", "resume_from_checkpoint", "overwrite_output_dir", "checkpointing_steps", "checkpoints_total_limit",
-    "logging_steps", "report_to", "push_to_hub", "hub_model_id", "hub_private", "hub_revision",
+    "logging_steps", "report_to", "push_to_hub", "hub_model_id", "hub_private", "hub_revision", "license",
+    "already_normalized", "up_axis", "unit",
     "dataloader_num_workers", "picture_epochs", "per_device_eval_batch_size",
 }  # fmt: skip
 SETTLING_BATCHES = 8

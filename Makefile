@@ -19,7 +19,7 @@ check: $(ENVIRONMENT)
 	$(PYTHON) -m pytest -q tests/test_layout.py
 
 test: $(ENVIRONMENT)
-	$(PYTHON) -m pytest -m "not slow"
+	$(PYTHON) -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(ENVIRONMENT)
 	$(PYTHON) -m pytest -m slow

@@ -37,8 +37,8 @@ def served(folder: Path, names: dict[str, str], script: Path = ROOT / "app" / "a
         else:
             raise AssertionError(f"the page does not answer: {log.read_text()}")
         yield address
-        # Gradio logs where it refused a forged request; nothing of ours may have failed.
-        ours = [f'File "{ROOT / folder}/' for folder in ("app", "modeling_act")]  # the libraries may lie below ROOT too
+        # Gradio logs where it refused a forged request; nothing of ours may have failed. Libraries may lie below ROOT.
+        ours = [f'File "{ROOT / folder}/' for folder in ("app", "modeling_act")]
         assert not any(place in log.read_text() for place in ours), log.read_text()
     finally:
         process.terminate()

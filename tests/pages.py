@@ -1,0 +1,95 @@
+"""The pages of the documentation as tests see them: their fenced blocks, what marks these, and how a page runs.
+
+A block of bash or Python runs, unless the line before it says why not; a comment may shorten what it starts:
+
+    <!-- needs: a prepared ShapeNet55 -->
+    <!-- test adds: --max_train_steps 4 -->
+"""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from conftest import ROOT
+
+MARK = r"(?:<!-- (needs|test adds): ([^\n]+) -->\n)?"
+FENCE = re.compile(rf"^{MARK}```([^\n]*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
+# What a block writes goes into the folder of its page; of the project it sees what a clone of it holds.
+SEEN = ("app", "benchmarks", "point_kernels", "setup.cfg", "training")
+
+
+@dataclass
+class Block:
+    page: Path
+    line: int
+    language: str
+    text: str
+    needs: str | None = None
+    adds: str = ""
+
+    @property
+    def runs(self) -> bool:
+        return self.needs is None and self.language in ("bash", "python")
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def read_blocks(page: Path) -> list[Block]:
+    text, blocks = page.read_text(encoding="utf-8"), []
+    for found in FENCE.finditer(text):
+        mark, told, language, content = found.groups()
+        block = Block(page, text[: found.start(3)].count("\n") + 1, language.strip(), content)
+        if mark == "needs":
+            block.needs = told
+        elif mark:
+            block.adds = told
+        blocks.append(block)
+    return blocks
+
+
+def without_blocks(page: Path) -> str:
+    """The page's prose."""
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def run_page(page: Path, folder: Path) -> int:
+    """Runs the page's blocks in this folder, one after the other; each Python block is a program of its own. Returns
+    how many shapes were checked that comments name: `vectors  # (2, 768): ...`."""
+    for name in SEEN:
+        if (ROOT / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+    blocks = [block for block in read_blocks(page) if block.runs]
+    return sum(run_python_block(block) if block.language == "python" else run_bash_block(block) for block in blocks)
+
+
+def run_python_block(block: Block) -> int:
+    torch.manual_seed(0)
+    namespace = {"__name__": "__main__"}
+    # Blank lines before it, so that an error names the line of the page.
+    exec(compile("\n" * block.line + block.text, str(block.page), "exec"), namespace)  # noqa: S102
+    shapes = re.findall(r"^([\w.(), ]+?) +# (\([\d, +]*\)):", block.text, flags=re.MULTILINE)
+    for expression, told in shapes:
+        assert tuple(eval(expression, namespace).shape) == eval(told), f"{block}: {expression}"
+    for name, value in namespace.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            assert value.isfinite().all(), f"{block}: {name}"
+    return len(shapes)
+
+
+def run_bash_block(block: Block) -> int:
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+    packages = os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]])
+    environment = os.environ | {"PATH": path, "PYTHONPATH": packages, "OMP_NUM_THREADS": "1"}
+    script = f'python() {{ "{sys.executable}" "$@"; }}\n{block.text.rstrip()} {block.adds}\n'
+    process = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script], env=environment, stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, timeout=900,
+    )  # fmt: skip
+    assert process.returncode == 0, f"{block}\n{script}\n{process.stdout}\n{process.stderr}"
+    return 0

@@ -9,6 +9,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -46,27 +47,31 @@ def test_blocks_run(page, tmp_path, monkeypatch):
 @functools.cache
 def flags_of(script: str) -> frozenset[str]:
     """The flags in a script's own --help."""
-    told, before, path = io.StringIO(), sys.argv, list(sys.path)
-    sys.argv = [script, "--help"]
+    before = list(sys.path)
     sys.path.insert(0, str((ROOT / script).parent))
     try:
-        with contextlib.redirect_stdout(told), pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
+        return flags_in_help(lambda: runpy.run_path(str(ROOT / script), run_name="__main__"), script)
     finally:
-        sys.argv, sys.path[:] = before, path
-    assert not ended.value.code, told.getvalue()
-    return frozenset(re.findall(r"(?<![\w-])--[\w-]+", told.getvalue()))
+        sys.path[:] = before
 
 
 @functools.cache
 def flags_of_command(name: str) -> frozenset[str]:
     """Those of `python -m modeling_act NAME`."""
-    if name == "convert":
-        return flags_of("modeling_act/convert_checkpoint.py")
-    parser = importlib.import_module("modeling_act.__main__").make_parser()
-    commands = next(action.choices for action in parser._actions if action.dest == "command")
-    assert name in commands, f"python -m modeling_act knows {', '.join(commands)}, not {name}"
-    return frozenset(commands[name]._option_string_actions)
+    main = importlib.import_module("modeling_act.__main__").main
+    return flags_in_help(lambda: main(sys.argv[1:]), "modeling_act", name)
+
+
+def flags_in_help(run: Callable[[], object], *words: str) -> frozenset[str]:
+    told, before = io.StringIO(), sys.argv
+    sys.argv = [*words, "--help"]
+    try:
+        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told), pytest.raises(SystemExit) as ended:
+            run()
+    finally:
+        sys.argv = before
+    assert not ended.value.code, f"{' '.join(words)}: {told.getvalue()}"
+    return frozenset(re.findall(r"(?<![\w-])--[\w-]+", told.getvalue()))
 
 
 @functools.cache
@@ -93,9 +98,8 @@ def check_command(command: list[str]) -> None:
         if word.split("/")[0] in FOLDERS and "/" in word:
             assert (ROOT / word).exists(), f"there is no {word}"
     known, program = None, ""
-    if (place := position(command, "modeling_act")) and command[place - 1] == "-m":
-        program = f"python -m modeling_act {command[place + 1]}"
-        known, rest = flags_of_command(command[place + 1]), command[place + 2 :]
+    if command[1:3] == ["-m", "modeling_act"] and len(command) > 3:
+        program, known, rest = " ".join(command[:4]), flags_of_command(command[3]), command[4:]
     elif scripts := [word for word in command if fnmatch(word, "*/*.py")]:
         program, before, rest = scripts[0], command[: command.index(scripts[0])], command[command.index(scripts[0]) :]
         known = flags_of(program)
@@ -106,10 +110,6 @@ def check_command(command: list[str]) -> None:
     if command[0] == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
         assert command[1] in targets, f"make knows {', '.join(targets)}, not {command[1]}"
-
-
-def position(words: list[str], word: str) -> int:
-    return words.index(word) if word in words else 0
 
 
 def check_flags(program: str, words: list[str], known: frozenset[str]) -> None:

@@ -21,7 +21,7 @@ from pages import Block, read_blocks, run_page, without_blocks
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, *DOCS]
-SLOW = {"transfer.md", "training.md"}  # they train
+SLOW = {"transfer.md", "training.md", "export.md"}  # they train, and trace models
 LANGUAGES = {"bash", "python", "json", "yaml", "text", "bibtex"}
 RECIPES = sorted(path.name for path in (ROOT / "training" / "recipes").glob("*.yaml"))
 FOLDERS = ("app", "benchmarks", "docs", "model_cards", "modeling_act", "point_kernels", "tests", "training")

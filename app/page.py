@@ -43,7 +43,7 @@ FLAGS = {
     "classifier": "class probabilities",
     "segmenter": "parts in colors",
     "teacher": "reconstructions",
-    "pretraining": "with its teacher: reconstructions from 20 %",
+    "pretraining": "with its teacher: reconstructions from a fifth of the cloud",
     "index": "folder of a ShapeIndex, searched for the nearest shapes",
     "shapes": "folder of the files that the index names, to show them",
 }

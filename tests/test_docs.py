@@ -20,7 +20,7 @@ from pages import Block, read_blocks, run_page, without_blocks
 
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [README, *DOCS]
+PAGES = [README, *DOCS, ROOT / "app" / "README.md"]
 SLOW = {"transfer.md", "training.md", "export.md"}  # they train, and trace models
 LANGUAGES = {"bash", "python", "json", "yaml", "text", "bibtex"}
 RECIPES = sorted(path.name for path in (ROOT / "training" / "recipes").glob("*.yaml"))
@@ -97,24 +97,23 @@ def check_command(command: list[str]) -> None:
     for word in command:
         if word.split("/")[0] in FOLDERS and "/" in word:
             assert (ROOT / word).exists(), f"there is no {word}"
-    known, program = None, ""
     if command[1:3] == ["-m", "modeling_act"] and len(command) > 3:
-        program, known, rest = " ".join(command[:4]), flags_of_command(command[3]), command[4:]
+        known = flags_of_command(command[3])
+        check_flags(" ".join(command[:4]), command[4:], lambda: known)
     elif scripts := [word for word in command if fnmatch(word, "*/*.py")]:
-        program, before, rest = scripts[0], command[: command.index(scripts[0])], command[command.index(scripts[0]) :]
-        known = flags_of(program)
-        for launcher in LAUNCHERS.keys() & set(before):
-            check_flags(launcher, before, flags_of_launcher(launcher))
-    if known is not None:
-        check_flags(program, rest, known)
+        place = command.index(scripts[0])
+        for launcher in LAUNCHERS.keys() & set(command[:place]):
+            check_flags(launcher, command[:place], lambda launcher=launcher: flags_of_launcher(launcher))
+        check_flags(scripts[0], command[place:], lambda: flags_of(scripts[0]))
     if command[0] == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
         assert command[1] in targets, f"make knows {', '.join(targets)}, not {command[1]}"
 
 
-def check_flags(program: str, words: list[str], known: frozenset[str]) -> None:
+def check_flags(program: str, words: list[str], known: Callable[[], frozenset[str]]) -> None:
     flags = {word.partition("=")[0] for word in words if word.startswith("--")}
-    assert flags <= known, f"{program} has no {', '.join(sorted(flags - known))}"
+    unknown = flags - known() if flags else ()  # a script that takes none is not asked, it would begin its work
+    assert not unknown, f"{program} has no {', '.join(sorted(unknown))}"
 
 
 @of_page
@@ -160,18 +159,24 @@ def test_a_command_that_is_wrong_is_found():
 # Prose ---------------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def flags_of_all() -> frozenset[str]:
+    """Whatever a page may mean by a flag alone."""
+    scripts = [f"training/{path.name}" for path in sorted((ROOT / "training").glob("*.py"))]
+    scripts += ["app/app.py", "model_cards/publish.py", "model_cards/render.py"]
+    names = re.findall(r"^(\w+) {2,}", importlib.import_module("modeling_act.__main__").__doc__, flags=re.MULTILINE)
+    known = [*map(flags_of, scripts), *map(flags_of_command, names), *map(flags_of_launcher, LAUNCHERS)]
+    return frozenset().union(*known)
+
+
 @of_page
 def test_prose_names_what_there_is(page):
-    scripts = [f"training/{path.name}" for path in sorted((ROOT / "training").glob("*.py"))]
-    launchers = [flags_of_launcher(name) for name in LAUNCHERS]
-    commands = ("encode", "classify", "segment", "reconstruct", "similar", "view", "export", "info", "convert")
-    known = frozenset().union(*map(flags_of, scripts), *map(flags_of_command, commands), *launchers)
     for words in re.findall(r"`([^`\n]+)`", without_blocks(page)):
         if words.startswith(("python ", "make ", "torchrun ", "accelerate ")):
             for command in commands_in(words):
                 check_command(command)
         elif words.startswith("--"):
-            check_flags("nothing here", words.split(), known)
+            check_flags("nothing here", words.split(), flags_of_all)
         elif words.endswith(".yaml") and "/" not in words and words not in WRITTEN:
             assert any(fnmatch(recipe, words) for recipe in RECIPES), f"there is no recipe {words}"
         elif re.fullmatch(r"[\w./-]+", words) and words.split("/")[0] in FOLDERS and "/" in words:

@@ -119,7 +119,7 @@ def find_processor(path: str, arguments: dict) -> str | None:
         raise InputError(f"{path}: its {PROCESSOR_FILE} is not in the cache, and the Hub cannot be asked") from error
     except EntryNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (HTTPError, OSError, ValueError) as error:
         raise InputError(
             f"{path}: its {PROCESSOR_FILE} cannot be read: {' '.join(str(error).split())[:200]}"
         ) from error

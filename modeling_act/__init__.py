@@ -98,12 +98,15 @@ class _WhenPipelinesAreImported(MetaPathFinder):
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
         if name != "transformers.pipelines":
             return None
-        sys.meta_path.remove(self)
         spec = PathFinder.find_spec(name, path, target)
+        if spec is None or spec.loader is None:
+            return spec
         execute = spec.loader.exec_module
 
         def execute_and_register(module: Any) -> None:
             execute(module)
+            if self in sys.meta_path:  # a spec may be looked up, and its module imported, more than once
+                sys.meta_path.remove(self)
             _register_pipelines()
 
         spec.loader.exec_module = execute_and_register

@@ -70,6 +70,13 @@ def one_by_one(paths: dict[str, str], options: argparse.Namespace, use: Callable
             print(f"skipped: {error}", file=sys.stderr)
 
 
+def check_device(device: str | None) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # as torch says that there is none
+        raise InputError(f"--device {device}: {str(error).splitlines()[0][:200]}") from error
+
+
 def show_bars(options: argparse.Namespace) -> None:
     """From here on: of loading a model, which takes a moment, none is shown."""
     if not options.quiet:
@@ -97,7 +104,8 @@ def encode_clouds(options: argparse.Namespace) -> None:
     if options.out is None and options.index is None:
         raise InputError("encode needs --out FILE, --index FOLDER or both")
     if options.index is not None:
-        check_usearch()  # before hours of work
+        check_usearch()  # before hours of work, as is what can be written
+        Path(options.index).mkdir(parents=True, exist_ok=True)
     student, paths = load_model(options.model, "ACTStudent", revision=options.revision), list_clouds(options.inputs)
     names, vectors = [], []
 
@@ -113,7 +121,12 @@ def encode_clouds(options: argparse.Namespace) -> None:
         if not names:
             raise InputError("none of the clouds could be read")
     if options.index is not None:
-        about = {"model": options.model, "seed": options.seed, "probe": probe(student, options)}
+        about = {
+            "model": options.model,
+            "revision": options.revision,
+            "seed": options.seed,
+            "probe": probe(student, options),
+        }
         ShapeIndex.build(options.index, names, torch.cat(vectors), about)
     show(clouds=len(names), skipped=len(paths) - len(names), width=2 * student.config.hidden_size)
 
@@ -187,9 +200,10 @@ def reconstruct(options: argparse.Namespace) -> None:
 def similar(options: argparse.Namespace) -> None:
     index = ShapeIndex.load(options.index)
     name = options.model or index.about.get("model")
-    if not isinstance(name, str):
+    made_by = index.about.get("revision") if name == index.about.get("model") else None
+    if not isinstance(name, str) or not isinstance(made_by, (str, type(None))):
         raise InputError(f"{options.index}: does not say which model made it; give --model")
-    student = load_model(name, "ACTStudent", revision=options.revision)
+    student = load_model(name, "ACTStudent", revision=options.revision or made_by)
     index.check_model(torch.tensor(probe(student, options)))
 
     def read(points: Tensor) -> Tensor:
@@ -300,6 +314,7 @@ def main(arguments: list[str]) -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
+        check_device(getattr(options, "device", None))
         options.run(options)
     except (ValueError, OSError) as error:
         print(f"modeling_act {options.command}: {' '.join(str(error).split())}", file=sys.stderr)

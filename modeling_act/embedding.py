@@ -5,11 +5,11 @@ What `ACTStudent.encode`, `encode_points` and `similarity` do; used as well by t
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers.utils import logging
@@ -17,11 +17,11 @@ from transformers.utils import logging
 from .errors import InputError
 from .point_ops import interpolate, interpolation_weights
 from .processing_act import ACTPointCloudProcessor, is_one_cloud, naming
+from .safe_loading import PROCESSOR_FILE, find_processor
 
 logger = logging.get_logger(__name__)
 
 POINTS_AT_A_TIME = 2**15  # of one cloud, while features are carried to its points
-PROCESSOR_FILE = "preprocessor_config.json"
 
 
 class Encoded(NamedTuple):
@@ -42,45 +42,57 @@ def processor_of(model: nn.Module) -> ACTPointCloudProcessor:
 
 
 def _load_processor(model: nn.Module) -> ACTPointCloudProcessor:
-    name, revision = model.name_or_path, getattr(model.config, "_commit_hash", None)
+    name = model.name_or_path
     if name:
-        if os.path.isdir(name):
-            found = os.path.isfile(os.path.join(name, PROCESSOR_FILE))
-        else:
-            found = _is_on_hub(name, revision)
-        if found:
-            return ACTPointCloudProcessor.from_pretrained(name, revision=revision or "main")
+        if not hasattr(model, "_processor_file"):  # `from_pretrained` could not tell
+            model._processor_file = find_processor(name, {"revision": getattr(model.config, "_commit_hash", None)})
+        folder, file = os.path.split(model._processor_file or "")
+        if folder and not os.path.isdir(folder):
+            raise InputError(f"{folder}: held the model and its processor and is gone; give `processor`")
+        if file and os.path.isfile(model._processor_file):
+            return ACTPointCloudProcessor.from_pretrained(folder)
         logger.warning(
             f"{name} has no {PROCESSOR_FILE}: 16 random points a group are taken of each cloud, in the unit sphere"
         )
     return ACTPointCloudProcessor(max(16 * model.config.num_groups, model.config.group_size))
 
 
-def _is_on_hub(name: str, revision: str | None) -> bool:
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode, and afterwards each of its modules in the mode that it had."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
     try:
-        hf_hub_download(name, PROCESSOR_FILE, revision=revision)
-    except LocalEntryNotFoundError as error:
-        raise InputError(f"{name}: its {PROCESSOR_FILE} is not in the cache, and the Hub cannot be asked") from error
-    except EntryNotFoundError:
-        return False
-    return True
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model takes its points; weights that accelerate has laid aside are elsewhere."""
+    taken = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
+    return next(model.parameters()).device if taken is None else torch.device(taken)
+
+
+Row = tuple[int, Tensor | None, str | None]  # place of a cloud, and its points or why there are none
 
 
 class _Clouds(Dataset):
-    """Rows are (place, points or None, problem or None), read where the DataLoader wants them read."""
+    """Read where the DataLoader wants them read, which may be a process that shares nothing with this one."""
 
-    def __init__(self, inputs: Any, take: Callable[[Any, str], Tensor], skip_bad: bool):
+    def __init__(self, inputs: Any, take: Callable[..., Any], skip_bad: bool):
         self.inputs, self.take, self.skip_bad = inputs, take, skip_bad
 
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def __getitem__(self, place: int) -> tuple[int, Tensor | None, str | None]:
+    def __getitem__(self, place: int) -> Row:
         return self.read(place, self.inputs[place])
 
-    def read(self, place: int, cloud: Any) -> tuple[int, Tensor | None, str | None]:
+    def read(self, place: int, cloud: Any) -> Row:
         try:
-            return place, self.take(cloud, naming(cloud, place)), None
+            return place, self.take(cloud, name=naming(cloud, place)).points, None
         except InputError as error:
             # Raised where all is put together again: an error of a worker process comes with its whole trace.
             return place, None, str(error)
@@ -90,9 +102,17 @@ class _StreamOfClouds(IterableDataset):
     def __init__(self, clouds: _Clouds):
         self.clouds = clouds
 
-    def __iter__(self) -> Iterator[tuple[int, Tensor | None, str | None]]:
+    def __iter__(self) -> Iterator[Row]:
         for place, cloud in enumerate(self.clouds.inputs):
             yield self.clouds.read(place, cloud)
+
+
+def _collate(rows: list[Row]) -> tuple[list[int], Tensor | None, dict[int, str]]:
+    """Places and points (clouds, num_points, 3) of clouds that could be read, and the problems of others. Of one
+    tensor: each takes a file descriptor on its way out of a worker."""
+    good = [(place, points) for place, points, _ in rows if points is not None]
+    problems = {place: problem for place, _, problem in rows if problem is not None}
+    return [place for place, _ in good], torch.stack([points for _, points in good]) if good else None, problems
 
 
 def run_on_clouds(
@@ -124,44 +144,43 @@ def run_on_clouds(
             f"the processor takes {processor.num_points} points of a cloud, and the model's groups need {fewest}"
         )
 
-    def take(cloud: Any, name: str) -> Tensor:
-        return processor.take(cloud, seed, up_axis, unit, name).points
-
-    clouds = _Clouds(inputs, take, skip_bad)
+    clouds = _Clouds(inputs, partial(processor.take, seed=seed, up_axis=up_axis, unit=unit), skip_bad)
     if not hasattr(inputs, "__getitem__") or not hasattr(inputs, "__len__"):
         if num_workers:
             raise ValueError("`num_workers` needs a list of clouds, not an iterator, which only one process can read")
         clouds = _StreamOfClouds(clouds)
-    loader = DataLoader(clouds, batch_size, collate_fn=list, num_workers=num_workers)
-    training, home = model.training, next(model.parameters()).device
-    model.eval()
-    if device is not None:
-        model.to(device)
-    bar = logging.tqdm(
-        total=len(inputs) if isinstance(clouds, _Clouds) else None, unit="cloud", disable=not show_progress
-    )
-    try:
-        for batch in loader:
-            problems = {place: problem for place, _, problem in batch if problem is not None}
+    # With a generator of its own, the loader leaves torch's random numbers alone.
+    loader = DataLoader(clouds, batch_size, collate_fn=_collate, num_workers=num_workers, generator=torch.Generator())
+    total = len(inputs) if isinstance(clouds, _Clouds) else None
+    with (
+        _at(model, device),
+        in_eval_mode(model),
+        logging.tqdm(total=total, unit="cloud", disable=not show_progress) as bar,
+    ):
+        for places, points, problems in loader:
             if problems and not skip_bad:
                 raise InputError(next(iter(problems.values())))
-            kept = [(place, points) for place, points, problem in batch if problem is None]
-            if kept or problems:
-                yield Encoded([place for place, _ in kept], _read_batch(model, read, kept), problems)
-            bar.update(len(batch))
+            yield Encoded(places, torch.empty(0) if points is None else _read_batch(model, read, points), problems)
+            bar.update(len(places) + len(problems))
+
+
+@contextmanager
+def _at(model: nn.Module, device: str | torch.device | None) -> Iterator[None]:
+    """The model on a device, and afterwards where it was."""
+    if device is None:
+        yield
+        return
+    home = next(model.parameters()).device
+    try:
+        model.to(device)
+        yield
     finally:
-        bar.close()
-        model.train(training)
-        if device is not None:
-            model.to(home)
+        model.to(home)
 
 
 @torch.inference_mode()
-def _read_batch(model: nn.Module, read: Callable[[Tensor], Tensor], kept: list[tuple[int, Tensor]]) -> Tensor:
-    if not kept:
-        return torch.empty(0)
-    points = torch.stack([points for _, points in kept]).to(next(model.parameters()).device)
-    return read(points).float().cpu()
+def _read_batch(model: nn.Module, read: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    return read(points.to(device_of(model))).float().cpu()
 
 
 def encode(student: nn.Module, inputs: Any, normalize: bool = True, show_progress: bool = True, **options) -> Tensor:
@@ -187,7 +206,7 @@ def similarity(vectors: Tensor, others: Tensor) -> Tensor:
     return nn.functional.normalize(vectors, dim=-1) @ (others.mT if others.ndim > 1 else others)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: a head may be trained on these features
 def encode_points(
     student: nn.Module,
     cloud: Any,
@@ -204,10 +223,10 @@ def encode_points(
     processor = processor or processor_of(student)
     points = processor.read(cloud, seed, **given)
     taken = processor.take(points, seed)
-    training, device = student.training, next(student.parameters()).device
-    output = student.eval()(taken.points.unsqueeze(0).to(device), read_layers=layers)
-    student.train(training)
-    states = [student.norm(state)[:, -output.centers.shape[1] :] for state in output.layer_states]
+    device = device_of(student)
+    with in_eval_mode(student):
+        output = student(taken.points.unsqueeze(0).to(device), read_layers=layers)
+        states = [student.norm(state)[:, -output.centers.shape[1] :] for state in output.layer_states]
     tokens = torch.cat(states, dim=-1)  # (1, groups, layers * hidden_size)
     parts = taken.place(points).split(POINTS_AT_A_TIME)
     return torch.cat([_carry(tokens, output.centers, part.to(device)) for part in parts])
@@ -219,4 +238,4 @@ def _carry(tokens: Tensor, centers: Tensor, points: Tensor) -> Tensor:
     return interpolate(tokens.float(), weights, indices)[0].cpu()
 
 
-__all__ = ["encode", "encode_points", "processor_of", "run_on_clouds", "similarity"]
+__all__ = ["device_of", "encode", "encode_points", "in_eval_mode", "processor_of", "run_on_clouds", "similarity"]

@@ -14,6 +14,7 @@ from transformers.utils import logging
 from .configuration_act_student import ACTStudentConfig
 from .configuration_act_teacher import ACTTeacherConfig
 from .errors import InputError
+from .safe_loading import HUB_ARGUMENTS
 
 MODULES = {
     "ACTStudent": "modeling_act_student",
@@ -29,10 +30,10 @@ SEGMENTERS = ("ACTStudentForPartSegmentation", "ACTStudentForSemanticSegmentatio
 
 def read_config(name: str, **options: Any) -> PreTrainedConfig:
     """The configuration of a folder or Hub id, which must be of this package."""
-    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
+    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, options.get("subfolder", ""), "config.json")):
         raise InputError(f"{name}: no model can be read from there, it holds no config.json")
-    try:
-        config = AutoConfig.from_pretrained(name, **options)
+    try:  # models of this package need no code of others, and nobody is to be asked whether it may run
+        config = AutoConfig.from_pretrained(name, **{"trust_remote_code": False} | options)
     except OSError as error:
         raise InputError(f"{name}: no model can be read from there ({_one_line(error)})") from error
     except ValueError as error:
@@ -46,7 +47,7 @@ def load_model(name: str, *wanted: str, config: PreTrainedConfig | None = None, 
     """The model in eval mode. `wanted` names the classes that would do; `"ACTStudent"` is in every model of a student
     that has a class token where its configuration says so."""
     options.pop("_from_pipeline", None)
-    hub = {key: options[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in options}
+    hub = {key: options[key] for key in HUB_ARGUMENTS if key in options}
     config = config if isinstance(config, PreTrainedConfig) else read_config(name, **hub)
     held = (config.architectures or ["unknown"])[0]
     chosen = held

@@ -211,8 +211,10 @@ class ACTStudentPreTrainedModel(ACTSafeLoading, PreTrainedModel):
         if self._pipeline is not None:
             task, served_by = self._pipeline
             self.config.custom_pipelines = {task: {"impl": f"pipelines_act.{served_by}", "pt": ["AutoModel"]}}
-        super().save_pretrained(*args, **kwargs)
-        self.config.__dict__.pop("custom_pipelines", None)  # for others: see the configuration
+        try:
+            super().save_pretrained(*args, **kwargs)
+        finally:
+            self.config.__dict__.pop("custom_pipelines", None)  # for others: see the configuration
 
 
 class ACTStudent(ACTStudentPreTrainedModel):

@@ -3,18 +3,28 @@
 A saved model names its own one in config.json and carries this file, for `trust_remote_code=True` without the package.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
 from transformers import Pipeline
 
 from .embedding import processor_of
 from .errors import InputError
 from .point_prediction import label_points, number_of_category
-from .processing_act import ACTPointCloudProcessor, is_one_cloud
+from .processing_act import ACTPointCloudProcessor, is_one_cloud, naming
 
 HOW_GIVEN = ("seed", "up_axis", "unit")
+
+
+@dataclass
+class _Numbered:
+    """A cloud and its place among the inputs, which errors tell."""
+
+    place: int
+    cloud: Any
 
 
 class ACTPointCloudPipeline(Pipeline):
@@ -32,11 +42,12 @@ class ACTPointCloudPipeline(Pipeline):
 
     def __call__(self, inputs: Any, **kwargs):
         """One result for one cloud, a list of results for a list of clouds."""
-        if isinstance(inputs, (list, tuple)) and is_one_cloud(inputs):
-            inputs = torch.tensor(inputs)
-        elif isinstance(inputs, tuple) or (getattr(inputs, "ndim", 2) == 3):
-            inputs = list(inputs)
-        return super().__call__(inputs, **kwargs)
+        if isinstance(inputs, (Dataset, IterableDataset)):
+            return super().__call__(inputs, **kwargs)
+        if is_one_cloud(inputs):  # in a box, so that a list of numbers is not taken for a list of clouds
+            return super().__call__(_Numbered(0, inputs), **kwargs)
+        numbered = (_Numbered(place, cloud) for place, cloud in enumerate(inputs))
+        return super().__call__(numbered if isinstance(inputs, Iterator) else list(numbered), **kwargs)
 
     def _sanitize_parameters(self, **kwargs) -> tuple[dict, dict, dict]:
         unknown = sorted(set(kwargs) - {*HOW_GIVEN, *self._own_parameters})
@@ -53,7 +64,11 @@ class ACTPointCloudPipeline(Pipeline):
         return {}, own
 
     def preprocess(self, cloud: Any, **given) -> dict[str, Tensor]:
-        return dict(self.feature_extractor(cloud, **given))
+        place, cloud = (cloud.place, cloud.cloud) if isinstance(cloud, _Numbered) else (0, cloud)
+        return self._read(cloud, naming(cloud, place), given)
+
+    def _read(self, cloud: Any, name: str, given: dict) -> dict[str, Tensor]:
+        return {"points": self.feature_extractor.take(cloud, name=name, **given).points.unsqueeze(0)}
 
     def _forward(self, inputs: dict[str, Tensor]):
         return self.model(**inputs)
@@ -96,15 +111,21 @@ class ACTPointCloudSegmentationPipeline(ACTPointCloudPipeline):
     def _place_parameters(self, own: dict) -> tuple[dict, dict]:
         return own, {}
 
-    def preprocess(self, cloud: Any, **given) -> dict[str, Tensor]:
-        return {"points": self.feature_extractor.read(cloud, **given).unsqueeze(0)}
+    def _sanitize_parameters(self, **kwargs) -> tuple[dict, dict, dict]:
+        given, of_forward, of_postprocess = super()._sanitize_parameters(**kwargs)
+        return given, of_forward | {name: given[name] for name in ("seed",) if name in given}, of_postprocess
 
-    def _forward(self, inputs: dict[str, Tensor], category: str | int | None = None, votes: int = 1) -> dict:
+    def _read(self, cloud: Any, name: str, given: dict) -> dict[str, Tensor]:
+        return {"points": self.feature_extractor.read(cloud, name=name, **given).unsqueeze(0)}
+
+    def _forward(
+        self, inputs: dict[str, Tensor], category: str | int | None = None, votes: int = 1, seed: int = 0
+    ) -> dict:
         points = inputs["points"]
         if len(points) != 1:
             raise InputError("segmentation takes clouds of any sizes one by one: leave `batch_size` out")
         category = number_of_category(self.model, category)
-        labels, scores = label_points(self.model, points[0].cpu(), self.feature_extractor, category, votes)
+        labels, scores = label_points(self.model, points[0].cpu(), self.feature_extractor, category, votes, seed)
         return {"points": points, "labels": labels.unsqueeze(0), "scores": scores.unsqueeze(0)}
 
     def postprocess(self, output: dict[str, Tensor]) -> dict:

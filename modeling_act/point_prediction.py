@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .embedding import device_of, in_eval_mode
 from .errors import InputError
 from .processing_act import ACTPointCloudProcessor, to_unit_sphere
 
@@ -25,7 +26,7 @@ def predict_points(
     A vote deals the points, shuffled, into clouds of `processor.num_points`; the last is filled up with some that were
     seen before. Memory on the model's device does not grow with the cloud.
     """
-    points, generator = _checked(points), torch.Generator().manual_seed(seed)
+    points, generator = _checked(points, votes), torch.Generator().manual_seed(seed)
     if processor.normalize == "cloud":
         points = to_unit_sphere(points.unsqueeze(0))[0]
     hands = (hand for _ in range(votes) for hand in _deal(torch.arange(len(points)), processor.num_points, generator))
@@ -50,7 +51,7 @@ def predict_scene(
     """
     if not 0 < stride <= block_size:
         raise ValueError(f"`stride` must lie between 0 and `block_size`={block_size}, got {stride}")
-    points, generator = _checked(points), torch.Generator().manual_seed(seed)
+    points, generator = _checked(points, votes), torch.Generator().manual_seed(seed)
 
     def hands() -> Iterator[tuple[Tensor, Tensor]]:
         for members, middle in slide(points, block_size, stride):
@@ -98,7 +99,9 @@ def number_of_category(model: torch.nn.Module, category: str | int | None) -> in
     raise InputError(f"`category` must be what the object is, one of {', '.join(names)}, got {category!r}")
 
 
-def _checked(points: Tensor) -> Tensor:
+def _checked(points: Tensor, votes: int) -> Tensor:
+    if votes < 1:
+        raise InputError(f"`votes` must be at least 1, got {votes}")
     points = torch.as_tensor(points)
     if points.ndim != 2 or points.shape[1] < 3 or not len(points):
         raise ValueError(f"`points` must be of shape (points, 3), got {tuple(points.shape)}")
@@ -114,14 +117,14 @@ def slide(points: Tensor, block_size: float, stride: float) -> Iterator[tuple[Te
     counts = [max(1, math.ceil((extent - block_size) / stride) + 1) for extent in (high - low)[:2].tolist()]
     by_x = points[:, 0].argsort()
     sorted_x = points[by_x, 0].contiguous()
-    for column in range(counts[0]):
+    for column in _occupied(points[:, 0] - low[0], stride, block_size, counts[0]):
         x = low[0] + column * stride
         first = torch.searchsorted(sorted_x, x)
         # Rounded, the end of a column may lie before the start of the next one.
         end = torch.maximum(x + block_size, low[0] + (column + 1) * stride)
         last = len(points) if column == counts[0] - 1 else torch.searchsorted(sorted_x, end, right=True)
         strip = by_x[first:last]
-        for row in range(counts[1]):
+        for row in _occupied(points[strip, 1] - low[1], stride, block_size, counts[1]):
             y = low[1] + row * stride
             inside = points[strip, 1] >= y
             if row < counts[1] - 1:
@@ -129,6 +132,14 @@ def slide(points: Tensor, block_size: float, stride: float) -> Iterator[tuple[Te
             members = strip[inside]
             if len(members):
                 yield members, torch.stack([x + block_size / 2, y + block_size / 2, low[2]])
+
+
+def _occupied(offsets: Tensor, stride: float, block_size: float, count: int) -> list[int]:
+    """Which of `count` columns, each `block_size` wide and `stride` from the last, may hold one of these (points,); a
+    scene with a point far away has more empty columns than can be looked at."""
+    last = torch.unique((offsets / stride).long())
+    reach = torch.arange(-math.ceil(block_size / stride) - 1, 2)  # one more on either side, for what is rounded
+    return torch.unique((last.unsqueeze(1) + reach).clamp(0, count - 1)).tolist()
 
 
 def _deal(members: Tensor, num_points: int, generator: torch.Generator) -> Tensor:
@@ -147,20 +158,19 @@ def _mean_logits(
     batch_size: int,
 ) -> Tensor:
     """Runs the model on hands of points, (indices, coordinates), a batch at a time, and gathers the logits."""
-    training, device = model.training, next(model.parameters()).device
-    model.eval()
+    device = device_of(model)
     total = torch.zeros(len(points), model.config.num_labels)
     seen = torch.zeros(len(points), 1)
-    for batch in _batches(hands, batch_size):
-        coordinates = torch.stack([part for _, part in batch]).float().to(device)
-        if processor.normalize is True:
-            coordinates = to_unit_sphere(coordinates)
-        known = {} if category is None else {"category": torch.full((len(batch),), category, device=device)}
-        logits = model(coordinates, **known).logits.float().cpu()
-        indices = torch.cat([hand for hand, _ in batch])
-        total.index_add_(0, indices, logits.flatten(0, 1))
-        seen.index_add_(0, indices, torch.ones(len(indices), 1))
-    model.train(training)
+    with in_eval_mode(model):
+        for batch in _batches(hands, batch_size):
+            coordinates = torch.stack([part for _, part in batch]).float().to(device)
+            if processor.normalize is True:
+                coordinates = to_unit_sphere(coordinates)
+            known = {} if category is None else {"category": torch.full((len(batch),), category, device=device)}
+            logits = model(coordinates, **known).logits.float().cpu()
+            indices = torch.cat([hand for hand, _ in batch])
+            total.index_add_(0, indices, logits.flatten(0, 1))
+            seen.index_add_(0, indices, torch.ones(len(indices), 1))
     return total / seen
 
 

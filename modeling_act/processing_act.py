@@ -3,11 +3,12 @@
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from http.client import HTTPException
 from numbers import Number
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.error import URLError
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 from urllib.request import urlopen
 
 import numpy as np
@@ -30,6 +31,7 @@ MOST_POINTS_TAKEN = 2**20
 MOST_TO_SPREAD = 2**16  # farthest point sampling visits each point as often as it samples
 MOST_BYTES_FETCHED = 2**29
 SECONDS_TO_FETCH = 30
+SAFE_IN_ADDRESSES = "%:/?#[]@!$&'()*+,;=~"  # what else a user pastes, blanks and umlauts, is quoted
 
 
 class TakenPoints(NamedTuple):
@@ -137,6 +139,8 @@ class ACTPointCloudProcessor(FeatureExtractionMixin):
     ) -> Tensor:
         """All points (points, 3) of one cloud of whatever kind, in float64, turned and measured as in training. Of a
         mesh, 8192 points of its surface, drawn with `seed`."""
+        if not 0 <= seed < 2**63:
+            raise InputError(f"`seed` must lie between 0 and 2**63, got {seed}")
         points = _read_points(cloud, seed, name)
         if points.ndim != 2 or points.shape[1] < 3 or not len(points):
             raise InputError(f"{name} must be of shape (points, 3), got {tuple(points.shape)}")
@@ -184,7 +188,7 @@ def to_unit_sphere(points: Tensor) -> Tensor:
 
 def _check_choice(name: str, value: Any, choices: tuple) -> None:
     if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(map(str, choices))}, got {value!r}")
+        raise InputError(f"`{name}` must be one of {', '.join(map(str, choices))}, got {value!r}")
 
 
 def _draw(count: int, wanted: int, seed: int) -> Tensor:
@@ -233,18 +237,24 @@ def _open(path: str | Path, seed: int) -> Cloud:
 
 def _fetch(address: str, seed: int) -> Cloud:
     """A file on the web, of bounded size, which is gone again once it was read."""
-    suffix = PurePosixPath(unquote(urlsplit(address).path)).suffix.lower()
+    try:
+        suffix = PurePosixPath(unquote(urlsplit(address).path)).suffix.lower()
+    except ValueError as error:
+        raise InputError(f"{address}: is no address ({error})") from error
     if suffix not in CLOUD_SUFFIXES:
         raise InputError(f"{address}: must end in one of {', '.join(CLOUD_SUFFIXES)}, got {suffix!r}")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"fetched{suffix}"
         try:
-            with urlopen(address, timeout=SECONDS_TO_FETCH) as answer, path.open("wb") as file:
+            with (
+                urlopen(quote(address, safe=SAFE_IN_ADDRESSES), timeout=SECONDS_TO_FETCH) as answer,
+                path.open("wb") as file,
+            ):
                 expected = int(answer.headers.get("Content-Length") or 0)
                 while block := answer.read(2**20):
                     if file.write(block) and file.tell() > MOST_BYTES_FETCHED:
                         raise InputError(f"{address}: is larger than {MOST_BYTES_FETCHED} bytes")
-        except (URLError, OSError, ValueError) as error:
+        except (URLError, HTTPException, OSError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{address}: cannot be fetched ({getattr(error, 'reason', None) or error})") from error

@@ -1,9 +1,12 @@
 """What a teacher makes of a cloud, and what it draws of the groups that a student saw nothing of."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
 from .configuration_act_student import ACTStudentConfig
+from .embedding import in_eval_mode
 from .errors import InputError
 from .modeling_act_student import ACTStudentForPreTraining, sample_mask
 from .modeling_act_teacher import ACTTeacher
@@ -20,7 +23,8 @@ def reconstruct(
     share of the groups that it was pretrained with, drawn with `seed`; the teacher draws what it predicts of the rest.
     """
     if student is None:
-        output = teacher.eval()(points)
+        with in_eval_mode(teacher):
+            output = teacher(points)
         drawn = (output.fine_points + output.centers.unsqueeze(2)).flatten(1, 2)
         clouds = zip(points, points, drawn, strict=True)
         return [dict(zip(("input", "visible", "reconstruction"), cloud, strict=True)) for cloud in clouds]
@@ -29,8 +33,9 @@ def reconstruct(
     generator = torch.Generator(points.device).manual_seed(seed)
     num_masked = int(student.config.mask_ratio * groups.centers.shape[1])
     mask = sample_mask(groups.centers, num_masked, student.config.mask_type, generator)
-    predicted = student.eval()(groups=groups, bool_masked_pos=mask).predicted_features.float()
-    drawn = draw_prediction(teacher, student.config, groups, mask, predicted)
+    with in_eval_mode(student), nullcontext() if teacher is None else in_eval_mode(teacher):
+        predicted = student(groups=groups, bool_masked_pos=mask).predicted_features.float()
+        drawn = draw_prediction(teacher, student.config, groups, mask, predicted)
     whole = groups.neighborhoods + groups.centers.unsqueeze(2)
     return [
         {"input": cloud, "visible": parts[~hidden].flatten(0, 1), "reconstruction": made}

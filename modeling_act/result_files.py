@@ -86,6 +86,7 @@ class TableFile:
         if not path.parent.is_dir():
             raise InputError(f"{path}: there is no folder {path.parent}")
         self.draft = path.with_name(f".{path.name}.writing")
+        self.draft.touch()  # before hours of work
 
     def write(self, **columns: Any) -> None:
         if self.path is None:
@@ -101,7 +102,10 @@ class TableFile:
             from pyarrow import parquet
         except ImportError as error:
             raise InputError("writing parquet needs pyarrow: pip install pyarrow") from error
-        arrays = {name: [np.asarray(value).tolist() for value in values] for name, values in self.columns.items()}
+        arrays = {
+            name: [value if np.ndim(value) else _plain(value) for value in values]
+            for name, values in self.columns.items()
+        }
         schema = self.writer.schema if self.writer else None
         table = pyarrow.Table.from_pydict(arrays, schema)
         if self.writer is None:
@@ -121,8 +125,8 @@ class TableFile:
                 np.savez(file, **{name: _as_array(values) for name, values in self.columns.items()})
         else:
             rows = zip(*([_plain(value) for value in values] for values in self.columns.values()), strict=True)
-            named = [dict(zip(self.columns, row, strict=True)) for row in rows]
-            self.draft.write_text(json.dumps(named, indent=1), encoding="utf-8")
+            lines = (json.dumps(dict(zip(self.columns, row, strict=True))) for row in rows)
+            self.draft.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
         os.replace(self.draft, self.path)
 
     def discard(self) -> None:
@@ -140,14 +144,21 @@ def _as_array(values: list) -> np.ndarray:
 
 
 def _plain(value: Any) -> Any:
-    return value if isinstance(value, (str, int, float, list, dict)) else np.asarray(value).tolist()
+    """For JSON; of float32 as many digits as tell it from others."""
+    if isinstance(value, (str, int, float, list, dict)):
+        return value
+    value = np.asarray(value)
+    return value.astype(str).astype(float).tolist() if value.dtype == np.float32 else value.tolist()
 
 
 def write_ply(
     path: Path, points: np.ndarray, colors: np.ndarray | None = None, labels: np.ndarray | None = None
 ) -> None:
-    """Points (n, 3), and where given colors (n, 3) in [0, 1] and labels (n,), as a binary PLY file."""
-    columns = [(name, "<f4", "float", points[:, axis]) for axis, name in enumerate("xyz")]
+    """Points (n, 3), and where given colors (n, 3) in [0, 1] and labels (n,), as a binary PLY file. Coordinates of a
+    map, which float32 would round, are written as float64."""
+    rounding = np.abs(points.astype(np.float32) - points).max(initial=0)
+    kinds = ("<f8", "double") if rounding > 1e-5 * np.ptp(points, axis=0).max(initial=0) else ("<f4", "float")
+    columns = [(name, *kinds, points[:, axis]) for axis, name in enumerate("xyz")]
     if colors is not None:
         bytes_ = np.rint(255 * np.clip(colors, 0, 1)).astype(np.uint8)
         columns += [(name, "u1", "uchar", bytes_[:, axis]) for axis, name in enumerate(("red", "green", "blue"))]

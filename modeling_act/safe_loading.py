@@ -8,9 +8,11 @@ import json
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from huggingface_hub.errors import HTTPError
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.utils import cached_file, is_peft_available
@@ -24,6 +26,7 @@ except ImportError:  # an older transformers asks the Hub anew with each file
 from .errors import InputError
 
 SINGLE_FILE, INDEX, PICKLES = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+PROCESSOR_FILE = "preprocessor_config.json"
 LARGEST_INDEX = 2**26  # bytes
 # A head may be new, and a small student get a large one: parameters that a model may always have beyond its weights.
 MOST_NEW_PARAMETERS = 2**26
@@ -50,10 +53,17 @@ class ACTSafeLoading:
                 kwargs["revision"] = resolve_revision(pretrained_model_name_or_path, kwargs.get("revision"), **known)
             check_files(os.fspath(pretrained_model_name_or_path), kwargs)
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, use_safetensors=True, **kwargs)
+            loaded = super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, use_safetensors=True, **kwargs
+            )
         except SafetensorError as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{pretrained_model_name_or_path}: cannot be read as safetensors: {reason}") from error
+        if pretrained_model_name_or_path is not None:
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            with suppress(InputError):  # whoever needs the processor asks again, and is told
+                model._processor_file = find_processor(os.fspath(pretrained_model_name_or_path), kwargs)
+        return loaded
 
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs):
@@ -94,6 +104,25 @@ def check_files(path: str, arguments: dict) -> None:
                 f"{path}: holds pickled weights ({PICKLES}) and no {SINGLE_FILE}. Reading a pickle can run code, so "
                 "it is not loaded; have its author save it as safetensors"
             )
+
+
+def find_processor(path: str, arguments: dict) -> str | None:
+    """Where the processor beside a model's weights lies, or would lie in a folder; `None` if the repository has none.
+    It is of the same commit as the weights, and found with the same token, in the same cache."""
+    hub = {name: arguments[name] for name in HUB_ARGUMENTS if arguments.get(name) is not None}
+    if os.path.isdir(path):
+        return os.path.join(path, hub.get("subfolder", ""), PROCESSOR_FILE)
+    hub.pop("proxies", None)
+    try:
+        return hf_hub_download(path, PROCESSOR_FILE, **hub)
+    except LocalEntryNotFoundError as error:
+        raise InputError(f"{path}: its {PROCESSOR_FILE} is not in the cache, and the Hub cannot be asked") from error
+    except EntryNotFoundError:
+        return None
+    except (HTTPError, OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: its {PROCESSOR_FILE} cannot be read: {' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 def _there(path: str, name: str, hub: dict) -> bool:
@@ -188,4 +217,4 @@ def read_sizes(file: str) -> dict[str, int]:
         return {key: math.prod(content.get_slice(key).get_shape()) for key in content.keys()}  # noqa: SIM118
 
 
-__all__ = ["ACTSafeLoading"]
+__all__ = ["HUB_ARGUMENTS", "PROCESSOR_FILE", "ACTSafeLoading", "find_processor"]

@@ -4,6 +4,8 @@ Up to `MOST_TO_SCAN` vectors are compared one by one, exactly; more are searched
 """
 
 import json
+import os
+from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -40,12 +42,15 @@ class ShapeIndex:
         if len(names) != len(vectors) or not len(names):
             raise InputError(f"an index needs a name for each vector, got {len(names)} names, {len(vectors)} vectors")
         _check_names(names)
+        vectors = _to_unit_length(vectors)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ABOUT).unlink(missing_ok=True)  # written last, so that a folder which has it is whole
         (folder / GRAPH).unlink(missing_ok=True)
-        vectors = torch.nn.functional.normalize(vectors.float(), dim=-1).numpy()
-        np.save(folder / VECTORS, vectors)
+        draft = folder / f".{VECTORS}.writing"  # whoever has the old ones open goes on reading those
+        with draft.open("wb") as file:
+            np.save(file, vectors)
+        os.replace(draft, folder / VECTORS)
         if len(names) > MOST_TO_SCAN:
             graph = Index(ndim=vectors.shape[1], metric=MetricKind.Cos, dtype="f16")
             graph.add(np.arange(len(names)), vectors)
@@ -82,12 +87,14 @@ class ShapeIndex:
 
     def search(self, vectors: Tensor, count: int = 10) -> list[list[tuple[str, float]]]:
         """For each vector (n, width) the names nearest to it and their cosines, the nearest first."""
-        queries = torch.nn.functional.normalize(torch.as_tensor(vectors).float(), dim=-1).numpy()
+        queries = _to_unit_length(vectors)
         if queries.ndim != 2 or queries.shape[1] != self.vectors.shape[1]:
             raise InputError(f"queries must be of shape (n, {self.vectors.shape[1]}), got {queries.shape}")
         if count < 1:
             raise InputError(f"`count` must be at least 1, got {count}")
         count = min(count, len(self))
+        if not len(queries):
+            return []
         if self.graph is not None:
             found = self.graph.search(queries, count)
         else:
@@ -127,8 +134,16 @@ def _check_names(names: list) -> None:
         if path is None or path.is_absolute() or ".." in path.parts or "\0" in name:
             raise InputError(f"names in an index must be relative paths without '..', got {name!r:.100}")
     if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = Counter(names).most_common(1)[0][0]
         raise InputError(f"two clouds have one name, {twice!r}")
+
+
+def _to_unit_length(vectors: Tensor) -> np.ndarray:
+    vectors = torch.as_tensor(vectors).detach().cpu().float()
+    if not vectors.isfinite().all():
+        row = (~vectors.isfinite().all(-1)).nonzero()[0].tolist()
+        raise InputError(f"vectors must be finite, got NaN or infinity in row {row[0] if row else 0}")
+    return torch.nn.functional.normalize(vectors, dim=-1).numpy()
 
 
 __all__ = ["ShapeIndex", "check_usearch", "probe_cloud"]

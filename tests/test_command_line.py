@@ -19,7 +19,9 @@ from modeling_act import (
 )
 from modeling_act.__main__ import COMMANDS, main
 from modeling_act.cloud_files import read_cloud
+from modeling_act.loading import load_model
 from modeling_act.point_ops import chamfer_l1
+from modeling_act.reconstruction import reconstruct
 from modeling_act.result_files import list_clouds, open_table, path_below
 from shape_files import make_shapes
 from small_models import small_student_config, small_teacher_config
@@ -240,3 +242,65 @@ def test_a_table_is_whole_or_not_there(tmp_path):
         for _ in range(3):
             table.write(name=["a"] * 1000, value=list(np.ones((1000, 2), np.float32)))
     assert parquet.read_metadata(tmp_path / "table.parquet").num_rows == 3000
+
+
+def test_tables_of_vectors_are_small(tmp_path):
+    vectors = np.random.default_rng(0).random((100, 64), dtype=np.float32)
+    for suffix in ("json", "parquet"):
+        with open_table(str(tmp_path / f"table.{suffix}")) as table:
+            table.write(name=[str(row) for row in range(100)], vector=vectors)
+    text = (tmp_path / "table.json").read_text()
+    assert text.count("\n") == 102 and len(text) < 14 * vectors.size  # a row a line, and no digits that say nothing
+    assert np.array_equal(np.float32([row["vector"] for row in json.loads(text)]), vectors)
+    schema = parquet.read_schema(tmp_path / "table.parquet")
+    assert str(schema.field("vector").type.value_type) == "float"
+
+
+def test_what_cannot_be_written_or_run_is_told_first(run, models, shapes, tmp_path):
+    command = ("encode", shapes, "--model", models / "student", "--quiet")
+    with pytest.raises(OSError, match="too long"), open_table(str(tmp_path / ("x" * 240 + ".parquet"))):
+        raise AssertionError("the work has begun")
+    (tmp_path / "file").touch()
+    assert "File exists" in run(*command, "--index", "file", "--out", "x.npz", code=1)
+    assert not Path("x.npz").exists()
+    for device in ("nothing", "cuda:77"):
+        assert f"--device {device}: " in run(*command, "--out", "x.npz", "--device", device, code=1)
+
+
+def test_similar_takes_the_revision_that_made_the_index(run, models, shapes, monkeypatch):
+    wanted = []
+
+    def load(name, *kinds, revision=None):
+        wanted.append(revision)
+        return load_model(name, *kinds)
+
+    monkeypatch.setattr("modeling_act.__main__.load_model", load)
+    run("encode", shapes, "--model", models / "student", "--revision", "v1", "--index", "index", "--quiet")
+    run("similar", shapes, "--index", "index", "--quiet")
+    run("similar", shapes, "--index", "index", "--revision", "v2", "--quiet")
+    assert wanted == ["v1", "v1", "v2"]
+
+
+def test_points_of_a_map_keep_their_places(run, models):
+    points = np.random.default_rng(0).normal(size=(100, 3)) + [5e6, 6e5, 100]
+    np.save("map.npy", points)
+    run("segment", "map.npy", "--model", models / "parts", "--category", "car", "--out", "parts", "--quiet")
+    assert np.array_equal(read_cloud("parts/map.npy.ply", dtype=np.float64).points, points)
+
+
+def test_code_of_others_is_not_offered_to_be_run(tmp_path, run):
+    """transformers would ask on stdout and wait."""
+    (tmp_path / "other").mkdir()
+    config = {"model_type": "other", "auto_map": {"AutoConfig": "code.Config"}}
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "other" / "code.py").write_text("raise SystemExit")
+    assert "contains custom code" in run("info", tmp_path / "other", code=1)
+
+
+def test_a_reconstruction_leaves_the_modes_of_both(models):
+    teacher = ACTTeacher.from_pretrained(models / "teacher").train()
+    student = ACTStudentForPreTraining.from_pretrained(models / "pretraining").train()
+    points = ACTPointCloudProcessor(64)(np.random.default_rng(0).normal(size=(100, 3)))["points"]
+    reconstruct(teacher, points)
+    reconstruct(teacher, points, student)
+    assert all(module.training for model in (teacher, student) for module in model.modules())

@@ -1,10 +1,17 @@
 """Vectors of clouds and features of points: `ACTStudent.encode`, `encode_points`, `similarity`."""
 
+import pickle
+import resource
+import shutil
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
+from loopback_hub import TOKEN, LoopbackHub
 from modeling_act import ACTPointCloudProcessor, ACTStudent, embedding
+from modeling_act.loading import load_model
 from modeling_act.point_ops import k_nearest_neighbors
 from shape_files import make_shapes
 from small_models import small_student_config
@@ -155,3 +162,113 @@ def test_a_gpu_gives_the_same_vectors(student, processor):
     assert torch.allclose(encode(student, CLOUDS, processor, device="cuda"), expected[0], atol=1e-5)
     assert student.device.type == "cpu"
     assert torch.allclose(student.cuda().encode_points(CLOUDS[3], processor=processor), expected[1], atol=1e-4)
+
+
+def test_training_goes_on_as_if_nothing_had_been_encoded(student, processor):
+    """Each module keeps its mode, and torch its random numbers, whatever happens on the way."""
+    student.norm.eval()
+    modes, state = [module.training for module in student.modules()], torch.get_rng_state()
+    encode(student, CLOUDS, processor)
+    student.encode_points(CLOUDS[2], processor=processor)
+    batches = embedding.run_on_clouds(student, CLOUDS, lambda points: student(points).pooler_output, processor, 1)
+    next(batches)
+    assert not student.training
+    batches.close()
+    broken = CLOUDS[0] * np.nan
+    for read in (lambda: encode(student, [broken], processor), lambda: student.encode_points(broken)):
+        with pytest.raises(ValueError, match="must be finite"):
+            read()
+    student.layers[0].register_forward_pre_hook(lambda *_: 1 / 0)
+    for read in (lambda: encode(student, CLOUDS, processor), lambda: student.encode_points(CLOUDS[2])):
+        with pytest.raises(ZeroDivisionError):
+            read()
+    assert [module.training for module in student.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_head_can_be_trained_on_what_comes_out(student, processor):
+    for features in (student.encode_points(CLOUDS[2], processor=processor), encode(student, CLOUDS, processor)):
+        head = torch.nn.Linear(features.shape[1], 2)
+        head(features).sum().backward()
+        assert torch.allclose(head.weight.grad[0], features.sum(0), atol=1e-4)
+
+
+def test_batches_of_a_worker_may_be_larger_than_the_files_it_may_open(student, processor):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        found = encode(student, [CLOUDS[0]] * 800, processor, num_workers=1, batch_size=400)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert torch.allclose(found, encode(student, CLOUDS[0], processor).expand(800, -1), atol=1e-6)
+
+
+def test_bad_settings_are_one_line_from_a_worker_too(student, processor):
+    for options, message in (({"up_axis": "x"}, "^`up_axis` must be one of"), ({"seed": -1}, "^`seed` must lie")):
+        with pytest.raises(ValueError, match=message):
+            encode(student, CLOUDS, processor, num_workers=1, **options)
+
+
+@pytest.mark.slow
+def test_workers_may_share_nothing_with_their_parent(student, processor, monkeypatch):
+    """As on macOS and Windows."""
+    expected = encode(student, CLOUDS, processor)
+    monkeypatch.setattr(embedding, "DataLoader", partial(embedding.DataLoader, multiprocessing_context="spawn"))
+    assert torch.allclose(encode(student, CLOUDS, processor, num_workers=1), expected, atol=1e-6)
+
+
+def test_what_workers_are_given_can_be_sent_to_them(student, processor, monkeypatch):
+    sent = []
+
+    def load(clouds, *_, **__):
+        sent.append(pickle.loads(pickle.dumps(clouds)))
+        return iter(())
+
+    monkeypatch.setattr(embedding, "DataLoader", load)
+    encode(student, CLOUDS, processor, seed=3)
+    assert torch.equal(sent[0][1][1], processor.take(CLOUDS[1], seed=3).points)
+
+
+def test_weights_that_lie_on_disk(student, processor, tmp_path):
+    student.save_pretrained(tmp_path / "model")
+    laid_aside = ACTStudent.from_pretrained(tmp_path / "model", device_map={"": "disk"}, offload_folder=tmp_path)
+    assert next(laid_aside.parameters()).device.type == "meta"
+    expected = encode(student, CLOUDS, processor), student.encode_points(CLOUDS[2], processor=processor)
+    assert torch.allclose(encode(laid_aside, CLOUDS, processor), expected[0], atol=1e-6)
+    assert torch.allclose(laid_aside.encode_points(CLOUDS[2], processor=processor), expected[1], atol=1e-5)
+
+
+def test_a_folder_that_is_gone_and_one_below_another(student, tmp_path):
+    student.save_pretrained(tmp_path / "top" / "below")
+    ACTPointCloudProcessor(77).save_pretrained(tmp_path / "top" / "below")
+    loaded = load_model(str(tmp_path / "top"), "ACTStudent", subfolder="below")
+    assert embedding.processor_of(loaded).num_points == 77
+    loaded = ACTStudent.from_pretrained(tmp_path / "top" / "below")
+    shutil.rmtree(tmp_path / "top")
+    with pytest.raises(ValueError, match="below: held the model and its processor and is gone"):
+        loaded.encode(CLOUDS)
+
+
+FROM_THE_HUB = """
+import json, os, sys
+from modeling_act import ACTStudent
+from modeling_act.embedding import processor_of
+token = os.environ.pop("TOKEN")
+print([processor_of(ACTStudent.from_pretrained(name, token=token, cache_dir=sys.argv[1])).num_points
+       for name in ("org/with", "org/without")])
+"""
+
+
+def test_the_processor_comes_from_where_the_weights_came_from(student, tmp_path, run_python):
+    """By the token and from the cache that `from_pretrained` was given, which encoding knows nothing of."""
+    student.save_pretrained(tmp_path / "without")
+    student.save_pretrained(tmp_path / "with")
+    ACTPointCloudProcessor(77).save_pretrained(tmp_path / "with")
+    with LoopbackHub() as hub:
+        for name in ("with", "without"):
+            files = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+            hub.commits[f"models/org/{name}"] = [files]
+        environment = hub.environment | {"HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "", "TOKEN": TOKEN}
+        found = run_python("-c", FROM_THE_HUB, tmp_path / "cache", environment=environment).stdout
+    assert found.splitlines()[-1] == "[77, 256]"
+    assert not list((tmp_path / "home").rglob("preprocessor_config.json"))

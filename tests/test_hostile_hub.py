@@ -93,8 +93,11 @@ def test_a_missing_shard_is_named(attack):
 
 
 def test_checking_asks_the_hub_nothing_more(attack):
-    """Two requests for each of the two files, and for their commit what transformers asks anyway."""
+    """Two requests for each of the two files, and for their commit what transformers asks anyway; each load asks for
+    the processor, which is not there."""
     asked = [line for line in attack[1] if "org/single/resolve" in line]
+    assert sum(line.startswith("HEAD") and "preprocessor_config.json" in line for line in asked) == 2
+    asked = [line for line in asked if "preprocessor_config.json" not in line]
     assert len(asked) == 4 and len(set(asked)) == 4, asked
 
 

@@ -154,3 +154,41 @@ def test_a_folder_carries_its_pipeline(folders, run_python, tmp_path):
     assert vector == pipeline("point-cloud-feature-extraction", model=str(folders["student"]))(CLOUD)
     again = pipeline("point-cloud-segmentation", model=str(tmp_path / "again"))
     assert again(CLOUD, category="car")["segments"] == segments
+
+
+def test_a_spec_that_is_looked_up_leaves_the_tasks_to_be_registered(run_python):
+    code = (
+        "import importlib.util, sys, modeling_act\n"
+        "assert importlib.util.find_spec('transformers.pipelines') and 'transformers.pipelines' not in sys.modules\n"
+        "from transformers.pipelines import PIPELINE_REGISTRY\n"
+        "print(sum(task.startswith('point-cloud') for task in PIPELINE_REGISTRY.get_supported_tasks()))\n"
+        "print(any(type(finder).__module__ == 'modeling_act' for finder in sys.meta_path))"
+    )
+    assert run_python("-c", code).stdout.split() == ["3", "False"]
+
+
+def test_errors_name_the_place_of_a_cloud(folders):
+    for task, name in (("classification", "classifier"), ("segmentation", "points")):
+        apply = pipeline(f"point-cloud-{task}", model=str(folders[name]))
+        for clouds in ([CLOUD, CLOUD, CLOUD * np.nan], iter([CLOUD, CLOUD, CLOUD * np.nan])):
+            with pytest.raises(ValueError, match="^cloud 2 must be finite"):
+                list(apply(clouds))
+
+
+def test_lists_and_iterators_of_every_kind(folders):
+    classify = pipeline("point-cloud-classification", model=str(folders["classifier"]))
+    ragged = np.empty(2, dtype=object)
+    ragged[:] = [CLOUD, CLOUD[:70]]
+    expected = [classify(cloud) for cloud in ragged]
+    for clouds in (ragged, tuple(ragged), iter(ragged), map(np.asarray, ragged), (cloud for cloud in ragged)):
+        assert list(classify(clouds)) == expected
+    far = CLOUD + np.array([5e6, 6e5, 100.0])  # float32 rounds there to half a metre
+    assert classify(far.tolist()) == classify(far)
+
+
+def test_the_seed_deals_the_points_that_are_segmented(folders):
+    segment = pipeline("point-cloud-segmentation", model=str(folders["points"]))
+    first, again, other = (segment(CLOUD, seed=seed)["scores"] for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    with pytest.raises(ValueError, match="`votes` must be at least 1, got 0"):
+        segment(CLOUD, votes=0)

@@ -1,5 +1,6 @@
 """`ACTPointCloudProcessor`: every form in which a user may hand over a cloud, and what becomes of its points."""
 
+import socket
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +13,7 @@ from transformers import AutoFeatureExtractor, AutoProcessor
 
 from modeling_act import ACTPointCloudProcessor, ACTStudent, processing_act
 from modeling_act.cloud_files import Cloud, read_cloud
+from modeling_act.errors import InputError
 from shape_files import make_shapes
 from small_models import small_student_config
 
@@ -132,6 +134,8 @@ def test_addresses(shapes, address):
     processor = ACTPointCloudProcessor(64)
     found = processor([f"{address}/box.ply", f"{address}/nested/ball.off?version=1"])["points"]
     assert torch.equal(found, processor([shapes / "box.ply", shapes / "nested/ball.off"])["points"])
+    (shapes / "box.ply").rename(shapes / "gr\u00fcne Kiste.ply")
+    assert torch.equal(processor(f"{address}/gr\u00fcne Kiste.ply")["points"][0], found[0])
 
 
 def test_bad_addresses(address, monkeypatch, shapes):
@@ -148,8 +152,30 @@ def test_bad_addresses(address, monkeypatch, shapes):
     monkeypatch.setattr(processing_act, "MOST_BYTES_FETCHED", 100)
     with pytest.raises(ValueError, match="is larger than 100 bytes"):
         processor(f"{address}/box.ply")
-    with pytest.raises(ValueError, match="cannot be fetched"):
-        processor("http://127.0.0.1:9/closed.ply")
+    for place, message in {
+        "127.0.0.1:9/closed.ply": "cannot be fetched",
+        "127.0.0.1:9/two words.ply": "cannot be fetched",
+        "[::1/closed.ply": "is no address",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            processor(f"http://{place}")
+
+
+@pytest.mark.parametrize(
+    "answer", [b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n50\r\nab"]
+)
+def test_servers_that_talk_nonsense(answer):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        with pytest.raises(InputError, match=r"box.ply: cannot be fetched \("):
+            ACTPointCloudProcessor(64)(f"http://127.0.0.1:{server.getsockname()[1]}/box.ply")
 
 
 @pytest.mark.parametrize(
@@ -187,6 +213,7 @@ def test_errors_name_the_cloud(clouds, message):
         ({"block_size": -1}, {}, "`block_size` must be positive"),
         ({}, {"up_axis": "z"}, "does not say which axis was up"),
         ({"normalize": False}, {"unit": "mm"}, "does not say the unit"),
+        ({}, {"seed": -1}, "`seed` must lie between 0 and"),
         ({}, {"return_tensors": "tf"}, "`return_tensors` must be one of pt, np"),
     ],
 )

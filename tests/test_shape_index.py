@@ -105,3 +105,27 @@ def test_damaged_folders_are_refused(folder):
 def test_queries_of_another_width_are_refused(folder):
     with pytest.raises(ValueError, match=r"must be of shape \(n, 16\)"):
         ShapeIndex.load(folder).search(torch.ones(2, 3))
+
+
+def test_vectors_and_queries_as_torch_has_them(tmp_path):
+    index = ShapeIndex.build(tmp_path, NAMES, VECTORS.clone().requires_grad_(), {})
+    assert index.search(VECTORS[:1].clone().requires_grad_(), 1)[0][0][0] == NAMES[0]
+    assert index.search(VECTORS[:0], 3) == []
+    broken = VECTORS.clone()
+    broken[3, 2] = torch.nan
+    for use in (lambda: ShapeIndex.build(tmp_path, NAMES, broken, {}), lambda: index.search(broken)):
+        with pytest.raises(ValueError, match="must be finite, got NaN or infinity in row 3"):
+            use()
+
+
+def test_an_index_that_is_open_outlives_the_next_one(folder):
+    index = ShapeIndex.load(folder)
+    ShapeIndex.build(folder, NAMES[:2], VECTORS[:2], {})
+    assert index.search(VECTORS[400:401], 1)[0][0] == (NAMES[400], pytest.approx(1, abs=1e-6))
+    assert sorted(path.name for path in folder.iterdir()) == ["index.json", "vectors.npy"]
+
+
+def test_one_name_twice_among_many_is_found_at_once(tmp_path):
+    names = [f"{number}.ply" for number in range(50_000)]
+    with pytest.raises(ValueError, match="two clouds have one name, '49999.ply'"):
+        ShapeIndex.build(tmp_path, [*names, names[-1]], torch.ones(50_001, 2), {})

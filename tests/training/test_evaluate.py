@@ -1,6 +1,7 @@
 """evaluate.py against figures computed here row by row, on a tiny classifier that knows a little."""
 
 import json
+import shutil
 
 import evaluate
 import numpy as np
@@ -239,3 +240,24 @@ def test_the_command_line(folder, tmp_path, run_python):
     assert printed[1] == f"{tmp_path}: metrics.json, pictures, report.html"
     failed = run_python("training/evaluate.py", *flags, "--vote", 3, returncode=2)
     assert failed.stderr.splitlines()[-1] == "evaluate.py: error: unrecognized arguments: --vote 3"
+
+
+@torch.no_grad()
+def test_clouds_that_were_normalized_before_are_judged_as_in_training(folder, tmp_path, monkeypatch):
+    """Its processor says "cloud": training left the points it took where they lay in clouds that fit the sphere."""
+    shutil.copytree(folder / "model", tmp_path / "model")
+    ACTPointCloudProcessor(64, "farthest", "cloud").save_pretrained(tmp_path / "model")
+    seen, forward = [], ACTStudentForPointCloudClassification.forward
+
+    def watched(self, points):
+        seen.append(points)
+        return forward(self, points)
+
+    monkeypatch.setattr(ACTStudentForPointCloudClassification, "forward", watched)
+    run(folder, tmp_path / "out", "--model", tmp_path / "model")
+    whole = [torch.tensor(cloud - cloud.mean(0), dtype=torch.float32) for cloud in make_clouds(31, 31)["points"]]
+    for row, cloud in enumerate(whole):
+        cloud = cloud / cloud.norm(dim=1).max()
+        batch = {"points": cloud[None], "lengths": torch.tensor([len(cloud)])}
+        trained = sample_points(batch, Sampling(64, 0, False, "farthest"))["points"]
+        assert torch.allclose(torch.cat(seen)[row], trained[0], atol=1e-5)

@@ -100,6 +100,7 @@ def test_rooms_are_put_together_and_judged_whole(inputs, rooms, tmp_path):
     model = ACTStudentForSemanticSegmentation.from_pretrained(tmp_path / "run").eval()
     processor = ACTPointCloudProcessor.from_pretrained(tmp_path / "run")
     assert model.config.id2label == {0: "floor", 1: "wall", 2: "clutter"} and not processor.normalize
+    assert (processor.block_size, processor.up_axis) == (1.0, "z")
     confusion = 0
     for seed in (10, 11):
         blocks = room(seed)
@@ -225,3 +226,11 @@ def test_what_cannot_be_is_one_line(inputs, tmp_path, flags, message):
     flags = [flag.format(inputs=inputs) for flag in flags]
     line = start(inputs, "segment", tmp_path / "run", *flags).fail()
     assert re.search(message, line), line
+
+
+def test_blocks_between_far_points_are_passed_over():
+    """A step of 0.5 over 4e8 is not to be taken."""
+    points = torch.rand(200, 3, dtype=torch.float64)
+    points[0, :2] = torch.tensor([4e8, 0.0])
+    found = [members for members, _ in slide(points, 1.0, 0.5)]
+    assert len(found) < 10 and torch.cat(found).unique().tolist() == list(range(200))

@@ -22,7 +22,8 @@ _MASK64 = 2**64 - 1
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a network's points are taken from a cloud: at random, or farthest from one another.
+    """How a network's points are taken from a cloud: at random, or farthest from one another. They are put into the
+    unit sphere by themselves, or with `normalize="cloud"` as the whole cloud fits it.
 
     Of the latter, training takes a random subset of `SPREAD` times as many, as the paper does, and evaluation always
     the same points.
@@ -30,7 +31,7 @@ class Sampling:
 
     num_points: int
     seed: int = 0
-    normalize: bool = True
+    normalize: bool | str = True
     method: str = "random"
 
 
@@ -66,10 +67,21 @@ def sample_points(batch: dict[str, Tensor], sampling: Sampling, training: bool =
     else:
         chosen = _subset(batch["lengths"], batch["keys"], batch["points"].shape[1], sampling)
     points = gather_points(batch["points"], chosen)
-    sampled = {"points": to_unit_sphere(points) if sampling.normalize else points}
+    if sampling.normalize == "cloud":
+        center, radius = _measure(batch["points"], batch["lengths"])
+        points = (points - center) / radius
+    sampled = {"points": to_unit_sphere(points) if sampling.normalize is True else points}
     if "point_labels" in batch:
         sampled["point_labels"] = batch["point_labels"].gather(1, chosen)
     return {name: values for name, values in batch.items() if name != "lengths"} | sampled
+
+
+def _measure(points: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Center (batch, 1, 3) and radius (batch, 1, 1) of clouds of these lengths, padded to (batch, most points, 3)."""
+    there = (torch.arange(points.shape[1], device=points.device) < lengths.unsqueeze(1)).unsqueeze(2)
+    center = (points * there).sum(1, keepdim=True) / lengths[:, None, None]
+    radius = torch.linalg.vector_norm((points - center) * there, dim=2, keepdim=True).amax(1, keepdim=True)
+    return center, radius.clamp_min(torch.finfo(points.dtype).tiny)
 
 
 def _subset(lengths: Tensor, keys: Tensor, most: int, sampling: Sampling) -> Tensor:

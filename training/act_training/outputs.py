@@ -262,10 +262,10 @@ def _push(folder: Path, options: TrainingArguments) -> str:
 def make_processor(run) -> ACTPointCloudProcessor:
     """What takes a user's clouds to what the model was trained on."""
     options, sampling = run.options, run.sampling
-    block_size = BLOCK_SIZE if getattr(options, "task", None) == "scenes" else None
+    in_rooms = getattr(options, "task", None) == "scenes"  # their blocks stand on the floor, whatever a flag says
     return ACTPointCloudProcessor(
         sampling.num_points, sampling.method, "cloud" if options.already_normalized else sampling.normalize,
-        options.up_axis, options.unit, block_size,
+        "z" if in_rooms else options.up_axis, options.unit, BLOCK_SIZE if in_rooms else None,
     )  # fmt: skip
 
 

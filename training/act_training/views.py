@@ -59,7 +59,7 @@ def corrupted_view(sampling: Sampling, name: str, strength: float, up_axis: str)
     def view(batch: dict[str, Tensor]) -> Tensor:
         points = plain_view(sampling)(batch)
         points = corrupt(points, batch["keys"], name, strength, sampling.seed, up_axis)
-        return to_unit_sphere(points) if sampling.normalize else points
+        return to_unit_sphere(points) if sampling.normalize is True else points
 
     return view
 

@@ -210,7 +210,7 @@ def probe(folders: list[Path], num_points: int, shapes_per_class: int, results: 
     """Accuracy of a linear probe on everyday_shapes' test split: the students by folder name, and one untrained."""
     path = folders[0].parent / "probe.json"
     call(
-        "compare.py", "--students", *map(str, folders), "--dataset_name=everyday_shapes", "--finetune_epochs=0",
+        "compare.py", "--students", *map(str, folders), "--dataset_name=everyday_shapes",
         f"--num_points={num_points}", f"--shapes_per_class={shapes_per_class}", f"--output={path}",
     )  # fmt: skip
     found = json.loads(path.read_text())

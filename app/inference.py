@@ -59,7 +59,10 @@ def load_models(names: dict[str, str | None]) -> Models:
     models = Models(**{name: load_model(names[name], *classes) for name, classes in wanted.items() if name in names})
     if "index" in names:
         models.index = ShapeIndex.load(names["index"])
-        models.index.check_model(models.student.encode(probe_cloud(), show_progress=False))
+        try:
+            models.index.check_model(models.student.encode(probe_cloud(), show_progress=False))
+        except InputError as error:
+            raise InputError(f"--index {names['index']}, --student {names['student']}: {error}") from error
     if "shapes" in names:
         models.shapes = Path(names["shapes"]).resolve()
         if not models.shapes.is_dir():

@@ -14,7 +14,10 @@ from pathlib import Path
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
-import gradio as gr
+try:
+    import gradio as gr
+except ModuleNotFoundError as error:
+    sys.exit(f'app.py: error: the page needs {error.name}: in the clone, pip install -c constraints.txt -e ".[app]"')
 import numpy as np
 from components import CARDS, PAGE_STYLE, PICTURES, THEME, VIEWER, bars, cloud_view, message, packed
 from inference import (

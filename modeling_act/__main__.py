@@ -223,7 +223,8 @@ def view(options: argparse.Namespace) -> None:
         shown.append(ShownCloud(points, name, colors=cloud.colors))
 
     one_by_one(list_clouds(options.inputs), options, use)
-    page = viewer_page(shown, options.title or ", ".join(cloud.name for cloud in shown[:3]))
+    names = [cloud.name for cloud in shown[:3]] + ["..."] * (len(shown) > 3)
+    page = viewer_page(shown, options.title or ", ".join(names))
     Path(options.out).write_text(page, encoding="utf-8")
     show(page=options.out, clouds=len(shown))
 
@@ -310,7 +311,7 @@ def main(arguments: list[str]) -> int:
         from .convert_checkpoint import main as convert
 
         return convert(arguments[1:])
-    options = make_parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments or ["--help"])
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:

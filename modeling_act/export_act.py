@@ -4,6 +4,7 @@ The models are named and not imported, so that those that came as remote code ar
 """
 
 import json
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -83,6 +84,8 @@ def export_onnx(
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError(f'ONNX files need {error.name}: pip install "modeling_act[export]"') from error
+    # It warns of each operator of torchvision where that is not installed; no model here has one.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     inputs, shapes = _example(model)
     with _evaluated(model) as module:
         program = torch.onnx.export(

@@ -103,7 +103,7 @@ def collect(folder: str | Path, name: str | None = None, card: str | None = None
         raise InputError(f"{folder} has no config.json: it is no folder of `save_pretrained`")
     if card is None:
         if "README.md" not in files:
-            raise InputError(f"{folder} has no README.md: a model is published with a card")
+            raise InputError(f"{folder} has no README.md: a model is published with a card; write one there")
         card = _text(folder / "README.md")
     files |= {path.name: path for path in _code(folder)}
     for pattern in (PICTURES, RESULTS):

@@ -143,6 +143,7 @@ def test_reconstruct(run, models, shapes):
 
 def test_view(run, shapes):
     assert run("view", shapes, "--out", "page.html", "--quiet") == [{"page": "page.html", "clouds": 5}]
+    assert f"<title>{', '.join(NAMES[:3])}, ...</title>" in Path("page.html").read_text()
     page = Path("page.html").read_text()
     assert all(name in page for name in NAMES) and "http://" not in page and "https://" not in page
 

@@ -222,6 +222,18 @@ def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path, run_python):
     assert not list(tmp_path.iterdir())
 
 
+def test_writing_says_nothing_of_packages_that_no_model_needs(run_python, tmp_path):
+    code = f"""if True:
+        import sys
+        sys.path.insert(0, "tests")
+        sys.modules["torchvision"] = None
+        from small_models import ACTStudent, small_student_config
+        from modeling_act.export_act import export_onnx
+        export_onnx(ACTStudent(small_student_config()), {str(tmp_path / "student.onnx")!r})"""
+    process = run_python("-c", code)
+    assert (tmp_path / "student.onnx").is_file() and "torchvision" not in process.stderr + process.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_groups", "sizes"), [(64, (1024, 2048)), (512, (8192, 3000))])
 def test_paper_size(num_groups, sizes, tmp_path):

@@ -138,7 +138,10 @@ def test_an_encoder_is_found_in_the_model_that_has_one(model_names):
     [
         ({"pretraining": "pretraining"}, "--pretraining needs --teacher"),
         ({"index": "index"}, "--index needs --student"),
-        ({"student": "pretraining", "index": "index"}, "made by another model"),
+        (
+            {"pretraining": "pretraining", "teacher": "teacher", "index": "index"},
+            "--student .*pretraining: .*another model",
+        ),
         ({"classifier": "student"}, "holds ACTStudent, where ACTStudentForPointCloudClassification is needed"),
         ({"shapes": "teacher/config.json"}, "there is no such folder"),
         ({"student": "nowhere"}, "nowhere: no model can be read from there"),
@@ -150,6 +153,13 @@ def test_wrong_models_are_refused(model_names, names, message):
     folder = re.sub("student$", "", model_names["student"])
     with pytest.raises(InputError, match=message):
         load_models({flag: folder + name for flag, name in names.items()})
+
+
+def test_the_page_names_what_is_not_installed(run_python):
+    code = "import runpy, sys; sys.modules['gradio'] = None; sys.path.insert(0, 'app')\n"
+    process = run_python("-c", f"{code}runpy.run_path('app/app.py', run_name='__main__')", returncode=1)
+    assert process.stderr.splitlines()[-1].startswith("app.py: error: the page needs gradio: ")
+    assert "Traceback" not in process.stderr
 
 
 def test_samples_are_what_their_script_writes():

@@ -125,6 +125,7 @@ def test_two_processes_judge_every_row_once(inputs, tmp_path):
         (("--student", "{inputs}/student", "--model", "{{hidden_size: 32}}"), "hidden_size of .* is 16, got 32"),
         (("--model", "{{head: linear}}"), "--model: head follows from the set and the other flags"),
         (("--seeds", "1", "1"), r"--seeds must be different whole numbers from 0 up, got \[1, 1\]"),
+        (("--test_split", "other"), "has no split 'other'; it has test, train; --test_split= runs without a test"),
         (("--dataset_name", "{inputs}/unlabelled.npz"), "has no label, which are to be learned; its columns"),
         (("--dataset_name", "{inputs}/negative.npz"), "1 bad rows; .*label -1 where 0 to 2 were expected"),
     ],
@@ -153,6 +154,15 @@ def test_a_run_goes_on_in_another_folder_with_its_best_weights(inputs, tmp_path)
     assert digest(tmp_path / "other") == digest(inputs / "classifier")
 
 
+def test_a_class_of_one_row_is_not_judged_and_said_so(inputs, tmp_path):
+    archive = dict(np.load(inputs / "parts.npz"))
+    kept = archive["labels"] != 2
+    kept[(~kept & (archive["split"] == "train")).nonzero()[0][0]] = True
+    np.savez(tmp_path / "lonely.npz", **{name: archive[name][kept] for name in ("points", "labels", "split")})
+    flags = ("--dataset_name", tmp_path / "lonely.npz", "--test_split", "", *FAST)
+    assert "warning: validation has no row of 2: " in start(inputs, "finetune", tmp_path / "run", *flags).finish()
+
+
 def test_labels_that_are_words_and_a_last_batch_of_one(inputs, tmp_path):
     """Thirty-three training rows, of which two batches measure statistics; a category of words that nobody needs."""
     archive = np.load(inputs / "parts.npz")
@@ -170,7 +180,8 @@ def test_labels_that_are_words_and_a_last_batch_of_one(inputs, tmp_path):
     }
     DatasetDict(rows).save_to_disk(str(tmp_path / "words"))
     flags = ("--dataset_name", tmp_path / "words", "--validation_share", 0.16, *FAST)
-    start(inputs, "finetune", tmp_path / "run", *flags).finish()
+    text = start(inputs, "finetune", tmp_path / "run", *flags).finish()
+    assert "validation has no row" not in text and "Writing model shards" not in text
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert list(config["id2label"].values()) == ["ant", "bee", "cow"]
 

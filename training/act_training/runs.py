@@ -15,7 +15,9 @@ from pathlib import Path
 import torch.distributed
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 from safetensors import SafetensorError
+from transformers.utils import logging
 
 from modeling_act.errors import InputError
 
@@ -32,6 +34,7 @@ def run_script(main: Callable[[list[str]], None]) -> None:
     """Runs a script's `main`: what the user can mend is one line on stderr. ACT_TRACEBACK=1 shows where it arose."""
     script, rank = Path(sys.argv[0]).name, int(os.environ.get("RANK", 0))
     keep_freed_memory()
+    hide_bars_of_weights()
     try:
         main(sys.argv[1:])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -54,6 +57,14 @@ def run_script(main: Callable[[list[str]], None]) -> None:
     except Exception:
         traceback.print_exc()
         _leave(1)
+
+
+def hide_bars_of_weights() -> None:
+    """Reading and writing weights would break the bar of the steps. Those of the Hub's downloads stay as they are."""
+    disabled = are_progress_bars_disabled()
+    logging.disable_progress_bar()  # hides the Hub's too
+    if not disabled:
+        enable_progress_bars()
 
 
 def keep_freed_memory() -> None:

@@ -63,7 +63,12 @@ def open_training_data(
 
     def open_split(split: str) -> PointSet:
         with accelerator.main_process_first():  # whatever is downloaded or converted is so once
-            return open_point_set(options.dataset_name, split, options.dataset_config_name)
+            try:
+                return open_point_set(options.dataset_name, split, options.dataset_config_name)
+            except InputError as error:
+                if split != test_split:
+                    raise
+                raise InputError(f"{error}; --test_split= runs without a test") from error
 
     def check(point_set: PointSet, split: str) -> tuple[PointSet, str]:
         def work() -> tuple:
@@ -97,16 +102,23 @@ def open_training_data(
     if options.max_train_samples:
         train = train.select(range(min(options.max_train_samples, len(train))))
     if not options.validation_split:
-        if len(train) < 2:
-            raise InputError(
-                f"{train.source}: one row cannot be cut into train and validation; name a --validation_split"
-            )
-        hold_out = target.hold_out if target else hold_out_any
-        kept, held_out = hold_out(train, options.validation_share, options.seed)
-        if not (len(kept) and len(held_out)):
-            raise InputError(f"{train.source}: no class has two rows to cut into train and validation")
-        train, opened["validation"] = train.select(kept), train.select(held_out)
+        train, opened["validation"] = hold_out_validation(train, options, target)
+        if target and target.column == "label" and accelerator.is_main_process:
+            warn_of_unjudged(train.labels(), opened["validation"].labels(), names)
     return TrainingData(train, opened["validation"], ", ".join(digests), opened.get("test"), names)
+
+
+def hold_out_validation(
+    train: PointSet, options: TrainingArguments, target: Target | None
+) -> tuple[PointSet, PointSet]:
+    """What is left of train, and what validates."""
+    if len(train) < 2:
+        raise InputError(f"{train.source}: one row cannot be cut into train and validation; name a --validation_split")
+    hold_out = target.hold_out if target else hold_out_any
+    kept, held_out = hold_out(train, options.validation_share, options.seed)
+    if not (len(kept) and len(held_out)):
+        raise InputError(f"{train.source}: no class has two rows to cut into train and validation")
+    return train.select(kept), train.select(held_out)
 
 
 # Labels --------------------------------------------------------------------------------------------------------------
@@ -174,6 +186,12 @@ def make_row_order(
     if isinstance(data.train, StreamedPointSet):
         return StreamedRows(data.train.block_sizes, window=data.train.window, **common)
     return ShuffledRows(len(data.train), **common)
+
+
+def warn_of_unjudged(train: np.ndarray, validation: np.ndarray, names: list[str]) -> None:
+    """Classes of one row, which stays in train: a validation accuracy of 100 % would say nothing of them."""
+    if unjudged := [names[label] for label in np.setdiff1d(train, validation)]:
+        warn(f"validation has no row of {', '.join(unjudged)}: its figures say nothing of what has one row alone")
 
 
 def report_skipped(problems: list[str], path: Path) -> None:

@@ -32,6 +32,8 @@ def read_config(name: str, **options: Any) -> PreTrainedConfig:
     """The configuration of a folder or Hub id, which must be of this package."""
     if os.path.isdir(name) and not os.path.isfile(os.path.join(name, options.get("subfolder", ""), "config.json")):
         raise InputError(f"{name}: no model can be read from there, it holds no config.json")
+    if not os.path.isdir(name) and (os.path.isabs(name) or name.count("/") != 1):
+        raise InputError(f"{name}: there is no such folder, nor is it ORGANIZATION/NAME on the Hub")
     try:  # models of this package need no code of others, and nobody is to be asked whether it may run
         config = AutoConfig.from_pretrained(name, **{"trust_remote_code": False} | options)
     except OSError as error:

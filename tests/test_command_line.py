@@ -17,8 +17,9 @@ from modeling_act import (
     ACTStudentForPreTraining,
     ACTTeacher,
 )
-from modeling_act.__main__ import COMMANDS, main
+from modeling_act.__main__ import main
 from modeling_act.cloud_files import read_cloud
+from modeling_act.commands import COMMANDS
 from modeling_act.loading import load_model
 from modeling_act.point_ops import chamfer_l1
 from modeling_act.reconstruction import reconstruct
@@ -275,7 +276,7 @@ def test_similar_takes_the_revision_that_made_the_index(run, models, shapes, mon
         wanted.append(revision)
         return load_model(name, *kinds)
 
-    monkeypatch.setattr("modeling_act.__main__.load_model", load)
+    monkeypatch.setattr("modeling_act.commands.load_model", load)
     run("encode", shapes, "--model", models / "student", "--revision", "v1", "--index", "index", "--quiet")
     run("similar", shapes, "--index", "index", "--quiet")
     run("similar", shapes, "--index", "index", "--revision", "v2", "--quiet")

@@ -111,7 +111,7 @@ def functions_are_short(path, text):
 def package_never_prints(path, text):
     for node in ast.walk(ast.parse(text)):
         printing = isinstance(node, ast.Call) and ast.unparse(node.func) == "print"
-        if printing and path.name not in ("__main__.py", "convert_checkpoint.py"):
+        if printing and path.name not in ("__main__.py", "commands.py", "convert_checkpoint.py"):
             yield node.lineno, "no print() in the package: raise, warn, or use a transformers logger"
 
 

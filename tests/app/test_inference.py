@@ -144,7 +144,7 @@ def test_an_encoder_is_found_in_the_model_that_has_one(model_names):
         ),
         ({"classifier": "student"}, "holds ACTStudent, where ACTStudentForPointCloudClassification is needed"),
         ({"shapes": "teacher/config.json"}, "there is no such folder"),
-        ({"student": "nowhere"}, "nowhere: no model can be read from there"),
+        ({"student": "nowhere"}, "nowhere: there is no such folder"),
     ],
 )
 def test_wrong_models_are_refused(model_names, names, message):

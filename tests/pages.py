@@ -15,8 +15,7 @@ from pathlib import Path
 
 import torch
 
-from conftest import ROOT
-
+ROOT = Path(__file__).resolve().parents[1]
 MARK = r"(?:<!-- (needs|test adds): ([^\n]+) -->\n)?"
 FENCE = re.compile(rf"^{MARK}```([^\n]*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 # What a block writes goes into the folder of its page; of the project it sees what a clone of it holds.

@@ -3,12 +3,12 @@
 import json
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from conftest import ROOT
 from modeling_act import (
     ACTPointCloudProcessor,
     ACTStudent,
@@ -19,6 +19,8 @@ from modeling_act import (
 from modeling_act.errors import InputError
 from modeling_act.export_act import OUTPUTS, export_onnx, export_program
 from small_models import small_models, small_student_config
+
+ROOT = Path(__file__).resolve().parents[1]
 
 onnx = pytest.importorskip("onnx", reason="export needs the extra `export`")
 onnxruntime = pytest.importorskip("onnxruntime", reason="export needs the extra `export`")

@@ -1,8 +1,10 @@
 """The README runs as it stands, block after block, and the shapes in its comments are true."""
 
-from conftest import ROOT
+from pathlib import Path
+
 from pages import read_blocks, run_page
 
+ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,8 +19,9 @@ from cases import (  # noqa: E402
     oracle_nearest_pairs,
 )
 
-from conftest import ROOT  # noqa: E402
 from point_kernels import cpu_ops  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
 
 if not point_kernels.is_available("cpu"):
     pytest.skip("point_kernels was installed without a C++ compiler", allow_module_level=True)

@@ -3,10 +3,11 @@
 import importlib.metadata
 import importlib.util
 import shutil
+from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+ROOT = Path(__file__).resolve().parents[2]
 
 if not importlib.util.find_spec("point_kernels") or not importlib.util.find_spec("point_kernels.cpu_ops"):
     pytest.skip("point_kernels is not installed", allow_module_level=True)

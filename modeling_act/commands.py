@@ -16,6 +16,8 @@ from .embedding import encode, processor_of, run_on_clouds
 from .errors import InputError
 from .loading import SEGMENTERS, load_model, read_config
 from .point_ops import chamfer_l1
+from .point_prediction import label_points, number_of_category
+from .processing_act import turn
 from .result_files import list_clouds, open_table, path_below, write_ply
 from .shape_index import ShapeIndex, check_usearch, probe_cloud
 from .viewer import ShownCloud, label_colors, viewer_page
@@ -84,7 +86,7 @@ def info(options: argparse.Namespace) -> None:
     if type(model).__name__ not in ("ACTStudent", "ACTStudentForPreTraining", "ACTTeacher"):
         told["labels"] = list(config.id2label.values())
     processor = processor_of(model).to_dict()
-    told["processor"] = {key: value for key, value in processor.items() if key not in ("auto_map",)}
+    told["processor"] = {key: value for key, value in processor.items() if key != "auto_map"}
     print(json.dumps(told, indent=1))
 
 
@@ -142,8 +144,6 @@ def classify(options: argparse.Namespace) -> None:
 
 
 def segment(options: argparse.Namespace) -> None:
-    from .point_prediction import label_points, number_of_category
-
     model = load_model(options.model, *SEGMENTERS, revision=options.revision)
     if options.device:
         model.to(options.device)
@@ -207,8 +207,8 @@ def view(options: argparse.Namespace) -> None:
 
     def use(name: str, path: str) -> None:
         cloud = read_cloud(path, seed=options.seed)
-        points = cloud.points if options.up_axis != "z" else cloud.points[:, [0, 2, 1]] * np.float32([1, 1, -1])
-        shown.append(ShownCloud(points, name, colors=cloud.colors))
+        points = turn(torch.from_numpy(cloud.points), options.up_axis, "y")
+        shown.append(ShownCloud(points.numpy(), name, colors=cloud.colors))
 
     one_by_one(list_clouds(options.inputs), options, use)
     names = [cloud.name for cloud in shown[:3]] + ["..."] * (len(shown) > 3)

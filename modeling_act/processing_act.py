@@ -148,7 +148,7 @@ class ACTPointCloudProcessor(FeatureExtractionMixin):
         if not (bound := points.abs().max()) < 1e15:  # NaN too; squares of larger ones leave the range of float32
             kind = "coordinates beyond 1e15" if bound.isfinite() else "NaN or infinite coordinates"
             raise InputError(f"{name} must be finite, got {kind}")
-        return self._measure(_turn(points, up_axis, self.up_axis), unit)
+        return self._measure(turn(points, up_axis, self.up_axis), unit)
 
     def _measure(self, points: Tensor, unit: str | None) -> Tensor:
         _check_choice("unit", unit, (*UNITS, None))
@@ -197,7 +197,7 @@ def _draw(count: int, wanted: int, seed: int) -> Tensor:
     return order[torch.arange(wanted) % count]
 
 
-def _turn(points: Tensor, up_axis: str | None, wanted: str | None) -> Tensor:
+def turn(points: Tensor, up_axis: str | None, wanted: str | None) -> Tensor:
     """A quarter turn about x, where another axis is up than the model knows."""
     _check_choice("up_axis", up_axis, (*UP_AXES, None))
     if up_axis is None or up_axis == wanted:

@@ -15,12 +15,17 @@ from .point_ops import PointGroups
 
 @torch.inference_mode()
 def reconstruct(
-    teacher: ACTTeacher | None, points: Tensor, student: ACTStudentForPreTraining | None = None, seed: int = 0
+    teacher: ACTTeacher | None,
+    points: Tensor,
+    student: ACTStudentForPreTraining | None = None,
+    seed: int = 0,
+    bool_masked_pos: Tensor | None = None,
 ) -> list[dict[str, Tensor]]:
     """For each of some clouds (batch, points, 3): `input`, `visible` and `reconstruction`, each (n, 3).
 
     Without a student all is visible, and the reconstruction is the teacher's through its codes. A student sees the
-    share of the groups that it was pretrained with, drawn with `seed`; the teacher draws what it predicts of the rest.
+    share of the groups that it was pretrained with, drawn with `seed`, or those that `bool_masked_pos` (batch, groups)
+    leaves; the teacher draws what it predicts of the rest.
     """
     if student is None:
         with in_eval_mode(teacher):
@@ -30,13 +35,15 @@ def reconstruct(
         return [dict(zip(("input", "visible", "reconstruction"), cloud, strict=True)) for cloud in clouds]
     check_pair(teacher, student.config)
     groups = student.group(points)
-    generator = torch.Generator(points.device).manual_seed(seed)
-    num_masked = int(student.config.mask_ratio * groups.centers.shape[1])
-    mask = sample_mask(groups.centers, num_masked, student.config.mask_type, generator)
+    mask = bool_masked_pos
+    if mask is None:
+        generator = torch.Generator(points.device).manual_seed(seed)
+        num_masked = int(student.config.mask_ratio * groups.centers.shape[1])
+        mask = sample_mask(groups.centers, num_masked, student.config.mask_type, generator)
     with in_eval_mode(student), nullcontext() if teacher is None else in_eval_mode(teacher):
         predicted = student(groups=groups, bool_masked_pos=mask).predicted_features.float()
         drawn = draw_prediction(teacher, student.config, groups, mask, predicted)
-    whole = groups.neighborhoods + groups.centers.unsqueeze(2)
+    whole = groups.neighborhoods + groups.centers.unsqueeze(2)  # (batch, groups, group_size, 3)
     return [
         {"input": cloud, "visible": parts[~hidden].flatten(0, 1), "reconstruction": made}
         for cloud, parts, hidden, made in zip(points, whole, mask, drawn, strict=True)

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from modeling_act import ACTStudentConfig, ACTStudentForPreTraining, ACTTeacher
 from modeling_act.errors import InputError
 from modeling_act.point_ops import PointGroups
-from modeling_act.reconstruction import draw_prediction
+from modeling_act.reconstruction import reconstruct
 
 USAGE = """from modeling_act import ACTStudent
 
@@ -143,20 +143,10 @@ def num_hidden(config: ACTStudentConfig) -> int:
     return int(config.mask_ratio * config.num_groups)
 
 
-@torch.no_grad()
-def reconstruct(student: ACTStudentForPreTraining, target: Target, batch: dict[str, Tensor], seed: int) -> list[dict]:
+def draw(student: ACTStudentForPreTraining, target: Target, batch: dict[str, Tensor], seed: int) -> list[dict]:
     """Panels of a picture for each of a few clouds."""
-    points = batch["points"]
-    groups = student.group(points)
-    mask = hide(student, batch["keys"], groups, seed)
-    student.eval()
-    predicted = student(groups=groups, bool_masked_pos=mask).predicted_features.float()
-    student.train()
-    whole = groups.neighborhoods + groups.centers.unsqueeze(2)
-    visible = [parts[~hidden].flatten(0, 1) for parts, hidden in zip(whole, mask, strict=True)]
-    drawn = draw_prediction(target.teacher, student.config, groups, mask, predicted)
-    clouds = zip(points, visible, drawn, strict=True)
-    return [dict(zip(("input", "visible", "reconstruction"), cloud, strict=True)) for cloud in clouds]
+    mask = hide(student, batch["keys"], student.group(batch["points"]), seed)
+    return reconstruct(target.teacher, batch["points"], student, bool_masked_pos=mask)
 
 
 def open_probe_set(options: DistillArguments, run: TrainingRun, min_points: int) -> PointSet:
@@ -231,7 +221,7 @@ def main(arguments: list[str]) -> None:
         if probe_set and run.is_due(options.probe_epochs):
             measure_probe()
         if run.is_due(options.picture_epochs):
-            save_pictures(run, reconstruct(student, target, shown, options.seed))
+            save_pictures(run, draw(student, target, shown, options.seed))
         run.save_or_stop()
 
     finish_run(
@@ -246,7 +236,7 @@ def main(arguments: list[str]) -> None:
             width=2 * student.config.hidden_size,
         ),
         metrics=metrics,
-        clouds=reconstruct(student, target, shown, options.seed),
+        clouds=draw(student, target, shown, options.seed),
     )
 
 

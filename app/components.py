@@ -5,8 +5,8 @@ from html import escape
 
 import gradio as gr
 
-from modeling_act.viewer import ShownCloud, pack_clouds
-from modeling_act.viewer_script import VIEWER_SCRIPT, VIEWER_STYLE
+from modeling_act.viewer.page import ShownCloud, pack_clouds
+from modeling_act.viewer.script import VIEWER_SCRIPT, VIEWER_STYLE
 
 SHOW = """
 const root = element.querySelector(".act-root");

@@ -36,9 +36,9 @@ from inference import (
 from reading import HAS_SERVER, MOST_BYTES, OpenCloud, open_cloud, open_upload
 from starlette.middleware import Middleware
 
-from modeling_act.cloud_files import CLOUD_SUFFIXES
 from modeling_act.errors import InputError
-from modeling_act.viewer import ShownCloud
+from modeling_act.readers.cloud import CLOUD_SUFFIXES
+from modeling_act.viewer.page import ShownCloud
 
 SAMPLES = sorted((Path(__file__).resolve().parent / "samples").glob("*.ply"))
 FLAGS = {

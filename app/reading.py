@@ -8,8 +8,8 @@ from zipfile import ZipFile, is_zipfile
 
 import numpy as np
 
-from modeling_act.cloud_files import read_cloud
 from modeling_act.errors import InputError
+from modeling_act.readers.cloud import read_cloud
 
 MOST_BYTES = 20 * 2**20  # of an upload,
 MOST_BYTES_UNPACKED = 10 * MOST_BYTES  # of what an archive holds,
@@ -20,7 +20,7 @@ MOST_SECONDS = 30  # to read one
 HAS_SERVER = "forkserver" in multiprocessing.get_all_start_methods()
 PROCESSES = multiprocessing.get_context("forkserver" if HAS_SERVER else "spawn")
 if HAS_SERVER:
-    PROCESSES.set_forkserver_preload(["modeling_act.cloud_files"])
+    PROCESSES.set_forkserver_preload(["modeling_act.readers.cloud"])
 
 
 @dataclass

@@ -22,7 +22,7 @@ import torch
 from measure import ResultFile, argument_parser, output_path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from act_training.batches import ShuffledRows, StreamedRows, iterate_batches  # noqa: E402
+from act_training.data.batches import ShuffledRows, StreamedRows, iterate_batches  # noqa: E402
 from act_training.data.point_sets import PointSet, StreamedPointSet, open_point_set  # noqa: E402
 
 from stored_clouds import FORMS  # noqa: E402

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from measure import ResultFile, argument_parser, interleave, output_path
 from modeling_act import ACTStudent, ACTStudentConfig
-from modeling_act.export_act import export_onnx, export_program
+from modeling_act.export.export_act import export_onnx, export_program
 from modeling_act.point_ops import without_kernels
 
 try:

@@ -30,7 +30,7 @@ from modeling_act.point_ops import PointGroups
 
 TRAINING = Path(__file__).resolve().parents[1] / "training"
 sys.path.append(str(TRAINING))
-from act_training.data.everyday_shapes import generate_shapes  # noqa: E402
+from act_training.synthetic.everyday_shapes import generate_shapes  # noqa: E402
 
 FILES = {"features": "precision", "training": "precision_training", "visible_only": "visible_only"}
 TINY = {

@@ -17,7 +17,7 @@ SETS = {  # clouds, and epochs of either stage: the paper's for ShapeNet55, assu
     "a billion": (1_000_000_000, 1),
 }
 EFFICIENCY = {1: 1.0, 8: 0.95, 64: 0.9, 512: 0.8}  # assumed: a GPU's speed among so many, over its speed alone
-GFLOP = {"autoencode": 41.7, "distill": 20.6, "embed": 4.01}  # a cloud, of tests/test_cost.py
+GFLOP = {"autoencode": 41.7, "distill": 20.6, "embed": 4.01}  # a cloud, of tests/models/test_cost.py
 TRAINED = {"autoencode": 31_129_883, "distill": 25_571_456}  # parameters with a gradient
 STORED = {"autoencode": 116_185_883, "distill": 25_571_456}  # parameters of a checkpoint; ViT-B is frozen
 POINTS = (1024, 8192)  # of a stored cloud

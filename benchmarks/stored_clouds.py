@@ -4,7 +4,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from act_training.data.point_schema import build_dataset
+from act_training.data.schema import build_dataset
 
 MESH_FACES = 1280  # of an .off file, as a small CAD model has
 

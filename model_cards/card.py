@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from modeling_act.errors import InputError
-from modeling_act.publishing import without_local_path
+from modeling_act.hub.publishing import without_local_path
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parent / "training" / "recipes"

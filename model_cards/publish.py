@@ -15,7 +15,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from modeling_act.errors import InputError
-from modeling_act.publishing import collect, publish
+from modeling_act.hub.publishing import collect, publish
 
 
 def main(arguments: list[str]) -> None:

@@ -29,7 +29,7 @@ from .act_layers import (
     select_groups,
 )
 from .configuration_act_student import ACTStudentConfig
-from .embedding import encode, encode_points, similarity
+from .inference import encode, encode_points, similarity
 from .point_ops import PointGroups, gather_points, interpolate, interpolation_weights
 from .safe_loading import ACTSafeLoading
 

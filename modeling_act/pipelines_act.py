@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 from transformers import Pipeline
 
-from .embedding import processor_of
 from .errors import InputError
+from .inference import processor_of
 from .point_prediction import label_points, number_of_category
 from .processing_act import ACTPointCloudProcessor, is_one_cloud, naming
 

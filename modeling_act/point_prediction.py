@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .embedding import device_of, in_eval_mode
 from .errors import InputError
+from .inference import device_of, in_eval_mode
 from .processing_act import ACTPointCloudProcessor, to_unit_sphere
 
 

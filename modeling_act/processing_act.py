@@ -1,15 +1,9 @@
 """`ACTPointCloudProcessor`: clouds as a user has them -> the points a model was trained to see."""
 
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
-from http.client import HTTPException
 from numbers import Number
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.error import URLError
-from urllib.parse import quote, unquote, urlsplit
-from urllib.request import urlopen
 
 import numpy as np
 import torch
@@ -17,9 +11,7 @@ from torch import Tensor
 from transformers import BatchFeature, FeatureExtractionMixin
 from transformers.utils import logging
 
-from .cloud_files import CLOUD_SUFFIXES, NUM_SURFACE_POINTS, Cloud, read_cloud
 from .errors import InputError
-from .mesh_files import points_of_trimesh
 from .point_ops import farthest_point_sample
 
 logger = logging.get_logger(__name__)
@@ -29,9 +21,6 @@ UP_AXES = ("y", "z")
 UNITS = {"m": 1.0, "dm": 0.1, "cm": 0.01, "mm": 0.001, "in": 0.0254, "ft": 0.3048}  # in metres
 MOST_POINTS_TAKEN = 2**20
 MOST_TO_SPREAD = 2**16  # farthest point sampling visits each point as often as it samples
-MOST_BYTES_FETCHED = 2**29
-SECONDS_TO_FETCH = 30
-SAFE_IN_ADDRESSES = "%:/?#[]@!$&'()*+,;=~"  # what else a user pastes, blanks and umlauts, is quoted
 
 
 class TakenPoints(NamedTuple):
@@ -99,8 +88,8 @@ class ACTPointCloudProcessor(FeatureExtractionMixin):
     ) -> BatchFeature:
         """One cloud, or a list of several of any sizes -> points (clouds, num_points, 3).
 
-        A cloud is a path or an http(s) address of any format in `CLOUD_SUFFIXES`, an array or tensor (points, 3 or
-        more), a trimesh object, or a `Cloud`. A cloud's points depend on it and on `seed` alone. `up_axis` and `unit`
+        A cloud is an array or tensor (points, 3 or more), a trimesh object, or the path of a file in any format of
+        `readers.cloud.CLOUD_SUFFIXES`. A cloud's points depend on it and on `seed` alone. `up_axis` and `unit`
         tell how these clouds are given, where that differs from training.
         """
         _check_choice("return_tensors", return_tensors, ("pt", "np"))
@@ -166,7 +155,7 @@ def is_one_cloud(clouds: Any) -> bool:
     """Whether these are the points of one cloud, or what names one; not several clouds."""
     if isinstance(clouds, (np.ndarray, Tensor)):
         return clouds.ndim != 3 and clouds.dtype != object
-    if isinstance(clouds, Sequence) and not isinstance(clouds, (str, Cloud)):
+    if isinstance(clouds, Sequence) and not isinstance(clouds, str):
         row = clouds[0] if len(clouds) else None
         if isinstance(row, (np.ndarray, Tensor)):
             return row.ndim == 1
@@ -211,13 +200,13 @@ def turn(points: Tensor, up_axis: str | None, wanted: str | None) -> Tensor:
 
 
 def _read_points(cloud: Any, seed: int, name: str) -> Tensor:
-    """What is there of a cloud, (points, 3 or more)."""
+    """Reads any supported input into a tensor of shape (points, 3 or more)."""
     if isinstance(cloud, (str, Path)):
-        cloud = _fetch(cloud, seed) if str(cloud).lower().startswith(("http://", "https://")) else _open(cloud, seed)
-    if isinstance(cloud, Cloud):
-        cloud = cloud.points
+        cloud = _read_file(cloud, seed)
     elif hasattr(cloud, "vertices") or hasattr(cloud, "geometry"):
-        cloud = points_of_trimesh(cloud, NUM_SURFACE_POINTS, seed)
+        cloud = _sample_trimesh(cloud, seed)
+    elif hasattr(cloud, "points"):  # a `Cloud` of `readers.cloud`
+        cloud = cloud.points
     if isinstance(cloud, Tensor):
         if cloud.is_complex() or cloud.dtype == torch.bool:
             raise InputError(f"{name} must hold numbers, got a tensor of {cloud.dtype}")
@@ -231,39 +220,20 @@ def _read_points(cloud: Any, seed: int, name: str) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=np.float64))
 
 
-def _open(path: str | Path, seed: int) -> Cloud:
-    return read_cloud(path, seed=seed, dtype=np.float64)
-
-
-def _fetch(address: str, seed: int) -> Cloud:
-    """A file on the web, of bounded size, which is gone again once it was read."""
+def _read_file(path: str | Path, seed: int) -> np.ndarray:
     try:
-        suffix = PurePosixPath(unquote(urlsplit(address).path)).suffix.lower()
-    except ValueError as error:
-        raise InputError(f"{address}: is no address ({error})") from error
-    if suffix not in CLOUD_SUFFIXES:
-        raise InputError(f"{address}: must end in one of {', '.join(CLOUD_SUFFIXES)}, got {suffix!r}")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"fetched{suffix}"
-        try:
-            with (
-                urlopen(quote(address, safe=SAFE_IN_ADDRESSES), timeout=SECONDS_TO_FETCH) as answer,
-                path.open("wb") as file,
-            ):
-                expected = int(answer.headers.get("Content-Length") or 0)
-                while block := answer.read(2**20):
-                    if file.write(block) and file.tell() > MOST_BYTES_FETCHED:
-                        raise InputError(f"{address}: is larger than {MOST_BYTES_FETCHED} bytes")
-        except (URLError, HTTPException, OSError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{address}: cannot be fetched ({getattr(error, 'reason', None) or error})") from error
-        if os.path.getsize(path) < expected:
-            raise InputError(f"{address}: ends after {os.path.getsize(path)} of {expected} bytes")
-        try:
-            return _open(path, seed)
-        except InputError as error:
-            raise InputError(str(error).replace(str(path), address)) from error
+        from modeling_act.readers.cloud import read_cloud
+    except ImportError as error:
+        raise InputError(f"{path}: reading files needs the package modeling_act; or pass arrays or tensors") from error
+    return read_cloud(path, seed=seed, dtype=np.float64).points
+
+
+def _sample_trimesh(mesh: Any, seed: int) -> np.ndarray:
+    try:
+        from modeling_act.readers.mesh import points_of_trimesh
+    except ImportError as error:
+        raise InputError("trimesh objects need the package modeling_act; or pass arrays or tensors") from error
+    return points_of_trimesh(mesh, seed)
 
 
 ACTPointCloudProcessor.register_for_auto_class("AutoFeatureExtractor")

@@ -17,6 +17,28 @@ PACKAGE = "modeling_act"
 SCRIPTS = ("training", "benchmarks", "model_cards", "app")
 KERNELS = "point_kernels"
 SOURCES = (PACKAGE, KERNELS, *SCRIPTS, "tests")
+LEAVES = ("readers", "hub", "search", "export", "convert", "viewer")
+PACKAGES = (PACKAGE, "act_training")
+# Who may import whom, from the lowest room up. What stands in no list here (scripts, app, cards) may import all of it.
+MAY_IMPORT = {
+    KERNELS: (),
+    PACKAGE: (KERNELS, f"{PACKAGE}.readers", f"{PACKAGE}.hub"),  # hub: pipelines load their models by it
+    f"{PACKAGE}.readers": (PACKAGE,),
+    f"{PACKAGE}.hub": (PACKAGE,),
+    f"{PACKAGE}.search": (PACKAGE, f"{PACKAGE}.readers"),
+    f"{PACKAGE}.export": (PACKAGE,),
+    f"{PACKAGE}.convert": (PACKAGE,),
+    f"{PACKAGE}.viewer": (PACKAGE,),
+    f"{PACKAGE}.cli": (PACKAGE, *(f"{PACKAGE}.{room}" for room in LEAVES)),
+}
+BELOW_TRAINING = tuple(room for room in MAY_IMPORT if room != KERNELS)
+for _room, _below in {
+    "data": "synthetic", "synthetic": "data", "prepare": "data synthetic", "run": "data", "measure": "data run",
+    "report": "data run measure", "tasks": "data run measure report",
+}.items():  # fmt: skip
+    MAY_IMPORT[f"act_training.{_room}"] = (*BELOW_TRAINING, *(f"act_training.{below}" for below in _below.split()))
+ROOMS = tuple(MAY_IMPORT)
+TRAINING_SCRIPTS = {path.stem for path in (ROOT / "training").glob("*.py")}
 # What an installation without extras brings; huggingface_hub comes with transformers.
 LIGHT_DEPENDENCIES = {"torch", "transformers", "huggingface_hub", "numpy", "safetensors"}
 
@@ -39,23 +61,43 @@ def absolute_names(node):
     return [node.module] if node.level == 0 else []
 
 
+def remote_code():
+    """Flat files of the package that a saved model takes along: what its classes import, and so on."""
+    waiting = ["modeling_act_student", "modeling_act_teacher", "modeling_act_detection", "pipelines_act"]
+    needed = set()
+    while waiting:
+        name = waiting.pop()
+        needed.add(name)
+        for node in imports_of(ast.parse((ROOT / PACKAGE / f"{name}.py").read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module not in needed:
+                waiting.append(node.module)
+    return needed
+
+
+REMOTE_CODE = remote_code()
+
+
 # The rules -----------------------------------------------------------------------------------------------------------
 
 
-def package_is_flat(path, text):
-    if len(path.parts) != 2 or path.suffix != ".py":
-        yield 1, f"{PACKAGE}/ holds Python modules and nothing else: the Hub copies it file by file"
+def saved_model_needs_only_flat_files(path, text):
+    # transformers copies a saved model's code file by file, along its imports `from .file import name`.
+    if len(path.parts) == 2 and path.suffix == ".py" and path.stem not in {*REMOTE_CODE, "__init__", "__main__"}:
+        yield 1, f"no saved model needs {path}: put it into a room of {PACKAGE}/"
 
 
-def package_imports_name_their_file(path, text):
+def remote_code_imports_name_their_file(path, text):
+    if len(path.parts) != 2 or path.stem not in REMOTE_CODE:
+        return
+    guarded = set(imports_of(ast.parse(text))) and {ast.unparse(node) for node in imports_of(ast.parse(text), True)}
     for node in imports_of(ast.parse(text)):
-        if any(name.split(".")[0] == PACKAGE for name in absolute_names(node)):
-            yield node.lineno, f"import from the package as `from .file import name`, got `{ast.unparse(node)}`"
+        own = any(name.split(".")[0] == PACKAGE for name in absolute_names(node))
+        if own and ast.unparse(node) in guarded:
+            yield node.lineno, f"a room is imported inside try/except ImportError, got `{ast.unparse(node)}`"
         if isinstance(node, ast.ImportFrom) and node.level > 0:
-            if node.level > 1 or not node.module or "." in node.module or node.names[0].name == "*":
-                yield node.lineno, f"import from the package as `from .file import name`, got `{ast.unparse(node)}`"
-            elif not (ROOT / PACKAGE / f"{node.module}.py").is_file():
-                yield node.lineno, f"there is no file {PACKAGE}/{node.module}.py"
+            flat = node.level == 1 and node.module and (ROOT / PACKAGE / f"{node.module}.py").is_file()
+            if not flat or node.names[0].name == "*":
+                yield node.lineno, f"import as `from .file import name`, got `{ast.unparse(node)}`"
 
 
 def text_never_looks_like_an_import(path, text):
@@ -79,15 +121,40 @@ def point_ops_stand_alone(path, text):
             yield node.lineno, f"point_ops.py imports nothing from the package, got `{ast.unparse(node)}`"
 
 
+def room_of(module):
+    """The room of a module by its dotted name: `act_training.run`; of flat files the package."""
+    parts = module.replace(f"{PACKAGE}.__main__", f"{PACKAGE}.cli").split(".")
+    if parts[0] in (PACKAGE, "act_training") and len(parts) > 1 and ".".join(parts[:2]) in MAY_IMPORT:
+        return ".".join(parts[:2])
+    return parts[0]
+
+
+def imported_modules(path, node):
+    """Dotted names of the modules a statement imports; relative names resolved."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    package = [part for part in path.parts[:-1] if part != "training"]
+    base = package[: len(package) - node.level + 1] if node.level else []
+    module = ".".join([*base, *filter(None, [node.module])])
+    return [f"{module}.{alias.name}" for alias in node.names] if module in PACKAGES else [module]
+
+
 def imports_point_downwards(path, text):
+    module = ".".join(part for part in path.with_suffix("").parts if part != "training")
+    own = room_of(module)
     for node in imports_of(ast.parse(text)):
-        for name in absolute_names(node):
-            folder = name.split(".")[0]
-            if folder in {"tests", "conftest"} or folder.startswith("test_"):
-                yield node.lineno, f"nothing imports the tests, got `{ast.unparse(node)}`"
-            upwards = {PACKAGE: SCRIPTS, KERNELS: (PACKAGE, *SCRIPTS)}.get(path.parts[0], ())
-            if folder == "benchmarks" or folder in upwards:
-                yield node.lineno, f"{path.parts[0]}/ does not import {folder}/, got `{ast.unparse(node)}`"
+        for name in imported_modules(path, node):
+            room = room_of(name)
+            if (
+                room in {"tests", "conftest", "benchmarks"}
+                or (room == "training" and own in ROOMS)
+                or room.startswith("test_")
+            ):
+                yield node.lineno, f"nothing imports {room}, got `{ast.unparse(node)}`"
+            elif room in ROOMS and room != own and room not in MAY_IMPORT.get(own, ROOMS):
+                yield node.lineno, f"{own} does not import {room}, got `{ast.unparse(node)}`"
+            elif own not in ROOMS and room in TRAINING_SCRIPTS:
+                yield node.lineno, f"scripts do not import each other, got `{ast.unparse(node)}`"
 
 
 def files_are_short(path, text):
@@ -111,7 +178,7 @@ def functions_are_short(path, text):
 def package_never_prints(path, text):
     for node in ast.walk(ast.parse(text)):
         printing = isinstance(node, ast.Call) and ast.unparse(node.func) == "print"
-        if printing and path.name not in ("__main__.py", "commands.py", "convert_checkpoint.py"):
+        if printing and path.parent.name not in ("cli", "convert"):
             yield node.lineno, "no print() in the package: raise, warn, or use a transformers logger"
 
 
@@ -129,8 +196,8 @@ def no_machine_paths(path, text):
 
 # rule: (folders it runs over, suffix of the files, "" for all)
 RULES = {
-    package_is_flat: ((PACKAGE,), ""),
-    package_imports_name_their_file: ((PACKAGE,), ".py"),
+    saved_model_needs_only_flat_files: ((PACKAGE,), ".py"),
+    remote_code_imports_name_their_file: ((PACKAGE,), ".py"),
     text_never_looks_like_an_import: ((PACKAGE,), ".py"),
     dependencies_are_light: ((PACKAGE,), ".py"),
     point_ops_stand_alone: ((PACKAGE,), ".py"),
@@ -178,19 +245,22 @@ HOME = "/" + "home/someone/data"
 
 # rule, path, text, the line refused (None: accepted)
 CASES = [
-    (package_is_flat, f"{PACKAGE}/layers/attention.py", "", 1),
-    (package_is_flat, f"{PACKAGE}/kernel.cpp", "", 1),
-    (package_is_flat, f"{PACKAGE}/point_ops.py", "", None),
-    (package_imports_name_their_file, MODELING, "\nfrom . import point_ops", 2),
-    (package_imports_name_their_file, MODELING, "from .. import point_ops", 1),
-    (package_imports_name_their_file, MODELING, "from ..point_ops import knn", 1),
-    (package_imports_name_their_file, MODELING, "from .layers.attention import Attention", 1),
-    (package_imports_name_their_file, MODELING, "from .point_ops import *", 1),
-    (package_imports_name_their_file, MODELING, "from .no_such_file import name", 1),
-    (package_imports_name_their_file, MODELING, f"import {PACKAGE}.point_ops", 1),
-    (package_imports_name_their_file, MODELING, f"def f():\n    from {PACKAGE} import point_ops", 2),
-    (package_imports_name_their_file, MODELING, f"from {PACKAGE}.point_ops import knn", 1),
-    (package_imports_name_their_file, MODELING, "import torch\nfrom .point_ops import knn", None),
+    (saved_model_needs_only_flat_files, f"{PACKAGE}/publishing.py", "", 1),
+    (saved_model_needs_only_flat_files, f"{PACKAGE}/hub/publishing.py", "", None),
+    (saved_model_needs_only_flat_files, f"{PACKAGE}/point_ops.py", "", None),
+    (remote_code_imports_name_their_file, MODELING, "\nfrom . import point_ops", 2),
+    (remote_code_imports_name_their_file, MODELING, "from ..point_ops import knn", 1),
+    (remote_code_imports_name_their_file, MODELING, "from .readers.cloud import read_cloud", 1),
+    (remote_code_imports_name_their_file, MODELING, "from .point_ops import *", 1),
+    (remote_code_imports_name_their_file, MODELING, f"from {PACKAGE}.point_ops import knn", 1),
+    (remote_code_imports_name_their_file, MODELING, "import torch\nfrom .point_ops import knn", None),
+    (
+        remote_code_imports_name_their_file,
+        MODELING,
+        f"try:\n    from {PACKAGE}.readers.cloud import a\nexcept ImportError:\n    pass",
+        None,
+    ),
+    (remote_code_imports_name_their_file, f"{PACKAGE}/cli/main.py", "from ..point_ops import knn", None),
     (text_never_looks_like_an_import, MODELING, '"""Use it as\n\n    from .point_ops import knn\n"""', 3),
     (text_never_looks_like_an_import, MODELING, '"""\nimport .point_ops\n"""', 2),
     (text_never_looks_like_an_import, MODELING, "from .point_ops import (\n    knn,\n)", None),
@@ -206,6 +276,17 @@ CASES = [
     (imports_point_downwards, "training/distill.py", "import benchmarks.speed", 1),
     (imports_point_downwards, MODELING, "from training.data import load", 1),
     (imports_point_downwards, f"{KERNELS}/src/{KERNELS}/ops.py", f"from {PACKAGE} import point_ops", 1),
+    (imports_point_downwards, f"{PACKAGE}/readers/cloud.py", "from ..cli.main import main", 1),
+    (imports_point_downwards, f"{PACKAGE}/cli/main.py", "from ..readers.cloud import read_cloud", None),
+    (imports_point_downwards, "training/act_training/data/batches.py", "from act_training.run import process", 1),
+    (imports_point_downwards, "training/act_training/data/batches.py", "from act_training.run.process import warn", 1),
+    (
+        imports_point_downwards,
+        "training/act_training/run/log.py",
+        "from act_training.data.schema import IGNORED",
+        None,
+    ),
+    (imports_point_downwards, "training/distill.py", "from evaluate import measure", 1),
     (imports_point_downwards, "training/distill.py", f"from {PACKAGE} import ACTStudentModel", None),
     (files_are_short, MODELING, "x = 1\n" * 701, 701),
     (files_are_short, MODELING, "x = 1\n" * 700, None),
@@ -215,7 +296,7 @@ CASES = [
     (functions_are_short, "training/distill.py", LONG_FUNCTION.format("main"), None),
     (functions_are_short, MODELING, DOCUMENTED_FUNCTION, None),
     (package_never_prints, MODELING, "def f(x):\n    print(x)", 2),
-    (package_never_prints, f"{PACKAGE}/convert_checkpoint.py", "print(1)", None),
+    (package_never_prints, f"{PACKAGE}/convert/official_checkpoint.py", "print(1)", None),
     (text_is_ascii, MODELING, "x = 1\n# 2 \N{MULTIPLICATION SIGN} 2", 2),
     (text_is_ascii, MODELING, "x = 1", None),
     (no_machine_paths, "README.md", f"Data lies\nin `{HOME}`.", 2),

@@ -23,14 +23,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from act_training.checkpoints import find_damage, list_checkpoints
+from act_training.run.checkpoints import find_damage, list_checkpoints
 from transformers import BertConfig, BertModel
 
 ROOT = Path(__file__).resolve().parents[1]
 RESUME = ("--resume_from_checkpoint", "latest")
 MARKER = "ACT_TEST_RUN"  # in the environment of every process of a command, to find those that are left
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["act_training.training_run", "modeling_act"])
+server.set_forkserver_preload(["act_training.run.training_run", "modeling_act"])
 
 COMMON = {
     "num_points": 128, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_train_steps": 30,
@@ -233,7 +233,7 @@ def start_command(inputs: Path, script: str, output: Path, *flags, launcher: str
 RUN_COMMANDS = """
 import json, os, runpy, sys
 sys.path.insert(0, "training")
-import act_training.training_run, modeling_act
+import act_training.run.training_run, modeling_act
 
 codes = []
 for command, log, environment in json.loads(sys.argv[1]):

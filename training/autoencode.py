@@ -10,13 +10,13 @@ python training/autoencode.py --config training/recipes/autoencode_small.yaml --
 from dataclasses import dataclass, field
 
 import torch
-from act_training.arguments import TrainingArguments, check_choice, parse_arguments, parse_mapping
-from act_training.batch_norm import settle_batch_norm
-from act_training.evaluation import code_use, evaluate_autoencoder, is_collapsed
-from act_training.optimization import cosine_between
-from act_training.outputs import finish_run, save_pictures
-from act_training.runs import run_script, warn
-from act_training.training_run import TrainingRun
+from act_training.report.run_folder import finish_run, save_pictures
+from act_training.run.arguments import TrainingArguments, check_choice, parse_arguments, parse_mapping
+from act_training.run.batch_norm import settle_batch_norm
+from act_training.run.optimization import cosine_between
+from act_training.run.process import run_script, warn
+from act_training.run.training_run import TrainingRun
+from act_training.tasks.pretraining import code_use, evaluate_autoencoder, is_collapsed
 from torch import Tensor
 
 from modeling_act import ACTTeacher, ACTTeacherConfig

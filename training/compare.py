@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from act_training.batch_norm import settle_batch_norm
+from act_training.data.batches import validation_batches
+from act_training.data.keyed_random import Sampling
 from act_training.data.point_sets import PointSet, open_point_set
-from act_training.evaluation import validation_batches
-from act_training.frozen_features import embed, probe_accuracy
-from act_training.keyed_random import Sampling
-from act_training.outputs import write_text
-from act_training.runs import describe_versions, run_script
+from act_training.measure.frozen_features import embed, probe_accuracy
+from act_training.run.batch_norm import settle_batch_norm
+from act_training.run.files import write_text
+from act_training.run.process import describe_versions, run_script
 from torch import Tensor
 from tqdm import tqdm
 

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 import torch
-from act_training.data.everyday_shapes import generate_shapes
-from act_training.report import write_report
+from act_training.report.html import write_report
+from act_training.synthetic.everyday_shapes import generate_shapes
 
 from modeling_act import ACTTeacher
 

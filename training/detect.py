@@ -12,16 +12,23 @@ at overlaps (IoU) of 0.25 and 0.5.
 
 from dataclasses import dataclass, field
 
-from act_training.arguments import parse_arguments, parse_mapping
-from act_training.box_pictures import save_scenes
-from act_training.checkpoints import digest_of
-from act_training.detection_metrics import detection_metrics
-from act_training.outputs import finish_run, load_final_weights
-from act_training.runs import run_script
-from act_training.scenes import AUGMENTATIONS, augment_scenes, boxes_to_learn, check_boxes, detect, detect_all
-from act_training.training_data import Target, hold_out_any
-from act_training.training_run import TrainingRun
-from act_training.transfer import TransferArguments, fewest_points, kept_figures, make_model, read_config, run_seeds
+from act_training.data.splits import LabelColumn, hold_out_any
+from act_training.measure.detection_metrics import detection_metrics
+from act_training.report.box_pictures import save_scenes
+from act_training.report.run_folder import finish_run, load_final_weights
+from act_training.run.arguments import parse_arguments, parse_mapping
+from act_training.run.checkpoints import digest_of
+from act_training.run.process import run_script
+from act_training.run.training_run import TrainingRun
+from act_training.tasks.detection import AUGMENTATIONS, augment_scenes, boxes_to_learn, check_boxes, detect, detect_all
+from act_training.tasks.transfer import (
+    TransferArguments,
+    fewest_points,
+    kept_figures,
+    make_model,
+    read_config,
+    run_seeds,
+)
 
 from modeling_act import ACTStudentConfig, ACTStudentForObjectDetection
 from modeling_act.errors import InputError
@@ -76,7 +83,7 @@ def train(options: DetectArguments) -> dict[str, float]:
         )
     run = TrainingRun(options)
     data = run.open_data(
-        fewest_points(config), target=Target("box_labels", hold_out_any), test_split=options.test_split
+        fewest_points(config), target=LabelColumn("box_labels", hold_out_any), test_split=options.test_split
     )
     boxes = check_boxes(*filter(None, (data.train, data.validation, data.test)))
     made = make_model(ACTStudentForObjectDetection, options, fields, data.names)

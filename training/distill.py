@@ -11,24 +11,26 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from act_training.arguments import TrainingArguments, check_choice, parse_arguments, parse_mapping
-from act_training.checkpoints import digest_of
-from act_training.data.point_checks import check_point_set
+from act_training.data.batches import validation_batches
+from act_training.data.checks import check_point_set
+from act_training.data.keyed_random import keyed_mask
 from act_training.data.point_sets import PointSet, open_point_set
-from act_training.evaluation import evaluate_distillation, pretraining_loss, validation_batches
-from act_training.frozen_features import embed, probe_accuracy, split_rows
-from act_training.keyed_random import keyed_mask
-from act_training.outputs import finish_run, save_pictures
-from act_training.runs import on_main_process, run_script
-from act_training.training_data import report_skipped
-from act_training.training_run import TrainingRun
+from act_training.data.splits import split_rows
+from act_training.measure.frozen_features import embed, probe_accuracy
+from act_training.report.run_folder import finish_run, save_pictures
+from act_training.run.arguments import TrainingArguments, check_choice, parse_arguments, parse_mapping
+from act_training.run.checkpoints import digest_of
+from act_training.run.process import on_main_process, run_script
+from act_training.run.run_data import report_skipped
+from act_training.run.training_run import TrainingRun
+from act_training.tasks.pretraining import evaluate_distillation, pretraining_loss
 from torch import Tensor
 from tqdm import tqdm
 
 from modeling_act import ACTStudentConfig, ACTStudentForPreTraining, ACTTeacher
+from modeling_act.cli.reconstruction import reconstruct
 from modeling_act.errors import InputError
 from modeling_act.point_ops import PointGroups
-from modeling_act.reconstruction import reconstruct
 
 USAGE = """from modeling_act import ACTStudent
 

@@ -16,20 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from act_training.arguments import check_disjoint
-from act_training.corruptions import CORRUPTIONS, UP_AXES, num_left
-from act_training.data.point_checks import check_point_set
+from act_training.data.checks import check_point_set
+from act_training.data.keyed_random import Sampling
 from act_training.data.point_sets import PointSet, open_point_set
-from act_training.frozen_features import CLASSIFIERS, check_features, embed, predict
-from act_training.keyed_random import Sampling
-from act_training.metrics import class_table, classification_metrics, confusion_matrix, retrieval_map
-from act_training.outputs import write_text
-from act_training.pictures import save_confusion_matrix, save_feature_map
-from act_training.report import write_report
-from act_training.runs import describe_versions, naming, run_script, warn
-from act_training.training_data import class_names, report_skipped
-from act_training.transfer import fewest_points
-from act_training.views import (
+from act_training.measure.corruptions import CORRUPTIONS, UP_AXES, num_left
+from act_training.measure.frozen_features import CLASSIFIERS, check_features, embed, predict
+from act_training.measure.metrics import class_table, classification_metrics, confusion_matrix, retrieval_map
+from act_training.measure.views import (
     corrupted_view,
     measure_latency,
     measure_robustness,
@@ -38,6 +31,13 @@ from act_training.views import (
     read_rows,
     voting_views,
 )
+from act_training.report.html import write_report
+from act_training.report.pictures import save_confusion_matrix, save_feature_map
+from act_training.run.arguments import check_disjoint
+from act_training.run.files import naming, write_text
+from act_training.run.process import describe_versions, run_script, warn
+from act_training.run.run_data import class_names, report_skipped
+from act_training.tasks.transfer import fewest_points
 from tqdm import tqdm
 from transformers import PreTrainedModel
 

@@ -20,9 +20,15 @@ import numpy as np
 import torch
 import yaml
 from accelerate import PartialState
-from act_training.arguments import as_recipe, parse_arguments, parse_mapping, save_recipe
-from act_training.checkpoints import differences, digest_of
-from act_training.classification import (
+from act_training.data.checks import check_point_set
+from act_training.data.point_sets import PointSet, open_point_set
+from act_training.run.arguments import as_recipe, parse_arguments, parse_mapping, save_recipe
+from act_training.run.checkpoints import differences, digest_of
+from act_training.run.files import write_text
+from act_training.run.process import run_script
+from act_training.run.run_data import TrainingData, check_targets, class_names, report_skipped
+from act_training.run.training_run import FREE_FLAGS, TrainingRun
+from act_training.tasks.classification import (
     ClassificationArguments,
     begin,
     classification_loss,
@@ -30,13 +36,7 @@ from act_training.classification import (
     measure,
     predict,
 )
-from act_training.data.point_checks import check_point_set
-from act_training.data.point_sets import PointSet, open_point_set
-from act_training.outputs import write_text
-from act_training.runs import run_script
-from act_training.training_data import TrainingData, check_targets, class_names, report_skipped
-from act_training.training_run import FREE_FLAGS, TrainingRun
-from act_training.transfer import fewest_points, read_config, write_summary
+from act_training.tasks.transfer import fewest_points, read_config, write_summary
 
 from modeling_act import ACTStudentConfig
 from modeling_act.errors import InputError

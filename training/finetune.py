@@ -8,9 +8,16 @@ python training/finetune.py ...                                           withou
 ... --resume_from_checkpoint latest        goes on after any interruption, bit for bit
 """
 
-from act_training.arguments import parse_arguments, parse_mapping
-from act_training.checkpoints import digest_of
-from act_training.classification import (
+from act_training.data.splits import LabelColumn, hold_out_by_class
+from act_training.measure.frozen_features import embed
+from act_training.measure.metrics import class_table
+from act_training.report.pictures import save_confusion_matrix, save_feature_map
+from act_training.report.run_folder import finish_run, load_final_weights
+from act_training.run.arguments import parse_arguments, parse_mapping
+from act_training.run.checkpoints import digest_of
+from act_training.run.process import run_script
+from act_training.run.training_run import TrainingRun
+from act_training.tasks.classification import (
     ClassificationArguments,
     begin,
     classification_loss,
@@ -18,14 +25,7 @@ from act_training.classification import (
     measure,
     predict,
 )
-from act_training.frozen_features import embed
-from act_training.metrics import class_table
-from act_training.outputs import finish_run, load_final_weights
-from act_training.pictures import save_confusion_matrix, save_feature_map
-from act_training.runs import run_script
-from act_training.training_data import Target, hold_out_by_class
-from act_training.training_run import TrainingRun
-from act_training.transfer import fewest_points, kept_figures, read_config, run_seeds
+from act_training.tasks.transfer import fewest_points, kept_figures, read_config, run_seeds
 
 from modeling_act import ACTStudentConfig, ACTStudentForPointCloudClassification
 
@@ -61,7 +61,7 @@ def finetune(options: ClassificationArguments) -> dict[str, float]:
     fields = parse_mapping("--model", options.model, set(ACTStudentConfig.__dataclass_fields__))
     run = TrainingRun(options)
     points = fewest_points(read_config(options, fields))
-    data = run.open_data(points, target=Target("label", hold_out_by_class), test_split=options.test_split)
+    data = run.open_data(points, target=LabelColumn("label", hold_out_by_class), test_split=options.test_split)
     made = make_classifier(options, fields, data.names)
     model = run.prepare(lambda: made, student=digest_of(made))
     features = begin(run, model)

@@ -21,11 +21,9 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from act_training.data.few_shot_folds import plan_few_shot
-from act_training.data.prepared_boxes import plan_scannet
-from act_training.data.prepared_parts import join_parts, make_parts, split_parts, summarize
-from act_training.data.prepared_scenes import plan_s3dis
-from act_training.data.prepared_sets import (
+from act_training.prepare.few_shot import plan_few_shot
+from act_training.prepare.jobs import join_parts, make_parts, split_parts, summarize
+from act_training.prepare.objects import (
     SCANOBJECTNN_FILES,
     Choices,
     Plan,
@@ -35,6 +33,8 @@ from act_training.data.prepared_sets import (
     plan_shapenet55,
     plan_shapenetpart,
 )
+from act_training.prepare.s3dis import plan_s3dis
+from act_training.prepare.scannet import plan_scannet
 from datasets import DatasetDict, disable_progress_bars
 from huggingface_hub import DatasetCard
 from tqdm import tqdm

@@ -12,11 +12,14 @@ python training/segment.py ...                                  without --studen
 
 from dataclasses import dataclass, field
 
-from act_training.arguments import check_choice, parse_arguments, parse_mapping
-from act_training.checkpoints import digest_of
-from act_training.outputs import finish_run, load_final_weights
-from act_training.runs import run_script
-from act_training.segmentation import (
+from act_training.data.splits import LabelColumn
+from act_training.report.run_folder import finish_run, load_final_weights
+from act_training.run.arguments import check_choice, parse_arguments, parse_mapping
+from act_training.run.checkpoints import digest_of
+from act_training.run.process import run_script
+from act_training.run.run_data import TrainingData
+from act_training.run.training_run import TrainingRun
+from act_training.tasks.segmentation import (
     Judge,
     category_column,
     class_weights_of,
@@ -27,9 +30,7 @@ from act_training.segmentation import (
     known_of,
     parts_of_categories,
 )
-from act_training.training_data import Target, TrainingData
-from act_training.training_run import TrainingRun
-from act_training.transfer import (
+from act_training.tasks.transfer import (
     TransferArguments,
     fewest_points,
     kept_figures,
@@ -120,7 +121,7 @@ def segment(options: SegmentArguments) -> dict[str, float]:
     fields = parse_mapping("--model", options.model, set(ACTStudentConfig.__dataclass_fields__))
     run = TrainingRun(options)
     hold_out = hold_out_scenes if options.task == "scenes" else hold_out_by_category
-    target = Target("point_labels", hold_out, repeats_points=True)
+    target = LabelColumn("point_labels", hold_out, repeats_points=True)
     data = run.open_data(fewest_points(read_config(options, fields)), target=target, test_split=options.test_split)
     kind, settings, column = read_task(options, data)
     ignored = numbers_of(options.ignored, data.names)

@@ -26,8 +26,8 @@ def model_names(tmp_path_factory) -> dict[str, str]:
         ACTStudentForPreTraining,
         ACTTeacher,
     )
-    from modeling_act.loading import load_model
-    from modeling_act.shape_index import ShapeIndex, probe_cloud
+    from modeling_act.hub.load_model import load_model
+    from modeling_act.search.shape_index import ShapeIndex, probe_cloud
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models")

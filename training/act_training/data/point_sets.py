@@ -26,12 +26,12 @@ from datasets import (
 )
 from tqdm import tqdm
 
-from act_training.data.array_sets import ARRAY_SUFFIXES, read_array_set
-from act_training.data.built_in_sets import SPLITS, open_built_in
-from act_training.data.point_checks import bad_rows
-from act_training.data.point_schema import as_lists, build_dataset, find_columns, read_rows, read_widths
-from modeling_act.cloud_files import CLOUD_SUFFIXES, read_cloud
+from act_training.data.arrays import ARRAY_SUFFIXES, read_array_set
+from act_training.data.checks import bad_rows
+from act_training.data.schema import as_lists, build_dataset, find_columns, read_rows, read_widths
+from act_training.synthetic.built_in_sets import SPLITS, open_built_in
 from modeling_act.errors import InputError
+from modeling_act.readers.cloud import CLOUD_SUFFIXES, read_cloud
 
 
 class PointSet:

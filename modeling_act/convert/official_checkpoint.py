@@ -1,0 +1,352 @@
+"""Converts released checkpoints (ACT, and the encoders of Point-MAE, Point-BERT and ReCon) for `from_pretrained`.
+
+    python -m modeling_act convert CHECKPOINT OUTPUT_DIR [--teacher_output DIR] [--num_groups N] [--num_points P]
+        [--not_normalized] [--num_attention_heads H] [--backbone NAME] [--num_labels N]
+
+Prints where every key went and fails on any key it can neither place nor name as unused.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..backbone_families import load_backbone, read_block, shape_fields
+from ..configuration_act_student import ACTStudentConfig
+from ..configuration_act_teacher import ACTTeacherConfig
+from ..modeling_act_student import (
+    ACTStudent,
+    ACTStudentForPartSegmentation,
+    ACTStudentForPointCloudClassification,
+    ACTStudentForPreTraining,
+    ACTStudentForSemanticSegmentation,
+)
+from ..modeling_act_teacher import ACTTeacher
+from ..processing_act import ACTPointCloudProcessor
+from .official_keys import (
+    BACKBONE_STYLES,
+    CLASSIFIER,
+    DECODER,
+    ENCODER,
+    SEGMENTER,
+    TEACHER,
+    UNUSED_HEADS,
+    UNUSED_POINT_BERT,
+    UNUSED_POINT_BERT_ENCODER,
+    UNUSED_POINT_MAE,
+    UNUSED_RECON,
+    Rules,
+    State,
+    rename,
+    split_prefix,
+)
+from .read_checkpoint import read_state
+
+
+class Converted(NamedTuple):
+    model: PreTrainedModel
+    report: list[str]
+
+
+def convert(state: State, options: argparse.Namespace) -> tuple[Converted, Converted | None]:
+    """The model in an official state dict, and the teacher that a stage-2 file carries beside it."""
+    encoders = {key.split(".")[0] for key in state} & {"ACT_encoder", "MAE_encoder", "transformer_q"}
+    if len(encoders) > 1:
+        raise ValueError(f"the file holds several encoders: {', '.join(sorted(encoders))}")
+    if "ACT_encoder" in encoders:
+        return convert_pretraining(state, options)
+    if "MAE_encoder" in encoders:
+        return convert_encoder(state, "MAE_encoder.", UNUSED_POINT_MAE, [*UNUSED_RECON, *UNUSED_HEADS], options), None
+    if "transformer_q" in encoders:
+        return convert_encoder(state, "transformer_q.", UNUSED_POINT_BERT, UNUSED_POINT_BERT_ENCODER, options), None
+    if "codebook" in state and any(key.startswith("visual_embed.") for key in state):
+        return convert_teacher(state, options.num_attention_heads, options), None
+    if any(key.startswith("cls_head_finetune.") for key in state):
+        return convert_classifier(state, options), None
+    if any(key.startswith("propagation_0") for key in state):
+        return convert_segmenter(state, options), None
+    beginnings = sorted({key.split(".")[0] for key in state})
+    raise ValueError(f"no known checkpoint: its keys begin with {', '.join(beginnings[:12])}")
+
+
+def convert_pretraining(state: State, options: argparse.Namespace) -> tuple[Converted, Converted | None]:
+    encoder, rest = split_prefix(state, "ACT_encoder.")
+    tokenizer, rest = split_prefix(rest, "dvae_tokenizer.")
+    placed, report = rename(encoder, ENCODER, UNUSED_HEADS, "ACT_encoder.", "student.")
+    placed_rest, report_rest = rename(rest, DECODER)
+    placed |= placed_rest
+    fields = student_fields(placed, options) | decoder_fields(placed)
+    teacher = None
+    if tokenizer:
+        teacher = convert_teacher(tokenizer, None, options, "dvae_tokenizer.")
+        fields["group_size"] = teacher.model.config.group_size
+    model = build(ACTStudentForPreTraining, ACTStudentConfig, fields, placed)
+    return Converted(model, report + report_rest), teacher
+
+
+def convert_encoder(
+    state: State, prefix: str, unused: Rules, unused_inside: Rules, options: argparse.Namespace
+) -> Converted:
+    encoder, rest = split_prefix(state, prefix)
+    _, report_rest = rename(rest, [], unused)
+    is_recon = any("_contrast." in key for key in encoder)
+    if is_recon:  # its global queries have weights of their own, and groups never see them
+        unused_inside = [(r"cls_(token|pos)$", "ReCon's branch of global queries"), *unused_inside]
+    placed, report = rename(encoder, ENCODER, unused_inside, prefix, "student.")
+    fields = student_fields(placed, options)
+    if not fields["use_cls_token"]:
+        report.append("no class token in the file: use_cls_token=False, and `pooler_output` is [mean, max]")
+    if is_recon:
+        fields["residual_after_norm"] = True
+    placed = {key.removeprefix("student."): tensor for key, tensor in placed.items()}
+    return Converted(build(ACTStudent, ACTStudentConfig, fields, placed), report + report_rest)
+
+
+def convert_classifier(state: State, options: argparse.Namespace) -> Converted:
+    head = {key: tensor for key, tensor in state.items() if key.startswith("cls_head_finetune.")}
+    encoder = {key: tensor for key, tensor in state.items() if key not in head}
+    placed, report = rename(encoder, ENCODER, UNUSED_HEADS, "", "student.")
+    placed_head, report_head = rename(head, CLASSIFIER)
+    placed |= placed_head
+    last = max(int(key.split(".")[2]) for key in placed_head)
+    fields = student_fields(placed, options) | {"head": "mlp3" if last else "linear"}
+    fields["num_labels"] = checked_num_labels(placed[f"classifier.layers.{last}.weight"], options)
+    if last:
+        fields["classifier_dim"] = placed["classifier.layers.0.weight"].shape[0]
+    model = build(ACTStudentForPointCloudClassification, ACTStudentConfig, fields, placed)
+    return Converted(model, report + report_head)
+
+
+def convert_segmenter(state: State, options: argparse.Namespace) -> Converted:
+    head = {key: tensor for key, tensor in state.items() if re.match(r"(label_conv|propagation_0|convs\d|bns\d)", key)}
+    encoder = {key: tensor for key, tensor in state.items() if key not in head}
+    placed, report = rename(encoder, ENCODER, UNUSED_HEADS, "", "student.")
+    placed_head, report_head = rename(head, SEGMENTER)
+    placed |= placed_head
+    width = {key: placed[f"head.{key}.weight"].shape[0] for key in ("propagate1", "propagate2", "linear1", "linear2")}
+    fields = student_fields(placed, options, num_groups=128) | {
+        "num_labels": checked_num_labels(placed["head.linear3.weight"], options),
+        "propagation_dims": [width["propagate1"], width["propagate2"]],
+        "segmentation_dims": [width["linear1"], width["linear2"]],
+        "use_cls_token": True,
+    }
+    model_class = ACTStudentForSemanticSegmentation
+    if "category_embedding.weight" in placed:
+        model_class = ACTStudentForPartSegmentation
+        fields["category_dim"], fields["num_categories"] = placed["category_embedding.weight"].shape[:2]
+    return Converted(build(model_class, ACTStudentConfig, fields, placed), report + report_head)
+
+
+def convert_teacher(state: State, num_heads: int | None, options: argparse.Namespace, prefix: str = "") -> Converted:
+    backbone = {key: tensor for key, tensor in state.items() if key.startswith("visual_embed.")}
+    rest = {key: tensor for key, tensor in state.items() if key not in backbone}
+    weights, fields, report_backbone = read_official_backbone(backbone, prefix)
+    placed, report = rename(rest, TEACHER, [], prefix)
+    placed |= {f"backbone.{key}": tensor for key, tensor in weights.items()}
+    fields |= teacher_fields(placed) | {"num_groups": options.num_groups or 64, "skip_near_origin": True}
+    fields["num_attention_heads"] = default_heads(fields["hidden_size"], num_heads)
+    if options.backbone:
+        fields |= named_backbone_fields(options.backbone, fields, num_heads, report)
+    return Converted(build(ACTTeacher, ACTTeacherConfig, fields, placed), report + report_backbone)
+
+
+def read_official_backbone(state: State, prefix: str) -> tuple[State, dict, list[str]]:
+    """Weights of `ACTBackbone` and the fields they tell, from the keys under `visual_embed`."""
+    style = "timm"
+    if any(re.match(BACKBONE_STYLES["bert"][0], key) for key in state):
+        style = "bert"
+    elif "visual_embed.0.weight" in state:
+        style = "clip"
+    block_key, norms, (activation, epsilon, position) = BACKBONE_STYLES[style]
+    blocks, weights, report = {}, {}, []
+    for key, tensor in state.items():
+        if match := re.match(block_key, key):
+            blocks.setdefault(int(match[1]), {})[key[match.end() :]] = tensor
+            report.append(f"{prefix}{key} -> backbone.layers.{match[1]}")
+            continue
+        norm = next((norm for norm in norms if key.startswith(norm)), None)
+        if norm is None:
+            raise ValueError(f"no place for {prefix}{key} of shape {tuple(tensor.shape)}")
+        weights[norms[norm] + key.removeprefix(norm)] = tensor
+        report.append(f"{prefix}{key} -> backbone.{norms[norm]}{key.removeprefix(norm)}")
+    for index, block in blocks.items():
+        for role, tensor in read_block(block, f"{prefix}visual_embed, block {index}").items():
+            weights[f"layers.{index}.{role}"] = tensor
+    fields = {"hidden_act": activation, "layer_norm_eps": epsilon, "norm_position": position}
+    return weights, fields | shape_fields(weights), report
+
+
+def named_backbone_fields(name: str, fields: dict, num_heads: int | None, report: list[str]) -> dict:
+    """What only the backbone itself tells: its heads, activation and epsilon."""
+    try:
+        named, _ = load_backbone(name, pretrained=False)
+    except (ImportError, OSError, RuntimeError) as error:
+        report.append(f"{name} could not be read ({str(error).splitlines()[0]}): activation and heads are assumed")
+        return {"backbone": name}
+    if named["hidden_size"] != fields["hidden_size"]:
+        raise ValueError(f"{name} is {named['hidden_size']} wide, the checkpoint's backbone {fields['hidden_size']}")
+    told = {key: named[key] for key in ("hidden_act", "layer_norm_eps", "norm_position") if key in named}
+    return {"backbone": name, **told, "num_attention_heads": num_heads or named["num_attention_heads"]}
+
+
+def student_fields(placed: State, options: argparse.Namespace, num_groups: int = 64) -> dict:
+    def rows(key: str) -> int:
+        return placed[f"student.{key}"].shape[0]
+
+    hidden_size = rows("norm.weight")
+    embedding_dim = rows("group_embedding.linear4.weight")
+    fields = {
+        "num_groups": options.num_groups or num_groups,
+        "skip_near_origin": True,
+        "pointnet_dims": [rows(f"group_embedding.linear{n}.weight") for n in (1, 2, 3)],
+        "embedding_dim": None if embedding_dim == hidden_size else embedding_dim,
+        "position_dim": rows("position_embedding.linear1.weight"),
+        "hidden_size": hidden_size,
+        "num_hidden_layers": count_layers(placed, "student.layers."),
+        "num_attention_heads": default_heads(hidden_size, options.num_attention_heads),
+        "intermediate_size": rows("layers.0.mlp.fc1.weight"),
+        "qkv_bias": "student.layers.0.attention.qkv.bias" in placed,
+        "use_cls_token": "student.cls_token" in placed,
+    }
+    return fields | ({"num_labels": options.num_labels} if options.num_labels else {})
+
+
+def decoder_fields(placed: State) -> dict:
+    return {
+        "decoder_num_hidden_layers": count_layers(placed, "decoder.layers."),
+        "decoder_intermediate_size": placed["decoder.layers.0.mlp.fc1.weight"].shape[0],
+        "teacher_dim": placed["decoder.projection.weight"].shape[0],
+    }
+
+
+def teacher_fields(placed: State) -> dict:
+    def rows(key: str) -> int:
+        return placed[key].shape[0]
+
+    graph_layers = [f"code_network.layers.{n}.linear.weight" for n in range(4)]
+    prompt_type = "none"
+    if "prompts.tokens" in placed:
+        prompt_type = "deep" if "prompts.deep_tokens" in placed else "shallow"
+    return {
+        "group_size": 4 * rows("decoder.linear3.weight") // 3,
+        "pointnet_dims": [rows(f"group_embedding.linear{n}.weight") for n in (1, 2, 3)],
+        "dgcnn_dims": [rows("code_network.input.weight"), *(rows(key) for key in graph_layers)],
+        "embedding_dim": rows("group_embedding.linear4.weight"),
+        "codebook_size": rows("codebook"),
+        "code_dim": placed["codebook"].shape[1],
+        "feature_dim": rows("feature_network.output.weight"),
+        "position_dim": rows("position_embedding.linear1.weight"),
+        "decoder_dim": rows("decoder.linear1.weight"),
+        "folding_dim": rows("decoder.fold2.weight"),
+        "prompt_type": prompt_type,
+        "num_prompts": placed["prompts.tokens"].shape[1] if prompt_type != "none" else 0,
+    }
+
+
+def count_layers(placed: State, prefix: str) -> int:
+    indices = {int(key.removeprefix(prefix).split(".")[0]) for key in placed if key.startswith(prefix)}
+    if indices != set(range(len(indices))):
+        raise ValueError(f"{prefix}* has gaps: layers {sorted(indices)}")
+    return len(indices)
+
+
+def default_heads(hidden_size: int, num_heads: int | None) -> int:
+    """The published models have heads of 64."""
+    if num_heads is None and hidden_size % 64:
+        raise ValueError(f"width {hidden_size} is not divisible by 64: give --num_attention_heads")
+    return num_heads or hidden_size // 64
+
+
+def checked_num_labels(weight: Tensor, options: argparse.Namespace) -> int:
+    if options.num_labels not in (None, weight.shape[0]):
+        raise ValueError(f"--num_labels {options.num_labels} contradicts the file's head of {weight.shape[0]} classes")
+    return weight.shape[0]
+
+
+def build(model_class: type, config_class: type, fields: dict, placed: State) -> PreTrainedModel:
+    """The model with exactly these weights; shapes may differ by dimensions of one (convolutions, tokens)."""
+    config = config_class(**fields)
+    with torch.device("meta"):  # without memory, until the shapes are known to be right
+        expected = model_class(config).state_dict()
+    for key in expected:
+        if key.endswith("num_batches_tracked"):
+            placed.setdefault(key, torch.zeros((), dtype=torch.long))
+    missing, surplus = sorted(set(expected) - set(placed)), sorted(set(placed) - set(expected))
+    if missing or surplus:
+        raise ValueError(f"{model_class.__name__} lacks {missing[:8]} and has no place for {surplus[:8]}")
+    for key, tensor in placed.items():
+        if squeezed(tensor) != squeezed(expected[key]):
+            raise ValueError(f"{key}: expected shape {tuple(expected[key].shape)}, the file has {tuple(tensor.shape)}")
+        placed[key] = tensor.reshape(expected[key].shape)
+    model = model_class(config)
+    model.load_state_dict(placed, strict=True)
+    return model.eval()
+
+
+def squeezed(tensor: Tensor) -> list[int]:
+    return [size for size in tensor.shape if size != 1]
+
+
+def make_processor(model: PreTrainedModel, options: argparse.Namespace) -> ACTPointCloudProcessor:
+    """What the authors gave such a model: 16 points a group, in the unit sphere unless they come from ScanObjectNN or
+    from rooms; in evaluation of finetuned models points far from one another, of a cloud that fits it as a whole."""
+    finetuned = not isinstance(model, (ACTStudent, ACTStudentForPreTraining, ACTTeacher))
+    in_rooms = isinstance(model, ACTStudentForSemanticSegmentation)
+    kept = options.not_normalized or in_rooms
+    return ACTPointCloudProcessor(
+        num_points=options.num_points or 16 * model.config.num_groups,
+        point_sampling="farthest" if finetuned and not in_rooms else "random",
+        normalize=False if kept else "cloud" if finetuned else True,
+        up_axis="z" if in_rooms else "y",
+        unit="m" if in_rooms else None,
+        block_size=1.0 if in_rooms else None,
+    )
+
+
+def write(converted: Converted, folder: Path, options: argparse.Namespace) -> None:
+    for line in converted.report:
+        print(line)
+    converted.model.save_pretrained(folder)
+    make_processor(converted.model, options).save_pretrained(folder)
+    millions = sum(parameter.numel() for parameter in converted.model.parameters()) / 1e6
+    print(f"wrote {type(converted.model).__name__} with {millions:.1f} M parameters to {folder}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    description = __doc__.splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m modeling_act convert", description=description)
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR")
+    parser.add_argument("--teacher_output", type=Path, metavar="DIR", help="where the teacher of a stage-2 file goes")
+    parser.add_argument("--num_groups", type=int, help="default 64; segmentation 128")
+    parser.add_argument("--num_points", type=int, help="points of a cloud; default 16 a group")
+    parser.add_argument("--not_normalized", action="store_true", help="clouds keep their size, as of ScanObjectNN")
+    parser.add_argument("--num_attention_heads", type=int, help="of the converted model; default width / 64")
+    parser.add_argument("--backbone", help="timm or transformers name of the teacher's Transformer")
+    parser.add_argument("--num_labels", type=int, help="checked against the head; recorded where there is none")
+    options = parser.parse_args(arguments)
+    try:
+        converted, teacher = convert(read_state(options.checkpoint), options)
+        if options.teacher_output and teacher is None:
+            raise ValueError("--teacher_output: the file carries no teacher beside another model")
+        write(converted, options.output_dir, options)
+        if teacher is not None and options.teacher_output:
+            write(teacher, options.teacher_output, options)
+        elif teacher is not None:
+            print("dvae_tokenizer.* not written: the teacher; give --teacher_output to keep it")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    except (KeyError, IndexError) as error:
+        print(f"error: {options.checkpoint} lacks what belongs at {error}", file=sys.stderr)
+    else:
+        return 0
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""Names that mean harm: of clouds on the command line, in an index, in a page; and what a processor's file may say."""
+
+import json
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from hostile_cases import limited_memory, write_folder
+from modeling_act import (
+    ACTPointCloudProcessor,
+    ACTStudent,
+    ACTStudentForPartSegmentation,
+    ACTStudentForPreTraining,
+    ACTTeacher,
+)
+from modeling_act.__main__ import main
+from modeling_act.cli.tables import list_clouds, path_below
+from modeling_act.errors import InputError
+from modeling_act.search.shape_index import ShapeIndex
+from small_models import small_student_config, small_teacher_config
+
+NAMES = [
+    "-rf.xyz",
+    "--out=elsewhere.xyz",
+    "a\nb\x1b[2J.xyz",
+    "...xyz",
+    "..\\..\\up.xyz",
+    "~.xyz",
+    "$HOME;rm.xyz",
+    "{{data}}</script><img src=x onerror=alert(1)>.xyz".replace("/", "\u2044"),
+    "\u202ezyx.exe.xyz",
+    "\udcff.xyz",
+    "CON.xyz",
+    "n" * 200 + ".xyz",
+    ".hidden/.xyz.xyz",
+]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models")
+    made = {"student": ACTStudent, "parts": ACTStudentForPartSegmentation, "pretraining": ACTStudentForPreTraining}
+    for name, kind in made.items():
+        kind(small_student_config()).save_pretrained(folder / name)
+        ACTPointCloudProcessor(64).save_pretrained(folder / name)
+    ACTTeacher(small_teacher_config()).save_pretrained(folder / "teacher")
+    ACTPointCloudProcessor(64).save_pretrained(folder / "teacher")
+    return folder
+
+
+@pytest.fixture
+def clouds(tmp_path):
+    """A folder of clouds with such names, in a working folder that holds nothing else."""
+    for name in NAMES:
+        path = tmp_path / "work" / "clouds" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savetxt(path, np.random.default_rng(0).normal(size=(80, 3)))
+    return tmp_path / "work" / "clouds"
+
+
+def everything(folder):
+    return sorted(os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names)
+
+
+def test_results_lie_below_their_folder_whatever_a_cloud_is_called(models, clouds, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(clouds.parent)
+    before = everything(tmp_path)
+    for command in (
+        ["segment", "clouds", "--model", models / "parts", "--out", "out", "--npz", "--category", "0"],
+        [
+            "reconstruct",
+            "clouds",
+            "--teacher",
+            models / "teacher",
+            "--student",
+            models / "pretraining",
+            "--out",
+            "out",
+        ],
+    ):
+        code = main([*map(str, command), "--quiet"])
+        captured = capsys.readouterr()
+        assert code == 0, captured.err
+        assert len(captured.out.splitlines()) == len(NAMES) and captured.out.isascii()
+    new = [path for path in everything(tmp_path) if path not in before]
+    assert len(new) == 5 * len(NAMES)
+    assert all(path.startswith(str(clouds.parent / "out") + os.sep) for path in new), new
+
+
+def test_names_come_back_from_tables_and_indices_as_text(models, clouds, monkeypatch, capsys):
+    monkeypatch.chdir(clouds.parent)
+    student = str(models / "student")
+    assert main(["encode", "clouds", "--model", student, "--out", "t.json", "--index", "index", "--quiet"]) == 0
+    names = [row["name"] for row in json.loads((clouds.parent / "t.json").read_text())]
+    assert set(names) == {name.replace("\udcff", "\N{REPLACEMENT CHARACTER}") for name in NAMES}
+    capsys.readouterr()
+    assert main(["similar", "clouds", "--index", "index", "--count", "2", "--quiet"]) == 0
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == len(NAMES) and captured.out.isascii()
+    assert ShapeIndex.load(clouds.parent / "index").names == names
+
+
+def test_a_page_shows_names_as_text(clouds, monkeypatch):
+    monkeypatch.chdir(clouds.parent)
+    assert main(["view", "clouds", "--out", "page.html", "--quiet"]) == 0
+    page = (clouds.parent / "page.html").read_text(encoding="utf-8")
+    assert "<img" not in page and page.count("</script>") == 2
+    shown = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])["clouds"]
+    assert {cloud["name"] for cloud in shown} == set(list_clouds(["clouds"]))
+
+
+def test_errors_show_no_control_characters(models, clouds, monkeypatch, capsys):
+    monkeypatch.chdir(clouds.parent)
+    (clouds / NAMES[2]).write_bytes(b"junk")
+    assert main(["encode", "clouds", "--model", str(models / "student"), "--out", "t.npz", "--quiet"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.rstrip("\n").isprintable() and r"a\nb\x1b[2J.xyz" in error
+    assert not (clouds.parent / "t.npz").exists()
+
+
+def test_links_in_a_folder_of_results_are_not_followed(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "out" / "a").symlink_to(tmp_path / "precious")
+    (tmp_path / "out" / "b.ply").symlink_to(tmp_path / "precious.ply")
+    for name in ("a/x", "b"):
+        with pytest.raises(InputError, match="would lie outside"):
+            path_below(tmp_path / "out", name, ".ply")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://host/%2e%2e%2f%2e%2e%2fup.xyz", "http://host/..%2fup.xyz?x=/../y.xyz", "http://host/../../up.xyz"],
+)
+def test_addresses_are_named_by_their_last_part(address):
+    assert list(list_clouds([address])) == ["up.xyz"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"names": ["a"] * 500, "about": ["model"]},
+        {"names": [["a"]] * 500},
+        {"names": {"a": 1}},
+    ],
+)
+def test_an_index_that_says_other_things_is_refused(tmp_path, content):
+    ShapeIndex.build(tmp_path, ["a", "b"], torch.eye(2), {"probe": [1.0, 0.0]})
+    (tmp_path / "index.json").write_text(json.dumps({"about": {}} | content))
+    with pytest.raises(InputError):
+        ShapeIndex.load(tmp_path)
+
+
+def test_an_index_made_by_nothing_is_refused(tmp_path):
+    ShapeIndex.build(tmp_path, ["a", "b"], torch.eye(2), {"probe": [1.0, 0.0]})
+    for about in (["model"], "model", {"probe": ["x"]}, {"probe": {"a": 1}}, {"probe": [[1.0], [2.0, 3.0]]}):
+        (tmp_path / "index.json").write_text(json.dumps({"names": ["a", "b"], "about": about}))
+        with pytest.raises(InputError):
+            ShapeIndex.load(tmp_path).check_model(torch.tensor([1.0, 0.0]))
+
+
+def test_headers_of_an_index_are_held_against_its_file(tmp_path):
+    ShapeIndex.build(tmp_path, ["a", "b"], torch.eye(2), {"probe": [1.0, 0.0]})
+    data = (tmp_path / "vectors.npy").read_bytes()
+    (tmp_path / "vectors.npy").write_bytes(data.replace(b"(2, 2), }" + b" " * 12, b"(2000000000000, 2), }"))
+    with limited_memory(), pytest.raises(InputError, match="vectors.npy: is damaged"):
+        ShapeIndex.load(tmp_path)
+
+
+PROCESSORS = [
+    {"num_points": 10**12},
+    {"num_points": -1},
+    {"num_points": 1.5},
+    {"num_points": "1024"},
+    {"num_points": True},
+    {"num_points": None},
+    {"num_points": [1]},
+    {"point_sampling": "__import__"},
+    {"point_sampling": ["random"]},
+    {"normalize": "no"},
+    {"up_axis": {}},
+    {"unit": "parsec"},
+    {"block_size": float("nan")},
+    {"block_size": -1},
+    {"take": "nothing"},
+    {"to_dict": {}},
+    {"__class__": "os"},
+]
+
+
+@pytest.mark.parametrize("fields", PROCESSORS, ids=str)
+def test_a_processor_is_what_its_file_may_say(tmp_path, fields):
+    ACTPointCloudProcessor(64).save_pretrained(tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    with limited_memory(), pytest.raises(ValueError, match=f"`?{next(iter(fields))}`?") as caught:
+        ACTPointCloudProcessor.from_pretrained(tmp_path)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 300
+
+
+def test_a_processor_runs_no_code_of_its_folder(tmp_path):
+    ACTPointCloudProcessor(64).save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / "preprocessor_config.json"
+    told = json.loads(file.read_text()) | {"auto_map": {"AutoFeatureExtractor": "evil.Evil"}}
+    evil = f"open({str(tmp_path / 'marker')!r}, 'w')\nclass Evil:\n    pass\n".encode()
+    shutil.rmtree(tmp_path / "model")
+    folder = write_folder(tmp_path / "model", {"preprocessor_config.json": json.dumps(told).encode(), "evil.py": evil})
+    assert ACTPointCloudProcessor.from_pretrained(folder).num_points == 64
+    assert not (tmp_path / "marker").exists()

@@ -1,0 +1,153 @@
+"""Two processes compute what one does, and what is spread over steps or recomputed equals what is not."""
+
+import json
+
+import pytest
+import torch
+from act_training.data.keyed_random import to_unit_sphere
+from act_training.run.batch_norm import synchronize_batch_norm
+from safetensors.torch import load_file
+
+from modeling_act import ACTTeacher
+from training_runs import RECIPES, RESUME, copy_run, digest, free_port, server, start
+
+ALIKE = {  # without noise that depends on the process, and as many clouds a step in one process as in two
+    "autoencode": {"--code_mode": "soft", "--model": {"prompt_dropout": 0.0}},
+    "distill": {"--model": {"drop_path_rate": 0.0}},
+}
+
+
+def flags_alike(script, ranks, **flags):
+    """A global batch of eight, ten steps."""
+    model = RECIPES[script]["model"] | ALIKE[script]["--model"]
+    options = ALIKE[script] | {
+        "--model": json.dumps(model), "--per_device_train_batch_size": 8 // ranks, "--max_train_steps": 10,
+        "--gradient_accumulation_steps": 1, "--dataloader_num_workers": 0, "--checkpointing_steps": 1000,
+    } | {f"--{name}": value for name, value in flags.items()}  # fmt: skip
+    return [word for pair in options.items() for word in pair]
+
+
+def records(output):
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def gradients(output):
+    """Adam's averages of the gradients after the last step."""
+    state = load_file(sorted(output.glob("checkpoints/step-*/optimizer.safetensors"))[-1])
+    return {name: value for name, value in state.items() if name.endswith("/exp_avg")}
+
+
+def distance(first, second):
+    """Of all tensors as one vector, relative to its length."""
+    assert first.keys() == second.keys()
+    first, second = (torch.cat([tensors[name].double().flatten() for name in second]) for tensors in (first, second))
+    return ((first - second).norm() / second.norm()).item()
+
+
+def test_two_processes_resume_exactly(inputs, tmp_path):
+    flags = ("--max_train_steps", 12, "--checkpoints_total_limit", 20)
+    start(inputs, "distill", tmp_path / "whole", *flags, ranks=2).finish()
+    copy_run(tmp_path / "whole", tmp_path / "run", 6)
+    start(inputs, "distill", tmp_path / "run", *flags, *RESUME, ranks=2).finish()
+    assert digest(tmp_path / "run") == digest(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("script", "steps", "tolerance"), [("autoencode", 1, 1e-2), ("distill", 10, 1e-5)])
+def test_two_processes_equal_one(inputs, tmp_path, script, steps, tolerance):
+    """Compared are Adam's averages of the gradients. Weights tell less: biases before a batch norm have no gradient
+    but rounding, which Adam makes steps of full length. The teacher, whose float32 gradients keep three digits, is
+    compared in double precision below."""
+    options = {"max_train_steps": steps}
+    start(inputs, script, tmp_path / "one", *flags_alike(script, 1, **options)).finish()
+    start(inputs, script, tmp_path / "apart", *flags_alike(script, 2, **options), ranks=2).finish()
+    options |= {"sync_batch_norm": True}
+    start(inputs, script, tmp_path / "two", *flags_alike(script, 2, **options), ranks=2).finish()
+    one, two, apart = (gradients(tmp_path / name) for name in ("one", "two", "apart"))
+    found = distance(two, one), distance(apart, one)
+    print(script, *found)
+    assert found[0] < tolerance and found[1] > 4 * tolerance
+    for one, two in zip(records(tmp_path / "one"), records(tmp_path / "two"), strict=True):
+        names = [name for name in one if name in ("step", "epoch", "train/loss", "train/learning_rate")]
+        assert {name: two[name] for name in names} == pytest.approx({name: one[name] for name in names}, rel=1e-5)
+
+
+def test_teachers_gradients_in_double_precision(inputs, tmp_path):
+    """With the batch statistics of both processes the gradient is that of one process, without it is not."""
+    port = free_port()
+    arguments = [(rank, port, inputs / "bert", tmp_path / "found.json") for rank in (0, 1)]
+    ranks = [server.Process(target=write_distances, args=words) for words in arguments]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    together, apart = json.loads((tmp_path / "found.json").read_text())
+    assert together < 1e-12 and apart > 1e-2
+
+
+def write_distances(rank, port, backbone, path):
+    """How far gradients of two processes, with and without common statistics, are from those of one."""
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    together, apart = (teacher_gradients(backbone, rank, synchronized) for synchronized in (True, False))
+    if rank == 0:
+        alone = teacher_gradients(backbone, None, False)
+        path.write_text(json.dumps([distance(together, alone), distance(apart, alone)]))
+
+
+def teacher_gradients(backbone, rank, synchronized):
+    torch.manual_seed(0)
+    fields = RECIPES["autoencode"]["model"] | ALIKE["autoencode"]["--model"]
+    model = ACTTeacher.from_backbone(str(backbone), **fields).train().double()
+    points = to_unit_sphere(torch.randn(8, 128, 3, dtype=torch.float64))
+    if rank is not None:
+        points = points[4 * rank : 4 * rank + 4]
+    if synchronized:
+        synchronize_batch_norm(model)
+    wrapped = model if rank is None else torch.nn.parallel.DistributedDataParallel(model)
+    wrapped(points, temperature=1.0, kl_weight=0.1, code_mode="soft").loss.backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ALIKE)
+@pytest.mark.parametrize("share", [0.12, 0.01])
+def test_validation_counts_every_row_once(inputs, tmp_path, script, share):
+    """Seven rows, and one row for two processes; before the first step, where both hold the same weights."""
+    found = []
+    for ranks in (1, 2):
+        flags = flags_alike(script, ranks, validation_share=share, max_train_steps=1, per_device_eval_batch_size=2)
+        start(inputs, script, tmp_path / f"{ranks}", *flags, ranks=ranks).finish()
+        found.append(records(tmp_path / f"{ranks}")[0])
+    assert found[0]["step"] == 0 and any(name.startswith("validation/") for name in found[0])
+    assert found[1] == pytest.approx(found[0], rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ALIKE)
+def test_accumulated_gradients_are_means(inputs, tmp_path, script):
+    """Batch statistics differ between two batches of four and one of eight, by far less than a factor of two."""
+    found = []
+    for parts in (1, 2):
+        flags = flags_alike(script, 1, per_device_train_batch_size=8 // parts, gradient_accumulation_steps=parts)
+        start(inputs, script, tmp_path / f"{parts}", *flags).finish()
+        found.append(next(record for record in records(tmp_path / f"{parts}") if "train/loss" in record))
+    assert found[1]["train/loss"] == pytest.approx(found[0]["train/loss"], rel=0.1)
+    assert found[1]["train/gradient_norm"] == pytest.approx(found[0]["train/gradient_norm"], rel=0.4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("script", ALIKE)
+def test_gradient_checkpointing_changes_nothing(inputs, tmp_path, script, ranks):
+    for name, value in (("plain", False), ("recomputed", True)):
+        flags = flags_alike(script, ranks, gradient_checkpointing=value)
+        start(inputs, script, tmp_path / name, *flags, ranks=ranks).finish()
+    assert distance(gradients(tmp_path / "recomputed"), gradients(tmp_path / "plain")) < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ALIKE)
+def test_compiled_training(inputs, tmp_path, script):
+    for name, value in (("plain", False), ("compiled", True)):
+        start(inputs, script, tmp_path / name, *flags_alike(script, 1, compile=value, max_train_steps=1)).finish(1500)
+    assert distance(gradients(tmp_path / "compiled"), gradients(tmp_path / "plain")) < 1e-2

@@ -1,0 +1,129 @@
+"""Validation against independent numpy, whatever the batch size."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from act_training.data.batches import validation_batches
+from act_training.data.keyed_random import Sampling, keyed_mask
+from act_training.data.point_sets import PointSet
+from act_training.data.schema import build_dataset
+from act_training.tasks.pretraining import code_use, evaluate_autoencoder, evaluate_distillation, is_collapsed
+
+from modeling_act import ACTStudentForPreTraining, ACTTeacher
+from small_models import small_student_config, small_teacher_config
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def point_set():
+    clouds = [np.random.default_rng(row).normal(size=(90 + row % 3, 3)) for row in range(11)]
+    return PointSet(build_dataset({"points": clouds, "label": np.arange(11) % 3}), "eleven")
+
+
+def batches_of(point_set, batch_size, **options):
+    return validation_batches(point_set, batch_size, Sampling(64), CPU, **options)
+
+
+@torch.no_grad()
+def expected_figures(teacher, points):
+    """Means over clouds of what `evaluate_autoencoder` measures, in double precision."""
+    output = teacher.eval()(points)
+    rebuilt = (output.fine_points + output.centers.unsqueeze(2)).flatten(1, 2).double().numpy()
+    figures = {"chamfer_l1": [], "chamfer_l2": [], "f_score": []}
+    for cloud, copy in zip(points.double().numpy(), rebuilt, strict=True):
+        squares = ((cloud[:, None] - copy[None]) ** 2).sum(-1)
+        back, there = squares.min(1), squares.min(0)
+        figures["chamfer_l1"].append((np.sqrt(there).mean() + np.sqrt(back).mean()) / 2)
+        figures["chamfer_l2"].append(there.mean() + back.mean())
+        precision, recall = (np.sqrt(there) < 0.05).mean(), (np.sqrt(back) < 0.05).mean()
+        figures["f_score"].append(2 * precision * recall / max(precision + recall, 1e-12))
+    shares = np.unique(output.code_indices.numpy(), return_counts=True)[1] / output.code_indices.numel()
+    figures["perplexity"], figures["codes_used"] = math.exp(-(shares * np.log(shares)).sum()), len(shares)
+    figures["logit_scale"] = output.logits.double().numpy().std(-1, ddof=1).mean()
+    return {name: np.mean(values) for name, values in figures.items()}
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 11, 50])
+def test_reconstruction_is_measured_alike_in_any_batches(point_set, batch_size):
+    torch.manual_seed(0)
+    teacher = ACTTeacher(small_teacher_config()).train()
+    # Rebuilt points close to the true ones, so that the F-score is neither 0 nor 1.
+    for parameter in teacher.decoder.parameters():
+        parameter.data *= 0.8
+    found = evaluate_autoencoder(teacher, batches_of(point_set, batch_size), Accelerator(cpu=True))
+    assert teacher.training
+    points = torch.cat([batch["points"] for batch in batches_of(point_set, 3)])
+    expected = expected_figures(teacher, points)
+    assert 0 < expected["f_score"] < 1
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-4), name
+    with torch.no_grad():
+        output = teacher(points)
+    assert found["reconstruction_loss"] == pytest.approx(output.reconstruction_loss.item(), rel=1e-5)
+    assert found["kl_loss"] == pytest.approx(output.kl_loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 20])
+def test_processes_share_the_rows(point_set, world_size):
+    keys = [
+        batch["keys"]
+        for rank in range(world_size)
+        for batch in batches_of(point_set, 2, rank=rank, world_size=world_size)
+    ]
+    assert sorted(torch.cat(keys).tolist()) == [[-1, row] for row in range(11)]
+
+
+def make_target(dim):
+    generator = torch.Generator().manual_seed(0)
+    projection = torch.randn(24, dim, generator=generator)
+    return lambda groups: groups.neighborhoods.flatten(2) @ projection + 0.5
+
+
+def hide(student, keys, groups, seed):
+    return keyed_mask(keys, groups.centers, 12, "random", seed)
+
+
+@pytest.mark.parametrize("loss_type", ["cosine", "l2", "smooth_l1"])
+def test_distillation_is_measured_alike_in_any_batches(point_set, loss_type):
+    torch.manual_seed(0)
+    student = ACTStudentForPreTraining(small_student_config(loss_type=loss_type))
+    target = make_target(20)
+    found = [
+        evaluate_distillation(student, target, hide, batches_of(point_set, batch_size), 0) for batch_size in (1, 4, 11)
+    ]
+    for each in found:
+        assert each == pytest.approx(found[0], rel=1e-5)
+    hidden = []
+    for batch in batches_of(point_set, 11):
+        points, keys = batch["points"], batch["keys"]
+        groups = student.group(points)
+        hidden = target(groups)[hide(student, keys, groups, 0)].double()
+    constant = torch.nn.functional.normalize(hidden, dim=-1).mean(0) if loss_type == "cosine" else hidden.mean(0)
+    expected = {
+        "cosine": 1 - torch.cosine_similarity(hidden, constant.unsqueeze(0)).mean(),
+        "l2": (hidden - constant).square().mean(),
+        "smooth_l1": None,  # the best constant has no closed form
+    }[loss_type]
+    if expected is None:
+        assert found[0].keys() == {"loss"}
+    else:
+        assert found[0]["constant_loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_student_of_coordinates_is_measured_without_features(point_set):
+    student = ACTStudentForPreTraining(small_student_config(teacher_dim=24))
+    found = [
+        evaluate_distillation(student, lambda groups: None, hide, batches_of(point_set, size), 0) for size in (2, 11)
+    ]
+    assert found[0].keys() == {"loss"} and found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_use_of_codes():
+    assert code_use(torch.tensor([5.0, 5, 0, 5, 5])) == {"codes_used": 4, "perplexity": pytest.approx(4)}
+    assert code_use(torch.tensor([0.0, 9])) == {"codes_used": 1, "perplexity": pytest.approx(1)}
+    assert [is_collapsed({"perplexity": value}, 512) for value in (11.3, 11.4)] == [True, False]
+    assert [is_collapsed({"perplexity": value}, 16) for value in (3.9, 4)] == [True, False]

@@ -1,0 +1,333 @@
+"""The sets researchers have on disk, in their true formats: which files make which split, and how one of them is read.
+
+A `Plan` is made from listings alone; its items are read later, by `prepared_parts`, in other processes.
+"""
+
+import json
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from modeling_act.errors import InputError
+from modeling_act.readers.cloud import CLOUD_SUFFIXES, read_array, read_cloud, read_table, translate_errors
+
+Row = dict[str, np.ndarray | int | str]
+
+SCANOBJECTNN_CLASSES = (
+    "bag", "bin", "box", "cabinet", "chair", "desk", "display", "door",
+    "shelf", "table", "bed", "pillow", "sink", "sofa", "toilet",
+)  # fmt: skip
+SCANOBJECTNN_FILES = {
+    "obj_bg": "main_split/{}_objectdataset.h5",
+    "obj_only": "main_split_nobg/{}_objectdataset.h5",
+    "pb_t50_rs": "main_split/{}_objectdataset_augmentedrot_scale75.h5",
+}
+# Parts of each category of ShapeNetPart; their labels count on from one category to the next.
+NUM_PARTS = {
+    "Airplane": 4, "Bag": 2, "Cap": 2, "Car": 4, "Chair": 4, "Earphone": 3, "Guitar": 3, "Knife": 2,
+    "Lamp": 4, "Laptop": 2, "Motorbike": 6, "Mug": 2, "Pistol": 3, "Rocket": 3, "Skateboard": 3, "Table": 3,
+}  # fmt: skip
+SPLIT_FOLDERS = {"train": "train", "test": "test", "val": "validation", "validation": "validation"}
+ROWS_PER_ITEM = 256
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The flags that, together with the files, decide every value of a set."""
+
+    source: str
+    num_points: int | None = None
+    variant: str = "pb_t50_rs"
+    keep_mask: bool = False
+    test_area: int = 5
+    way: int = 5
+    shot: int = 10
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file, or some rows of one, and what its place among the others says about it."""
+
+    file: str
+    name: str
+    label: int | None = None
+    rows: tuple[int, int] | None = None
+
+
+@dataclass
+class Plan:
+    splits: dict[str, list[Item]]
+    read: Callable[[Item, Choices], list[Row]]
+    about: str
+    names: dict[str, list[str]] = field(default_factory=dict)
+    num_points: int | None = None
+    """how many points farthest point sampling leaves of each cloud"""
+    normalize: bool = False
+    items_per_part: int = 64
+    ignored: dict[str, int] = field(default_factory=dict)
+    """suffixes of files that are no clouds"""
+
+
+def find_root(raw: Path, *markers: str) -> Path | None:
+    """`raw`, or a folder in it, that holds all of the named files."""
+    folders = [raw, *sorted(folder for folder in raw.iterdir() if folder.is_dir())]
+    return next((folder for folder in folders if all((folder / marker).exists() for marker in markers)), None)
+
+
+def need_root(raw: Path, *markers: str) -> Path:
+    root = find_root(raw, *markers)
+    if root is None:
+        raise InputError(f"{raw}: expected {' and '.join(markers)} in it or in a folder of it; is --raw right?")
+    return root
+
+
+def read_list(path: Path) -> list[str]:
+    lines = translate_errors(path, lambda checked: checked.read_text(encoding="utf-8").splitlines())
+    names = [line.strip() for line in lines if line.strip()]
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in names):
+        raise InputError(f"{path}: names files outside of the set's folder")
+    return names
+
+
+def label_of(names: list[str], name: str, where: str) -> int:
+    if name not in names:
+        raise InputError(f"{where}: unknown class {name!r}")
+    return names.index(name)
+
+
+# ShapeNet55 ----------------------------------------------------------------------------------------------------------
+
+
+def plan_shapenet55(raw: Path, choices: Choices) -> Plan:
+    root = need_root(raw, "shapenet_pc")
+    lists = need_root(root, "train.txt", "test.txt")
+    files = {split: read_list(lists / f"{split}.txt") for split in ("train", "test")}
+    classes = sorted({name.split("-")[0] for names in files.values() for name in names})
+    splits = {
+        split: [
+            Item(str(root / "shapenet_pc" / name), name.removesuffix(".npy"), classes.index(name.split("-")[0]))
+            for name in names
+        ]
+        for split, names in files.items()
+    }
+    about = (
+        "ShapeNet55 as Point-BERT published it: 8192 surface points a shape, classes are ShapeNet's taxonomy. Points "
+        "are as on disk: center and scale each cloud after taking the points of a training step, as the paper does."
+    )
+    return Plan(splits, read_points, about, {"class_names": classes}, num_points=choices.num_points)
+
+
+def read_points(item: Item, choices: Choices) -> list[Row]:
+    points = read_array(item.file)
+    if points.ndim != 2 or points.shape[1] != 3:
+        raise InputError(f"{item.file}: must hold points of shape (n, 3), got {points.shape}")
+    return [{"points": points, "label": item.label, "name": item.name}]
+
+
+# ModelNet40 ----------------------------------------------------------------------------------------------------------
+
+
+def plan_modelnet40(raw: Path, choices: Choices) -> Plan:
+    """Text files with normals, h5, or meshes, whichever is there."""
+    root = find_root(raw, "modelnet40_shape_names.txt")
+    if root:
+        return _plan_modelnet40_text(root, choices)
+    root = find_root(raw, "shape_names.txt")
+    if root:
+        return _plan_modelnet40_h5(root, choices)
+    folders = [raw, *sorted(folder for folder in raw.iterdir() if folder.is_dir())]
+    root = next((folder for folder in folders if any(folder.glob("*/train/*.off"))), None)
+    if root is None:
+        raise InputError(
+            f"{raw}: expected modelnet40_shape_names.txt, shape_names.txt with h5 files, or CLASS/train/*.off"
+        )
+    classes = sorted(folder.name for folder in root.iterdir() if (folder / "train").is_dir())
+    splits = {
+        split: [
+            Item(str(file), f"{name}/{file.stem}", label)
+            for label, name in enumerate(classes)
+            for file in sorted((root / name / split).glob("*.off"))
+        ]
+        for split in ("train", "test")
+    }
+    about = "ModelNet40 from its meshes: points drawn evenly by area, with face normals, in the unit sphere."
+    return Plan(splits, read_file, about, {"class_names": classes}, normalize=True)
+
+
+def _plan_modelnet40_text(root: Path, choices: Choices) -> Plan:
+    classes = read_list(root / "modelnet40_shape_names.txt")
+    splits = {}
+    for split in ("train", "test"):
+        listing = root / f"modelnet40_{split}.txt"
+        placed = [(name.rpartition("_")[0], name) for name in read_list(listing)]
+        splits[split] = [
+            Item(str(root / kind / f"{name}.txt"), f"{kind}/{name}", label_of(classes, kind, str(listing)))
+            for kind, name in placed
+        ]
+    num_points = choices.num_points or 8192
+    about = (
+        f"ModelNet40 (normal_resampled, 10,000 points with normals): farthest point sampling to {num_points}, then "
+        f"centered and scaled into the unit sphere on those points, as the paper does."
+    )
+    return Plan(splits, read_text, about, {"class_names": classes}, num_points, normalize=True)
+
+
+def read_text(item: Item, choices: Choices) -> list[Row]:
+    table = read_table(item.file)
+    if table.shape[1] != 6:
+        raise InputError(f"{item.file}: must hold 6 columns, x y z and a normal, got {table.shape[1]}")
+    return [{"points": table[:, :3], "normals": table[:, 3:], "label": item.label, "name": item.name}]
+
+
+def _plan_modelnet40_h5(root: Path, choices: Choices) -> Plan:
+    splits = {}
+    for split in ("train", "test"):
+        listing = root / f"{split}_files.txt"
+        if listing.exists():  # it names paths on somebody else's disk
+            files = [root / Path(line).name for line in read_list(listing)]
+        else:
+            files = sorted(root.glob(f"ply_data_{split}*.h5"))
+        splits[split] = [item for file in files for item in _split_h5(file)]
+    about = "ModelNet40 (ply_hdf5_2048): 2048 points a shape, in the unit sphere as on disk."
+    names = {"class_names": read_list(root / "shape_names.txt")}
+    return Plan(splits, read_h5, about, names, choices.num_points, items_per_part=1)
+
+
+# h5 ------------------------------------------------------------------------------------------------------------------
+
+
+def _open_h5(path: Path):
+    try:
+        import h5py
+    except ImportError as error:
+        raise ImportError("reading h5 files needs h5py: pip install h5py") from error
+    return h5py.File(path, "r")
+
+
+def _split_h5(path: Path) -> list[Item]:
+    def count(checked: Path) -> int:
+        with _open_h5(checked) as file:
+            data = file["data"]
+            if data.ndim != 3 or data.shape[2] != 3:
+                raise InputError(f"must hold data of shape (clouds, points, 3), got {data.shape}")
+            if len(file["label"]) != len(data):
+                raise InputError(f"holds {len(data)} clouds and {len(file['label'])} labels")
+            if data.nbytes > 200 * checked.stat().st_size:
+                raise InputError(f"claims {data.nbytes} bytes and holds {checked.stat().st_size}")
+            return len(data)
+
+    total = translate_errors(path, count)
+    return [
+        Item(str(path), f"{path.stem}:{start}", rows=(start, min(start + ROWS_PER_ITEM, total)))
+        for start in range(0, total, ROWS_PER_ITEM)
+    ]
+
+
+def read_h5(item: Item, choices: Choices) -> list[Row]:
+    start, stop = item.rows
+
+    def read(path: Path) -> dict[str, np.ndarray]:
+        with _open_h5(path) as file:
+            names = {"points": "data", "label": "label", "normals": "normal"}
+            names |= {"point_labels": "mask"} if choices.keep_mask else {}
+            missing = {"data", "label", *(["mask"] if choices.keep_mask else [])} - set(file)
+            if missing:
+                raise InputError(f"has no {', '.join(sorted(missing))}")
+            return {column: file[name][start:stop] for column, name in names.items() if name in file}
+
+    columns = translate_errors(item.file, read)
+    columns["label"] = columns["label"].reshape(-1).astype(np.int64)
+    if "point_labels" in columns:  # -1 is background, anything else a part of the object
+        columns["point_labels"] = (columns["point_labels"] != -1).astype(np.int64)
+    stem = Path(item.file).stem
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return [row | {"label": int(row["label"]), "name": f"{stem}:{start + at}"} for at, row in enumerate(rows)]
+
+
+def plan_scanobjectnn(raw: Path, choices: Choices) -> Plan:
+    if choices.variant not in SCANOBJECTNN_FILES:
+        raise InputError(f"--variant must be one of {', '.join(SCANOBJECTNN_FILES)}, got {choices.variant!r}")
+    pattern = SCANOBJECTNN_FILES[choices.variant]
+    root = need_root(raw, pattern.format("training"), pattern.format("test"))
+    splits = {
+        split: _split_h5(root / pattern.format(prefix)) for split, prefix in (("train", "training"), ("test", "test"))
+    }
+    about = f"ScanObjectNN, {choices.variant}: 2048 points a shape as on disk; the paper does not normalise them."
+    names = {"class_names": list(SCANOBJECTNN_CLASSES)}
+    if choices.keep_mask:
+        names["part_names"] = ["background", "object"]
+    return Plan(splits, read_h5, about, names, choices.num_points, items_per_part=1)
+
+
+# ShapeNetPart --------------------------------------------------------------------------------------------------------
+
+
+def plan_shapenetpart(raw: Path, choices: Choices) -> Plan:
+    root = need_root(raw, "synsetoffset2category.txt", "train_test_split")
+    listing = root / "synsetoffset2category.txt"
+    folders = {words[1]: words[0] for line in read_list(listing) if len(words := line.split()) == 2}
+    if set(folders.values()) != set(NUM_PARTS):
+        raise InputError(f"{listing}: must name the 16 categories of ShapeNetPart, got {', '.join(folders.values())}")
+    categories = list(NUM_PARTS)
+    splits = {}
+    for split, short in (("train", "train"), ("validation", "val"), ("test", "test")):
+        listing = root / "train_test_split" / f"shuffled_{short}_file_list.json"
+        entries = translate_errors(listing, lambda path: json.loads(path.read_text(encoding="utf-8")))
+        places = [str(entry).split("/")[-2:] for entry in entries]
+        unknown = [place for place in places if len(place) != 2 or place[0] not in folders or ".." in place]
+        if unknown:
+            raise InputError(f"{listing}: must name files as shape_data/CATEGORY/SHAPE, got {'/'.join(unknown[0])!r}")
+        splits[split] = [
+            Item(str(root / folder / f"{shape}.txt"), f"{folder}/{shape}", categories.index(folders[folder]))
+            for folder, shape in places
+        ]
+    about = "ShapeNetPart (partanno v0, with normals): points as on disk, some 2,600 a shape; 16 categories, 50 parts."
+    parts = [f"{category} {part}" for category, count in NUM_PARTS.items() for part in range(count)]
+    return Plan(splits, read_part_text, about, {"category_names": categories, "part_names": parts}, choices.num_points)
+
+
+def read_part_text(item: Item, choices: Choices) -> list[Row]:
+    table = read_table(item.file)
+    if table.shape[1] != 7:
+        raise InputError(f"{item.file}: must hold 7 columns, x y z, a normal and a part, got {table.shape[1]}")
+    columns = {"points": table[:, :3], "normals": table[:, 3:6], "point_labels": table[:, 6].astype(np.int64)}
+    return [columns | {"category": item.label, "name": item.name}]
+
+
+# A folder of anything ------------------------------------------------------------------------------------------------
+
+
+def plan_folder(raw: Path, choices: Choices) -> Plan:
+    """Files of any kind; the first folder may be a split, the next one, where all have it, is the class."""
+    files = sorted(file for file in raw.rglob("*") if file.is_file() and not file.name.startswith("."))
+    clouds = [file.relative_to(raw) for file in files if file.suffix.lower() in CLOUD_SUFFIXES]
+    if not clouds:
+        raise InputError(f"{raw}: holds no file with one of the suffixes {', '.join(CLOUD_SUFFIXES)}")
+    has_splits = all(len(file.parts) > 1 and file.parts[0].lower() in SPLIT_FOLDERS for file in clouds)
+    inner = {file: file.parts[1:] if has_splits else file.parts for file in clouds}
+    has_classes = all(len(parts) > 1 for parts in inner.values())
+    if not has_classes and any(len(parts) > 1 for parts in inner.values()):
+        flat = next(file for file, parts in inner.items() if len(parts) == 1)
+        raise InputError(f"{raw / flat}: lies beside folders of classes; move it into one")
+    classes = sorted({parts[0] for parts in inner.values()}) if has_classes else []
+    splits: dict[str, list[Item]] = {}
+    for file, parts in inner.items():
+        label = classes.index(parts[0]) if has_classes else None
+        split = SPLIT_FOLDERS[file.parts[0].lower()] if has_splits else "train"
+        splits.setdefault(split, []).append(Item(str(raw / file), file.as_posix(), label))
+    ignored = dict(Counter(file.suffix for file in files if file.suffix.lower() not in CLOUD_SUFFIXES))
+    about = f"Clouds as in their files; {choices.num_points or 8192} points drawn evenly by area from each mesh."
+    names = {"class_names": classes} if classes else {}
+    return Plan(splits, read_file, about, names, choices.num_points, ignored=ignored)
+
+
+def read_file(item: Item, choices: Choices) -> list[Row]:
+    """A mesh's points are drawn with a seed made of its name, so that other files do not change them."""
+    cloud = read_cloud(item.file, choices.num_points, seed=zlib.crc32(item.name.encode()) + choices.seed)
+    columns = {name: values for name, values in vars(cloud).items() if values is not None}
+    return [columns | ({"label": item.label} if item.label is not None else {}) | {"name": item.name}]

@@ -1,0 +1,123 @@
+"""How a script starts, stops and speaks: one line for what the user can mend, exit codes, work of the main process."""
+
+import ctypes
+import errno
+import multiprocessing
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import torch.distributed
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+from transformers.utils import logging
+
+from modeling_act.errors import InputError
+
+
+class Stopped(Exception):
+    """A signal ended the run after a checkpoint."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
+def run_script(main: Callable[[list[str]], None]) -> None:
+    """Runs a script's `main`: what the user can mend is one line on stderr. ACT_TRACEBACK=1 shows where it arose."""
+    script, rank = Path(sys.argv[0]).name, int(os.environ.get("RANK", 0))
+    keep_freed_memory()
+    hide_bars_of_weights()
+    try:
+        main(sys.argv[1:])
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    except Stopped as stop:
+        if rank == 0:
+            print(f"{script}: stopped by a signal; resume with --resume_from_checkpoint latest", file=sys.stderr)
+        _leave(stop.exit_code)
+    except KeyboardInterrupt:
+        _leave(130)
+    except (InputError, OSError, FloatingPointError) as error:
+        if os.environ.get("ACT_TRACEBACK"):
+            traceback.print_exc()
+        message = str(error)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            message = f"{error.filename or 'output'}: {error.strerror}; complete checkpoints are untouched"
+        if rank == 0 or not isinstance(error, InputError):
+            print(f"{script}: error: {message}", file=sys.stderr)
+        _leave(1)
+    except Exception:
+        traceback.print_exc()
+        _leave(1)
+
+
+def hide_bars_of_weights() -> None:
+    """Reading and writing weights would break the bar of the steps. Those of the Hub's downloads stay as they are."""
+    disabled = are_progress_bars_disabled()
+    logging.disable_progress_bar()  # hides the Hub's too
+    if not disabled:
+        enable_progress_bars()
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep what tensors free for the next step. By itself it hands large blocks back to the system, and a
+    step on a CPU spends a tenth of its time on being given the same pages anew."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:  # another C library
+        return
+    maximum_of_mapped_blocks, trim_threshold = -4, -1
+    libc.mallopt(maximum_of_mapped_blocks, 0)
+    libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+def _leave(code: int) -> None:
+    """At once, with DataLoader workers: a process group whose other members are gone must not hold up the end."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def on_main_process(accelerator: Accelerator, work: Callable):
+    """Runs `work` in the main process; every process gets its result, or its error."""
+    outcome = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = work()
+        except (InputError, OSError, FloatingPointError) as error:
+            if accelerator.num_processes == 1:
+                raise
+            outcome[1] = str(error)
+    if accelerator.num_processes > 1:
+        broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise InputError(outcome[1])
+    return outcome[0]
+
+
+def describe_versions() -> dict[str, str]:
+    """Versions of what numbers depend on, and the commit of this clone."""
+    found = {"python": sys.version.split()[0]}
+    for name in ("torch", "transformers", "accelerate", "datasets", "timm", "numpy"):
+        try:
+            found[name] = version(name)
+        except ImportError:  # not installed
+            continue
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found["commit"] = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        found["commit"] = "unknown"
+    return found

@@ -1,0 +1,115 @@
+"""Scenes with boxes: checked before training, moved together with their boxes, and judged by what is found in them."""
+
+import hashlib
+import math
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from act_training.data.keyed_random import keyed_uniform
+from act_training.data.point_sets import PointSet
+from act_training.run.training_run import TrainingRun
+from modeling_act import ACTStudentForObjectDetection
+from modeling_act.box_ops import axis_aligned
+from modeling_act.errors import InputError
+
+AUGMENTATIONS = ("flip", "turn", "quarter_turn", "scale")
+MOST_TURN = math.radians(5)  # VoteNet's, and 3DETR's, for ScanNet
+SCALES = (0.9, 1.1)
+FLIP, TURN, QUARTER_TURN, RESIZE = range(100, 104)  # streams of random numbers, beside those of `keyed_random`
+ROWS_AT_A_TIME = 256
+
+
+def check_boxes(*point_sets: PointSet) -> str:
+    """A digest of all boxes; each must have a label, be finite and of no negative size."""
+    digest = hashlib.blake2b(digest_size=8)
+    for point_set in point_sets:
+        if "boxes" not in point_set.columns:
+            columns = ", ".join(point_set.dataset.column_names)
+            raise InputError(f"{point_set.source} has no boxes, which are to be learned; its columns are {columns}")
+        for start in range(0, len(point_set), ROWS_AT_A_TIME):
+            rows = range(start, min(start + ROWS_AT_A_TIME, len(point_set)))
+            columns = point_set.read(rows)
+            (boxes, counts), (_, labelled) = columns["boxes"], columns["box_labels"]
+            if (wrong := (counts != labelled).nonzero()[0]).size:
+                row = point_set.where(rows[wrong[0]])
+                raise InputError(f"{row}: {counts[wrong[0]]} boxes and {labelled[wrong[0]]} labels of boxes")
+            bad = ~np.isfinite(boxes).all(1) | (boxes[:, 3:6] < 0).any(1)
+            if bad.any():
+                first = bad.nonzero()[0][0]
+                row = point_set.where(rows[np.searchsorted(counts.cumsum(), first, side="right")])
+                raise InputError(f"{row}: a box must be finite and of no negative size, got {boxes[first].tolist()}")
+            digest.update(np.ascontiguousarray(boxes))
+    return digest.hexdigest()
+
+
+def augment_scenes(batch: dict[str, Tensor], seed: int, augmentation: list[str]) -> dict[str, Tensor]:
+    """A batch whose scenes were changed with their boxes. `flip`: x and y, each or not; `turn`: by up to 5 degrees
+    about z; `quarter_turn`: by any number of right angles; `scale`: by U[0.9, 1.1]."""
+    points, boxes, keys = batch["points"], batch["boxes"], batch["keys"]
+    for name in augmentation:
+        if name == "flip":
+            signs = torch.where(keyed_uniform(keys, 2, seed, FLIP) < 0.5, -1.0, 1.0)  # (batch, 2)
+            points, boxes = flip(points, boxes, signs)
+        elif name == "turn":
+            points, boxes = turn(points, boxes, keyed_uniform(keys, 1, seed, TURN, -MOST_TURN, MOST_TURN))
+        elif name == "quarter_turn":
+            quarters = keyed_uniform(keys, 1, seed, QUARTER_TURN, 0, 4).floor()
+            points, boxes = turn(points, boxes, quarters * (math.pi / 2))
+        elif name == "scale":
+            factor = keyed_uniform(keys, 1, seed, RESIZE, *SCALES).unsqueeze(2)
+            points, boxes = points * factor, torch.cat([boxes[..., :6] * factor, boxes[..., 6:]], dim=-1)
+        else:
+            raise InputError(f"--scene_augmentation must be among {', '.join(AUGMENTATIONS)}, got {name!r}")
+    return batch | {"points": points, "boxes": boxes}
+
+
+def flip(points: Tensor, boxes: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
+    """Points (batch, points, 3) and boxes (batch, boxes, 7) with x and y times signs (batch, 2)."""
+    factors = torch.cat([signs, torch.ones_like(signs[:, :1])], dim=1).unsqueeze(1)
+    angles = boxes[..., 6] * signs.prod(1, keepdim=True) + torch.where(signs[:, :1] < 0, math.pi, 0.0)
+    return points * factors, torch.cat([boxes[..., :3] * factors, boxes[..., 3:6], angles.unsqueeze(2)], dim=-1)
+
+
+def turn(points: Tensor, boxes: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
+    """Points (batch, points, 3) and boxes (batch, boxes, 7) turned about the z axis by angles (batch, 1)."""
+    cosine, sine = angles.cos(), angles.sin()
+
+    def turned(places: Tensor) -> Tensor:
+        x, y, z = places.unbind(-1)
+        return torch.stack([cosine * x - sine * y, sine * x + cosine * y, z], dim=-1)
+
+    return turned(points), torch.cat(
+        [turned(boxes[..., :3]), boxes[..., 3:6], (boxes[..., 6] + angles).unsqueeze(2)], dim=-1
+    )
+
+
+def boxes_to_learn(batch: dict[str, Tensor], model: ACTStudentForObjectDetection) -> Tensor:
+    """The boxes of a batch; of a model that cannot turn boxes, the axis-aligned ones around them."""
+    return axis_aligned(batch["boxes"]) if model.config.num_angle_bins == 1 else batch["boxes"]
+
+
+@torch.no_grad()
+def detect(
+    run: TrainingRun, model: ACTStudentForObjectDetection, batch: dict[str, Tensor], every_class: bool
+) -> list[dict[str, np.ndarray]]:
+    """The scenes of a batch as `detection_metrics` describes them."""
+    training = model.training
+    model.eval()
+    with run.autocast():
+        output = model(batch["points"])
+    model.train(training)
+    scenes = model.post_process(output, batch["points"], every_class=every_class)
+    for scene, boxes, labels in zip(scenes, boxes_to_learn(batch, model), batch["box_labels"], strict=True):
+        scene |= {"true_boxes": boxes[labels >= 0], "true_labels": labels[labels >= 0]}
+    return [{name: values.cpu().numpy() for name, values in scene.items()} for scene in scenes]
+
+
+def detect_all(run: TrainingRun, model: ACTStudentForObjectDetection, point_set: PointSet) -> list[dict]:
+    """Every scene of a set, in its order, in every process."""
+    scenes = []
+    for batch in run.validation_batches(point_set):
+        scenes += zip(batch["keys"][:, 1].tolist(), detect(run, model, batch, every_class=True), strict=True)
+    return [scene for _, scene in sorted(gather_object(scenes), key=lambda pair: pair[0])]

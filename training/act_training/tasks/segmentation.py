@@ -1,0 +1,176 @@
+"""Segmentation for its script: categories and their parts, rooms made of blocks, and predictions for every point."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from act_training.data.point_sets import PointSet
+from act_training.data.schema import IGNORED, place_of_block
+from act_training.data.splits import hold_out_any, hold_out_by_class
+from act_training.measure.metrics import confusion_matrix, iou_table, part_ious, part_metrics, segmentation_metrics
+from act_training.run.run_data import class_names
+from act_training.run.training_run import TrainingRun
+from modeling_act.errors import InputError
+from modeling_act.point_prediction import predict_points, predict_scene
+from modeling_act.processing_act import ACTPointCloudProcessor
+
+
+def category_column(point_set: PointSet) -> str:
+    """The column that says what kind of object a cloud is: `category`, or else the label of the cloud."""
+    for column in ("category", "label"):
+        if column in point_set.columns:
+            return column
+    names = ", ".join(point_set.dataset.column_names)
+    raise InputError(
+        f"{point_set.source} has no category, which part segmentation reads; its columns are {names}. For objects of "
+        "one kind use --task points"
+    )
+
+
+def parts_of_categories(point_sets: list[PointSet]) -> tuple[list[str], list[list[int]]]:
+    """The names of the categories, and which part labels the clouds of each hold in any split."""
+    column = category_column(point_sets[0])
+    names = class_names(column, *point_sets)
+    parts = [set() for _ in names]
+    for point_set in point_sets:
+        for start in range(0, len(point_set), 256):
+            rows = range(start, min(start + 256, len(point_set)))
+            columns = point_set.read(rows)
+            values, counts = columns["point_labels"]
+            for row, kind, labels in zip(rows, columns[column], np.split(values, counts.cumsum()[:-1]), strict=True):
+                if not 0 <= kind < len(names):
+                    expected = f"0 to {len(names) - 1} were expected"
+                    raise InputError(f"{point_set.where(row)}: category {kind} where {expected}")
+                parts[kind].update(np.unique(labels[labels != IGNORED]).tolist())
+    return names, [sorted(found) for found in parts]
+
+
+def hold_out_scenes(point_set: PointSet, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Whole rooms: blocks of one room are too much alike to be on both sides."""
+    scenes = np.array([scene for scene, _ in places_of(point_set)])
+    rooms = np.unique(scenes)
+    if len(rooms) < 2:
+        raise InputError(f"{point_set.source} holds one room, which cannot be cut into train and validation")
+    count = min(len(rooms) - 1, max(1, round(share * len(rooms))))
+    held_out = np.isin(scenes, np.random.default_rng([seed, 8]).permutation(rooms)[:count])
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def hold_out_by_category(point_set: PointSet, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    has_classes = "label" in point_set.columns
+    return (hold_out_by_class if has_classes else hold_out_any)(point_set, share, seed)
+
+
+def places_of(point_set: PointSet) -> list[tuple[str, np.ndarray]]:
+    """The room of each row, and where in it the row's block lies."""
+    places = [place_of_block(name) for name in point_set.row_names()]
+    if None in places:
+        raise InputError(
+            f"{point_set.where(places.index(None))} is no block of a room: --task scenes reads what prepare_data.py "
+            "makes, named ROOM/X_Y. For clouds that stand alone use --task points"
+        )
+    return places
+
+
+def class_weights_of(point_set: PointSet, num_classes: int) -> Tensor:
+    """Of rare classes more: the cube root of how much rarer each is than the most frequent one."""
+    counts = np.zeros(num_classes)
+    for start in range(0, len(point_set), 256):
+        labels, _ = point_set.read(range(start, min(start + 256, len(point_set))))["point_labels"]
+        counts += np.bincount(labels[labels != IGNORED], minlength=num_classes)
+    return torch.from_numpy(np.cbrt(counts.max() / counts.clip(1))).float()
+
+
+class Judge:
+    """Adds up predictions of points, over clouds and processes."""
+
+    def __init__(self, names: list[str], ignored: list[int], parts: list[list[int]] | None):
+        self.names, self.ignored, self.parts = names, ignored, parts
+        self.confusion = np.zeros((len(names), len(names)), dtype=np.int64)
+        self.ious: list[float] = []
+        self.categories: list[int] = []
+
+    def add(self, labels: np.ndarray, logits: Tensor, category: int | None) -> None:
+        """The points of one cloud, labels (points,) and logits (points, classes). Only the parts of its category can
+        be meant. A cloud without a label counts nowhere."""
+        if (labels == IGNORED).all():
+            return
+        if self.parts is None:
+            predicted = logits.argmax(-1).numpy()
+        else:
+            parts = self.parts[category]
+            predicted = np.array(parts)[logits[:, parts].argmax(-1).numpy()]
+            self.ious += part_ious([labels], [predicted], [category], self.parts).tolist()
+            self.categories.append(category)
+        self.confusion += confusion_matrix(labels, predicted, len(self.names))
+
+    def figures(self) -> tuple[dict[str, float], list[dict]]:
+        """Figures of all processes, and a table of the classes."""
+        parts = gather_object([(self.confusion, self.ious, self.categories)])
+        confusion = sum(confusion for confusion, _, _ in parts)
+        found = segmentation_metrics(confusion, self.ignored)
+        if self.parts is not None:
+            ious, categories = (sum((part[place] for part in parts), []) for place in (1, 2))
+            found = part_metrics(np.array(ious), categories) | {"accuracy": found["accuracy"]}
+        return found, iou_table(confusion, self.names, self.ignored)
+
+
+def known_of(batch: dict[str, Tensor], column: str | None) -> dict[str, Tensor]:
+    """What a model is told beside the points; `column` is that of the category."""
+    return {} if column is None else {"category": batch[column]}
+
+
+@torch.no_grad()
+def judge_samples(run: TrainingRun, model: torch.nn.Module, judge: Judge, column: str | None, point_set=None) -> None:
+    """One sample of each cloud, as in training."""
+    model.eval()
+    for batch in run.validation_batches(point_set):
+        with run.autocast():
+            logits = model(batch["points"], **known_of(batch, column)).logits.float().cpu()
+        kinds = batch[column].tolist() if column else [None] * len(logits)
+        for labels, row, kind in zip(batch["point_labels"].cpu().numpy(), logits, kinds, strict=True):
+            judge.add(labels, row, kind)
+    model.train()
+
+
+def judge_all_points(
+    run: TrainingRun, model: torch.nn.Module, judge: Judge, column: str | None, votes: int, stride: float | None
+) -> None:
+    """Every point of the test split, as often as there are votes; with a stride, of rooms put together again."""
+    point_set, accelerator = run.data.test, run.accelerator
+    processor = ACTPointCloudProcessor(run.sampling.num_points, run.sampling.method, run.sampling.normalize)
+    options = {"processor": processor, "votes": votes, "batch_size": run.options.per_device_eval_batch_size}
+    whole = rooms_of(point_set) if stride else clouds_of(point_set, column)
+    for number, (points, labels, kind) in enumerate(whole):
+        if number % accelerator.num_processes != accelerator.process_index:
+            continue
+        with run.autocast():
+            if stride:
+                logits = predict_scene(model, points, stride=stride, seed=run.options.seed, **options)
+            else:
+                logits = predict_points(model, points, category=kind, seed=run.options.seed, **options)
+        judge.add(labels, logits, kind)
+
+
+def clouds_of(point_set: PointSet, column: str | None) -> Iterator[tuple[Tensor, np.ndarray, int | None]]:
+    """Points (points, 3), labels (points,) and category of each row."""
+    for row in range(len(point_set)):
+        columns = point_set.read([row])
+        kind = None if column is None else int(columns[column][0])
+        yield torch.from_numpy(columns["points"][0].copy()), columns["point_labels"][0], kind
+
+
+def rooms_of(point_set: PointSet) -> Iterator[tuple[Tensor, np.ndarray, None]]:
+    """The same of each room, its blocks put where they were."""
+    places = places_of(point_set)
+    rows_of: dict[str, list[int]] = {}
+    for row, (room, _) in enumerate(places):
+        rows_of.setdefault(room, []).append(row)
+    for rows in rows_of.values():
+        columns = point_set.read(rows)
+        values, counts = columns["points"]
+        origins = np.repeat([places[row][1] for row in rows], counts, axis=0)
+        yield torch.from_numpy(values + origins), columns["point_labels"][0], None

@@ -1,0 +1,184 @@
+"""What every transfer script shares: flags, a head on a student, runs of several seeds, the folder that is left."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from accelerate import PartialState
+from torch import nn
+from transformers import PreTrainedModel
+
+from act_training.measure.metrics import mean_and_std
+from act_training.report.html import write_report
+from act_training.run.arguments import TrainingArguments, check_disjoint
+from act_training.run.files import write_text
+from act_training.run.process import describe_versions
+from modeling_act import ACTStudentConfig
+from modeling_act.errors import InputError
+
+# Fields that decide the shapes of an encoder's weights, or what they mean: a student brings its own.
+ENCODER_FIELDS = (
+    "pointnet_dims", "embedding_dim", "position_dim", "hidden_size", "num_hidden_layers", "num_attention_heads",
+    "intermediate_size", "hidden_act", "qkv_bias", "use_cls_token", "residual_after_norm",
+)  # fmt: skip
+
+
+@dataclass
+class TransferArguments(TrainingArguments):
+    """What a transfer script takes beside the flags of all; the defaults are the paper's."""
+
+    student: str | None = field(
+        default=None, metadata={"help": "folder or Hub id of a pretrained student; none: from scratch"}
+    )
+    test_split: str | None = field(default="test", metadata={"help": "split to read once, at the end; none: no test"})
+    seeds: list[int] = field(
+        default_factory=list, metadata={"help": "a run of each in OUTPUT_DIR/seed-N, and mean and deviation of all"}
+    )
+    per_device_train_batch_size: int = 32
+    weight_decay: float = 0.05
+    max_grad_norm: float | None = field(default=10.0, metadata={"help": "clip the gradient's norm to this"})
+    final_weights: str = field(
+        default="best", metadata={"help": "what output_dir holds: best in validation, last or ema"}
+    )
+
+    def check(self) -> None:
+        self.test_split, self.validation_split = self.test_split or None, self.validation_split or None
+        super().check()
+        splits = {"--train_split": self.train_split, "--validation_split": self.validation_split}
+        check_disjoint(splits | {"--test_split": self.test_split})
+        if self.validation_split is None and self.validation_share < 0.1:
+            raise InputError(f"--validation_share must be at least 0.1 to choose by, got {self.validation_share}")
+        if self.streaming:
+            raise InputError("--streaming is for pretraining: transfer cuts a labelled set into train and validation")
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds, default=0) < 0:
+            raise InputError(f"--seeds must be different whole numbers from 0 up, got {self.seeds}")
+        if self.seeds and self.push_to_hub:
+            raise InputError("--push_to_hub uploads one model: choose a --seed instead of --seeds")
+
+
+# Models --------------------------------------------------------------------------------------------------------------
+
+
+def make_model(
+    kind: type[PreTrainedModel], options: TransferArguments, fields: dict, names: list[str], **settings
+) -> PreTrainedModel:
+    """A head of this kind on the student that `options` name, or on one from scratch.
+
+    `fields` are those of --model, `settings` what the script decides by itself, `names` those of the classes. A
+    student that already has such a head for as many classes keeps it.
+    """
+    if clash := sorted(fields.keys() & (settings.keys() | {"num_labels", "id2label", "label2id"})):
+        raise InputError(f"--model: {', '.join(clash)} follows from the set and the other flags")
+    settings |= {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
+    if len(settings["label2id"]) < len(names):
+        raise InputError(f"{options.dataset_name}: two of its classes have one name, {', '.join(sorted(names))}")
+    config, name = read_config(options, fields | settings), options.student
+    if name is None:
+        try:
+            return kind(config)
+        except ValueError as error:
+            raise InputError(f"--model: {error}") from error
+    try:
+        model, loading = kind.from_pretrained(
+            name, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except (ValueError, OSError, RuntimeError) as error:
+        raise InputError(f"--student {name}: {' '.join(str(error).split())}") from error
+    of_no_use = {"student.cls_token", "student.cls_position"} if model.student.cls_token is None else set()
+    problems = [
+        f"{what}: {', '.join(keys[:3])}"
+        for what, found in loading.items()
+        if (keys := sorted(key for key in map(_key, found) if key.startswith("student.") and key not in of_no_use))
+    ]
+    if problems:
+        raise InputError(f"--student {name} is no complete ACTStudent ({'; '.join(problems)})")
+    return model
+
+
+def read_config(options: TransferArguments, fields: dict) -> ACTStudentConfig:
+    """The configuration of --student, or of one from scratch, with these fields."""
+    name = options.student
+    if name is None:
+        try:
+            return ACTStudentConfig(**fields)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"--model: {error}") from error
+    if name.endswith((".pth", ".pt")):
+        raise InputError(f"--student {name}: convert it first, with python -m modeling_act convert")
+    if not os.path.isdir(name) and (os.path.isabs(name) or name.count("/") != 1):
+        raise InputError(f"--student {name}: there is no such folder, nor is it ORGANIZATION/NAME on the Hub")
+    try:
+        own = ACTStudentConfig.from_pretrained(name)
+        if own.model_type != ACTStudentConfig.model_type:
+            raise InputError(f"--student {name} is no ACT student but of the type {own.model_type}")
+        config = ACTStudentConfig.from_pretrained(name, **fields)
+        config.validate_architecture()
+    except (ValueError, OSError, TypeError) as error:
+        raise InputError(f"--student {name}: {' '.join(str(error).split())}") from error
+    for field_name in ENCODER_FIELDS:
+        if getattr(own, field_name) != getattr(config, field_name):
+            raise InputError(
+                f"--model: {field_name} of --student {name} is {getattr(own, field_name)}, got "
+                f"{fields[field_name]}; leave it out, or train from scratch"
+            )
+    return config
+
+
+def fewest_points(config: ACTStudentConfig) -> int:
+    """What a cloud must have for the groups of a model."""
+    return max(config.num_groups, config.group_size)
+
+
+def _key(entry) -> str:
+    """A key of loading's report; of mismatches it comes with the two shapes."""
+    return entry[0] if isinstance(entry, tuple) else str(entry)
+
+
+def kept_figures(run, metrics: dict[str, float]) -> dict[str, float]:
+    """The validation figures of the weights that a run leaves, given those of the last ones."""
+    if run.options.final_weights != "best" or not run.best:
+        return metrics
+    return {name: value for name, value in run.best.items() if name != "step"}
+
+
+def set_training(model: nn.Module) -> None:
+    """Training mode, without dropout, drop path and new batch statistics in parts that are frozen whole."""
+    model.train()
+    for child in model.children():
+        if parameters := list(child.parameters()):
+            child.train(any(parameter.requires_grad for parameter in parameters))
+
+
+# Several seeds -------------------------------------------------------------------------------------------------------
+
+
+def run_seeds(options: TransferArguments, train: Callable[[TransferArguments], dict[str, float]], title: str) -> None:
+    """`train` once, or once for each of --seeds in a folder of its own, with a summary beside these."""
+    if not options.seeds:
+        train(options)
+        return
+    folder = Path(options.output_dir)
+    runs = [
+        train(replace(options, seed=seed, seeds=[], output_dir=str(folder / f"seed-{seed}"))) for seed in options.seeds
+    ]
+    if PartialState().is_main_process:
+        rows = [{"seed": seed} | run for seed, run in zip(options.seeds, runs, strict=True)]
+        write_summary(folder, title, runs, {"seeds": options.seeds}, {"each seed": rows})
+
+
+def write_summary(folder: Path, title: str, runs: list[dict], about: dict, tables: dict[str, list[dict]]) -> None:
+    """metrics.json and report.html of several runs: mean and sample deviation of each figure."""
+    summary = mean_and_std(runs)
+    write_text(
+        folder / "metrics.json", json.dumps(about | {"metrics": summary, "versions": describe_versions()}, indent=1)
+    )
+    shown = {name: describe(figure) for name, figure in summary.items()}
+    write_report(folder / "report.html", title, shown, [], [], tables, recipe=about)
+    print("  ".join(f"{name} {text}" for name, text in shown.items()))
+
+
+def describe(figure: dict) -> str:
+    deviation = "" if figure["std"] is None else f" +- {figure['std']:.4g}"
+    return f"{figure['mean']:.4g}{deviation}"

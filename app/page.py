@@ -20,7 +20,7 @@ except ModuleNotFoundError as error:
     sys.exit(f'app.py: error: the page needs {error.name}: in the clone, pip install -c constraints.txt -e ".[app]"')
 import numpy as np
 from components import CARDS, PAGE_STYLE, PICTURES, THEME, VIEWER, bars, cloud_view, message, packed
-from inference import (
+from predictions import (
     PARTS,
     PLAIN,
     SIMILARITY,

@@ -30,7 +30,7 @@ from .act_layers import (
 )
 from .configuration_act_student import ACTStudentConfig
 from .inference import encode, encode_points, similarity
-from .point_ops import PointGroups, gather_points, interpolate, interpolation_weights
+from .point_ops import PointGroups, chamfer_l2, gather_points, interpolate, interpolation_weights
 from .safe_loading import ACTSafeLoading
 
 if TYPE_CHECKING:  # nothing here needs it, but so a saved folder carries the file that its config.json names
@@ -359,7 +359,9 @@ class ACTStudentForPreTraining(ACTStudentPreTrainedModel):
         visible_states = encoded.last_hidden_state[:, -visible.shape[1] :]  # the class token stays behind
         predicted = self.decoder(visible_states, gather_points(centers, visible), gather_points(centers, masked))
         loss = None
-        if teacher_features is not None:
+        if self.config.target == "coordinates":
+            loss = coordinate_loss(predicted, groups.neighborhoods[bool_masked_pos])
+        elif teacher_features is not None:
             self._check_teacher_features(teacher_features, centers)
             target = gather_points(teacher_features, masked)
             loss = distillation_loss(predicted, target, self.config.loss_type)
@@ -441,6 +443,12 @@ def distillation_loss(predicted: Tensor, target: Tensor, loss_type: str = "cosin
     raise ValueError(f"`loss_type` must be 'cosine', 'l2' or 'smooth_l1', got {loss_type!r}")
 
 
+def coordinate_loss(predicted: Tensor, neighborhoods: Tensor) -> Tensor:
+    """Chamfer-L2 of predicted coordinates (batch, masked groups, 3 * group_size) and the points of the masked groups
+    (all masked groups, group_size, 3), Point-MAE's loss."""
+    return chamfer_l2(_at_least_float32(predicted).flatten(0, 1).unflatten(1, (-1, 3)), neighborhoods)
+
+
 def _at_least_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
@@ -482,15 +490,17 @@ class ACTStudentForPointCloudClassification(ACTStudentPreTrainedModel):
         labels: Tensor | None = None,
         groups: PointGroups | None = None,
         features: Tensor | None = None,
+        label_smoothing: float = 0.0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ACTPredictionOutput:
         """Clouds (batch, points, 3) and labels (batch,) -> logits (batch, num_labels). `features`, the student's
-        `pooler_output`, may stand for clouds that were encoded before."""
+        `pooler_output`, may be given for clouds that were encoded before. `label_smoothing` is the share of each
+        label that the loss spreads over all classes."""
         encoded = ACTStudentOutput(pooler_output=features)
         if features is None:
             encoded = self.student(points, groups=groups, **kwargs)
         logits = self.classifier(encoded.pooler_output)
-        loss = None if labels is None else prediction_loss(logits, labels)
+        loss = None if labels is None else prediction_loss(logits, labels, label_smoothing=label_smoothing)
         return ACTPredictionOutput(loss, logits, encoded.hidden_states, encoded.attentions)
 
 
@@ -547,12 +557,17 @@ class ACTStudentSegmenter(ACTStudentPreTrainedModel):
         self.head = ACTSegmentationHead(config, len(self.layers_read), category_dim)
 
     def _segment(
-        self, points: Tensor, category: Tensor | None, labels: Tensor | None, **kwargs
+        self,
+        points: Tensor,
+        category: Tensor | None,
+        labels: Tensor | None,
+        class_weights: Tensor | None,
+        **kwargs,
     ) -> ACTPredictionOutput:
         encoded = self.student(points, read_layers=self.layers_read, **kwargs)
         tokens = torch.cat([self.student.norm(states) for states in encoded.layer_states], dim=-1)
         logits = self.head(points, encoded.centers, tokens, category)
-        loss = None if labels is None else prediction_loss(logits, labels)
+        loss = None if labels is None else prediction_loss(logits, labels, class_weights)
         return ACTPredictionOutput(loss, logits, encoded.hidden_states, encoded.attentions)
 
 
@@ -565,10 +580,15 @@ class ACTStudentForSemanticSegmentation(ACTStudentSegmenter):
 
     @can_return_tuple
     def forward(
-        self, points: Tensor, labels: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+        self,
+        points: Tensor,
+        labels: Tensor | None = None,
+        class_weights: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> ACTPredictionOutput:
-        """Points (batch, points, 3), labels (batch, points), -100 to ignore -> logits (batch, points, num_labels)."""
-        return self._segment(points, None, labels, **kwargs)
+        """Points (batch, points, 3), labels (batch, points), -100 to ignore -> logits (batch, points, num_labels).
+        `class_weights` (num_labels,) weight the classes in the loss."""
+        return self._segment(points, None, labels, class_weights, **kwargs)
 
 
 class ACTStudentForPartSegmentation(ACTStudentSegmenter):
@@ -586,9 +606,10 @@ class ACTStudentForPartSegmentation(ACTStudentSegmenter):
         points: Tensor,
         category: Tensor | None = None,
         labels: Tensor | None = None,
+        class_weights: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ACTPredictionOutput:
-        """Points (batch, points, 3), category (batch,), labels as above -> logits (batch, points, num_labels)."""
+        """Points (batch, points, 3), category (batch,), the rest as above -> logits (batch, points, num_labels)."""
         num_categories = self.config.num_categories
         if category is None:
             raise ValueError("part segmentation needs `category`, the object category of each cloud, shape (batch,)")
@@ -602,10 +623,12 @@ class ACTStudentForPartSegmentation(ACTStudentSegmenter):
             raise ValueError(f"`category` must lie between 0 and {num_categories - 1}, got {category.tolist()}")
         one_hot = nn.functional.one_hot(category.long(), num_categories).to(self.category_embedding.weight.dtype)
         embedded = self.category_norm(self.category_embedding(one_hot))
-        return self._segment(points, nn.functional.leaky_relu(embedded, 0.2), labels, **kwargs)
+        return self._segment(points, nn.functional.leaky_relu(embedded, 0.2), labels, class_weights, **kwargs)
 
 
-def prediction_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
+def prediction_loss(
+    logits: Tensor, labels: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
     """Cross-entropy of logits (..., num_labels) and labels (...); -100 is ignored."""
     if labels.shape != logits.shape[:-1] or labels.is_floating_point():
         raise ValueError(
@@ -616,7 +639,9 @@ def prediction_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None
     logits, labels = _at_least_float32(logits).flatten(0, -2), labels.flatten().long()
     counted = labels != -100
     weights = counted if class_weights is None else class_weights[labels.clamp_min(0)] * counted
-    total = nn.functional.cross_entropy(logits, labels, class_weights, reduction="sum")
+    total = nn.functional.cross_entropy(
+        logits, labels, class_weights, reduction="sum", label_smoothing=label_smoothing
+    )
     return total / weights.sum().clamp_min(torch.finfo(logits.dtype).tiny)  # 0 where nothing counts
 
 

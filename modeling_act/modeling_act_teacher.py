@@ -63,6 +63,11 @@ class ACTTeacherOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
+    @property
+    def reconstruction(self) -> Tensor:
+        """The fine points of all groups where they lie in the cloud, (batch, groups * group_size, 3)."""
+        return (self.fine_points + self.centers.unsqueeze(2)).flatten(1, 2)
+
 
 class ACTGraphLayer(nn.Module):
     """One DGCNN layer: a linear map of each edge [neighbour - group, group], a norm, and the max over the edges."""
@@ -251,6 +256,7 @@ class ACTTeacher(ACTSafeLoading, PreTrainedModel):
         code_mode: str | None = None,
         groups: PointGroups | None = None,
         kl_weight: float | None = None,
+        kl_over: str = "cloud",
         generator: torch.Generator | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ACTTeacherOutput:
@@ -258,6 +264,7 @@ class ACTTeacher(ACTSafeLoading, PreTrainedModel):
 
         `code_mode`: "gumbel", a softmax of noisy logits over `temperature` (the default in training); "soft", the
         same without noise; "argmax", the most likely code (the default in evaluation). `generator` draws the noise.
+        `kl_over`: the codes of each "cloud" should be used equally, as in the paper, or those of the whole "batch".
         """
         centers, neighborhoods = make_groups(self.config, points, groups)
         neighbors = self._neighbors(centers)
@@ -268,7 +275,9 @@ class ACTTeacher(ACTSafeLoading, PreTrainedModel):
 
         target = neighborhoods.flatten(0, 1)
         reconstruction_loss = chamfer_l1(coarse.flatten(0, 1), target) + chamfer_l1(fine.flatten(0, 1), target)
-        kl_loss = uniform_kl(logits)
+        if kl_over not in ("cloud", "batch"):
+            raise ValueError(f"`kl_over` must be 'cloud' or 'batch', got {kl_over!r}")
+        kl_loss = uniform_kl(logits if kl_over == "cloud" else logits.flatten(0, 1).unsqueeze(0))
         weight = self.config.kl_weight if kl_weight is None else kl_weight
         return ACTTeacherOutput(
             loss=reconstruction_loss + weight * kl_loss,

@@ -95,7 +95,7 @@ def reconstruct(teacher: ACTTeacher, points: Tensor) -> list[dict]:
     teacher.eval()
     output = teacher(points)
     teacher.train()
-    rebuilt = (output.fine_points + output.centers.unsqueeze(2)).flatten(1, 2)
+    rebuilt = output.reconstruction
     clouds = zip(points, output.centers, rebuilt, strict=True)
     return [dict(zip(("input", "centers", "reconstruction"), cloud, strict=True)) for cloud in clouds]
 

@@ -58,7 +58,7 @@ def reconstructions(folder: Path) -> list[dict]:
     teacher, shapes = ACTTeacher.from_pretrained(folder).eval(), generate_shapes(6, 512, start=6000)
     points = torch.from_numpy(shapes["points"])
     output = teacher(points)
-    rebuilt = (output.fine_points + output.centers.unsqueeze(2)).flatten(1, 2)
+    rebuilt = output.reconstruction
     return [{"input": a.numpy(), "reconstruction": b.numpy()} for a, b in zip(points, rebuilt, strict=True)]
 
 

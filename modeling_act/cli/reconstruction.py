@@ -30,7 +30,7 @@ def reconstruct(
     if student is None:
         with in_eval_mode(teacher):
             output = teacher(points)
-        drawn = (output.fine_points + output.centers.unsqueeze(2)).flatten(1, 2)
+        drawn = output.reconstruction
         clouds = zip(points, points, drawn, strict=True)
         return [dict(zip(("input", "visible", "reconstruction"), cloud, strict=True)) for cloud in clouds]
     check_pair(teacher, student.config)

@@ -11,7 +11,7 @@ from modeling_act.errors import InputError
 
 @pytest.fixture(scope="module")
 def models(model_names):
-    from inference import load_models
+    from predictions import load_models
 
     return load_models(model_names)
 
@@ -24,7 +24,7 @@ def chair(model_names):
 
 
 def test_classes_are_the_models_probabilities(models, chair):
-    from inference import classify, processor_of
+    from predictions import classify, processor_of
 
     classes = classify(models, chair)
     with torch.no_grad():
@@ -36,7 +36,7 @@ def test_classes_are_the_models_probabilities(models, chair):
 
 
 def test_similarity_is_the_cosine_with_the_picked_point(models, chair):
-    from inference import SIMILARITY, color
+    from predictions import SIMILARITY, color
 
     shown = color(models, chair, SIMILARITY, 7, None)
     features = models.student.encode_points(chair.points)
@@ -46,7 +46,7 @@ def test_similarity_is_the_cosine_with_the_picked_point(models, chair):
 
 
 def test_parts_are_those_of_the_category(models, chair):
-    from inference import PARTS, categories, color
+    from predictions import PARTS, categories, color
 
     assert categories(models) == ["chair", "<b>lamp</b>", "mug"]
     for category, own in (("chair", {0, 1}), ("<b>lamp</b>", {2, 3}), ("mug", {4})):
@@ -57,7 +57,7 @@ def test_parts_are_those_of_the_category(models, chair):
 
 
 def test_features_become_colors_by_their_main_directions():
-    from inference import principal_colors
+    from predictions import principal_colors
 
     rng = np.random.default_rng(0)
     places = rng.uniform(-1, 1, (2000, 3)) * (9, 4, 1)
@@ -73,7 +73,7 @@ def test_features_become_colors_by_their_main_directions():
 
 
 def test_neighbors_come_with_their_clouds_where_the_files_are(models, chair):
-    from inference import neighbors
+    from predictions import neighbors
 
     found = neighbors(models, chair)
     assert found[0][0] == "chair.ply" and found[0][1] == pytest.approx(1, abs=1e-4)
@@ -85,7 +85,7 @@ def test_neighbors_come_with_their_clouds_where_the_files_are(models, chair):
 
 @pytest.mark.parametrize("name", ["../secret.ply", "link.ply", "", ".", "nothing.ply"])
 def test_no_shape_lies_outside_its_folder(tmp_path, name):
-    from inference import Models, shape_path
+    from predictions import Models, shape_path
 
     (tmp_path / "secret.ply").write_text("x")
     (tmp_path / "shapes").mkdir()
@@ -96,7 +96,7 @@ def test_no_shape_lies_outside_its_folder(tmp_path, name):
 
 
 def test_reconstruction_sees_a_fifth_and_another_fifth(models, chair):
-    from inference import rebuild
+    from predictions import rebuild
 
     visible, made, original = rebuild(models, chair, 0)
     assert (visible.name, made.name, original.name) == ("25% stays visible", "rebuilt from it", "the original")
@@ -108,7 +108,7 @@ def test_reconstruction_sees_a_fifth_and_another_fifth(models, chair):
 
 
 def test_any_small_cloud_goes_through_all_models(models, tmp_path):
-    from inference import FEATURES, PARTS, SIMILARITY, classify, color, neighbors, rebuild
+    from predictions import FEATURES, PARTS, SIMILARITY, classify, color, neighbors, rebuild
     from reading import open_cloud
 
     from modeling_act.viewer.page import pack_clouds
@@ -126,7 +126,7 @@ def test_any_small_cloud_goes_through_all_models(models, tmp_path):
 
 
 def test_an_encoder_is_found_in_the_model_that_has_one(model_names):
-    from inference import FEATURES, PLAIN, SIMILARITY, load_models
+    from predictions import FEATURES, PLAIN, SIMILARITY, load_models
 
     models = load_models({"classifier": model_names["classifier"], "student": None})
     assert type(models.student).__name__ == "ACTStudent" and models.colorings == [PLAIN, FEATURES, SIMILARITY]
@@ -148,7 +148,7 @@ def test_an_encoder_is_found_in_the_model_that_has_one(model_names):
     ],
 )
 def test_wrong_models_are_refused(model_names, names, message):
-    from inference import load_models
+    from predictions import load_models
 
     folder = re.sub("student$", "", model_names["student"])
     with pytest.raises(InputError, match=message):

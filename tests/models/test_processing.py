@@ -1,10 +1,5 @@
 """`ACTPointCloudProcessor`: every form in which a user may hand over a cloud, and what becomes of its points."""
 
-import socket
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +7,6 @@ import trimesh
 from transformers import AutoFeatureExtractor, AutoProcessor
 
 from modeling_act import ACTPointCloudProcessor, ACTStudent, processing_act
-from modeling_act.errors import InputError
 from modeling_act.readers.cloud import Cloud, read_cloud
 from shape_files import make_shapes
 from small_models import small_student_config
@@ -23,17 +17,6 @@ POINTS = np.random.default_rng(0).normal(size=(200, 3))
 @pytest.fixture
 def shapes(tmp_path):
     return make_shapes(tmp_path / "shapes")
-
-
-@pytest.fixture
-def address(shapes):
-    """Of the folder of shapes, served on this machine."""
-    handler = partial(SimpleHTTPRequestHandler, directory=str(shapes))
-    handler.log_message = lambda *_: None
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
 
 
 def test_one_cloud_in_every_form_gives_the_same_points(tmp_path):
@@ -128,54 +111,6 @@ def test_it_travels_with_a_checkpoint(tmp_path):
     ACTStudent(small_student_config()).save_pretrained(tmp_path)
     for auto in (AutoFeatureExtractor, AutoProcessor):
         assert auto.from_pretrained(tmp_path).to_dict() == processor.to_dict()
-
-
-def test_addresses(shapes, address):
-    processor = ACTPointCloudProcessor(64)
-    found = processor([f"{address}/box.ply", f"{address}/nested/ball.off?version=1"])["points"]
-    assert torch.equal(found, processor([shapes / "box.ply", shapes / "nested/ball.off"])["points"])
-    (shapes / "box.ply").rename(shapes / "gr\u00fcne Kiste.ply")
-    assert torch.equal(processor(f"{address}/gr\u00fcne Kiste.ply")["points"][0], found[0])
-
-
-def test_bad_addresses(address, monkeypatch, shapes):
-    processor = ACTPointCloudProcessor(64)
-    for path, message in {
-        "none.ply": "cannot be fetched.*not found",
-        "box.exe": "must end in one of .ply",
-    }.items():
-        with pytest.raises(ValueError, match=message):
-            processor(f"{address}/{path}")
-    (shapes / "bad.ply").write_text("nothing")
-    with pytest.raises(ValueError, match=f"^{address}/bad.ply: has no header"):
-        processor(f"{address}/bad.ply")
-    monkeypatch.setattr(processing_act, "MOST_BYTES_FETCHED", 100)
-    with pytest.raises(ValueError, match="is larger than 100 bytes"):
-        processor(f"{address}/box.ply")
-    for place, message in {
-        "127.0.0.1:9/closed.ply": "cannot be fetched",
-        "127.0.0.1:9/two words.ply": "cannot be fetched",
-        "[::1/closed.ply": "is no address",
-    }.items():
-        with pytest.raises(InputError, match=message):
-            processor(f"http://{place}")
-
-
-@pytest.mark.parametrize(
-    "answer", [b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n50\r\nab"]
-)
-def test_servers_that_talk_nonsense(answer):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve():
-            connection, _ = server.accept()
-            with connection:
-                connection.recv(4096)
-                connection.sendall(answer)
-
-        threading.Thread(target=serve, daemon=True).start()
-        with pytest.raises(InputError, match=r"box.ply: cannot be fetched \("):
-            ACTPointCloudProcessor(64)(f"http://127.0.0.1:{server.getsockname()[1]}/box.ply")
 
 
 @pytest.mark.parametrize(

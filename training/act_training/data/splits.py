@@ -9,7 +9,7 @@ from act_training.data.point_sets import PointSet
 
 
 @dataclass(frozen=True)
-class Target:
+class LabelColumn:
     """The column to learn, and how rows are held out of train: (rows, share, seed) -> kept and held out."""
 
     column: str

@@ -43,7 +43,7 @@ def evaluate_autoencoder(teacher: ACTTeacher, batches: Iterator, accelerator: Ac
     for batch in batches:
         points = batch["points"]
         output = teacher(points)
-        rebuilt = (output.fine_points + output.centers.unsqueeze(2)).flatten(1, 2).float()
+        rebuilt = output.reconstruction.float()
         there = k_nearest_neighbors(rebuilt, points, 1)[0].squeeze(2)
         back = k_nearest_neighbors(points, rebuilt, 1)[0].squeeze(2)
         precision, recall = ((d < F_SCORE_DISTANCE**2).double().mean(1) for d in (there, back))

@@ -46,7 +46,7 @@ except ImportError:
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from act_training.data.batches import ShuffledRows, iterate_batches  # noqa: E402
 from act_training.data.keyed_random import Sampling, augment, sample_points  # noqa: E402
-from act_training.run.optimization import repeat_exactly  # noqa: E402
+from act_training.run.optimization import use_deterministic_algorithms  # noqa: E402
 
 SHAPENET55 = {"autoencode": 41_952, "distill": 52_470}  # shapes of train; of train and test, without labels
 EPOCHS = 300  # of either stage
@@ -362,7 +362,7 @@ def main() -> None:
     bench = Bench(results, torch.device(options.device), options.quick, start + options.budget)
 
     if bench.on_cuda:
-        repeat_exactly()  # as training does
+        use_deterministic_algorithms()  # as training does
     measure_peaks(bench)
     steps = []
     for name in SIZES:

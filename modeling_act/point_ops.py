@@ -30,6 +30,10 @@ _CHUNK_ELEMENTS = {"cpu": 2**20}
 _CHUNK_ELEMENTS_ACCELERATOR = 2**26
 
 
+class NonFiniteError(ValueError, FloatingPointError):
+    """Raised for NaN or infinite coordinates: a wrong input, or an overflow in training."""
+
+
 class PointGroups(NamedTuple):
     """What a cloud is cut into: `centers` (batch, groups, 3) and `neighborhoods` (batch, groups, group_size, 3)
     relative to their centers."""
@@ -66,7 +70,7 @@ def check_points(points: Tensor, name: str = "points", mask: Tensor | None = Non
             raise ValueError(f"the mask of `{name}` must leave every cloud a valid point, got none in cloud {cloud}")
     if bad.any():
         cloud, point = bad.nonzero()[0].tolist()
-        raise ValueError(
+        raise NonFiniteError(
             f"`{name}` must be finite, got {points[cloud, point].tolist()} at cloud {cloud}, point {point}"
         )
 

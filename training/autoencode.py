@@ -4,16 +4,16 @@ accelerate launch training/autoencode.py --config training/recipes/autoencode_vi
     --dataset_name PREPARED_SHAPENET55 --output_dir outputs/teacher
 torchrun --nproc_per_node 8 training/autoencode.py ...            several processes
 python training/autoencode.py --config training/recipes/autoencode_small.yaml --output_dir outputs/teacher
-... --resume_from_checkpoint latest                               goes on after any interruption, bit for bit
+... --resume_from_checkpoint latest                               continues after any interruption, bit for bit
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from act_training.report.run_folder import finish_run, save_pictures
-from act_training.run.arguments import TrainingArguments, check_choice, parse_arguments, parse_mapping
-from act_training.run.batch_norm import settle_batch_norm
-from act_training.run.optimization import cosine_between
+from act_training.run.arguments import ACTTrainingArguments, parse_arguments, parse_mapping
+from act_training.run.optimization import calibrate_batch_norm, cosine_between
 from act_training.run.process import run_script, warn
 from act_training.run.training_run import TrainingRun
 from act_training.tasks.pretraining import code_use, evaluate_autoencoder, is_collapsed
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from modeling_act import ACTTeacher, ACTTeacherConfig
 from modeling_act.errors import InputError
-from modeling_act.modeling_act_teacher import uniform_kl
+from modeling_act.inference import in_eval_mode
 
 USAGE = """from modeling_act import ACTTeacher
 
@@ -29,13 +29,13 @@ teacher = ACTTeacher.from_pretrained("{name}").eval()
 features = teacher.get_teacher_features(points)  # points (batch, {num_points}, 3) -> (batch, {num_groups}, {width})"""
 COLLAPSED = (
     "the codebook has collapsed: {codes_used} of {codebook_size} codes are in use, as diverse as {perplexity:.1f} "
-    "equally used ones. Such a teacher tells groups apart by their position only. Train longer, or with "
+    "equally used ones. Such a teacher distinguishes groups by their position only. Train longer, or with "
     "the codebook settings of training/recipes/autoencode_small.yaml"
 )
 
 
 @dataclass
-class AutoencodeArguments(TrainingArguments):
+class AutoencodeArguments(ACTTrainingArguments):
     backbone: str = field(
         default="google/vit-base-patch16-384",
         metadata={"help": "Hub id, folder or timm name of a ViT, BERT, CLIP ..."},
@@ -43,35 +43,35 @@ class AutoencodeArguments(TrainingArguments):
     pretrained_backbone: bool = field(default=True, metadata={"help": "false: random weights, the control"})
     logit_scale: float = field(default=1.0, metadata={"help": "initial scale of the logits; the paper's is 1"})
     calibrate_logits: bool = field(
-        default=False, metadata={"help": "begin with every code's logit of mean 0 and deviation logit_scale"}
+        default=False,
+        metadata={"help": "start with logits of mean 0 and standard deviation logit_scale, code by code"},
     )
-    code_mode: str = field(default="gumbel", metadata={"help": "codes in training: gumbel, or soft without the noise"})
+    code_mode: Literal["gumbel", "soft"] = field(default="gumbel", metadata={"help": "soft: without noise"})
     temperature_start: float = 1.0
     temperature_end: float = 0.0625
     temperature_steps: float = field(default=100_000, metadata={"help": "at most 1: a share of the run"})
     kl_weight: float = 0.1
-    kl_over: str = field(
+    kl_over: Literal["cloud", "batch"] = field(
         default="cloud", metadata={"help": "cloud: each uses all codes; batch: all clouds together do"}
     )
     kl_start: float = field(default=10_000, metadata={"help": "steps without KL; at most 1: a share of the run"})
     kl_steps: float = field(default=100_000, metadata={"help": "steps to the full weight; at most 1: a share"})
 
-    def check(self) -> None:
-        super().check()
-        check_choice("--kl_over", self.kl_over, ("cloud", "batch"))
-        check_choice("--code_mode", self.code_mode, ("gumbel", "soft"))
+    def __post_init__(self):
+        super().__post_init__()
         for name in ("temperature_start", "temperature_end", "logit_scale"):
             if not getattr(self, name) > 0:
                 raise InputError(f"--{name} must be positive, got {getattr(self, name)}")
 
 
 def make_teacher(options: AutoencodeArguments, fields: dict, clouds: Tensor) -> ACTTeacher:
+    """Make a teacher around the backbone, with batch statistics and logits calibrated on `clouds`."""
     try:
         teacher = ACTTeacher.from_backbone(options.backbone, pretrained=options.pretrained_backbone, **fields)
     except (ValueError, OSError, ImportError) as error:
         raise InputError(f"--backbone {options.backbone}: {' '.join(str(error).split())}") from error
     teacher = teacher.to(clouds.device).train()
-    settle_batch_norm(teacher, teacher, clouds.split(64))
+    calibrate_batch_norm(teacher, teacher, clouds.split(64))
     if options.calibrate_logits:
         calibrate_logits(teacher, clouds, options.logit_scale)
     else:
@@ -81,7 +81,7 @@ def make_teacher(options: AutoencodeArguments, fields: dict, clouds: Tensor) -> 
 
 @torch.no_grad()
 def calibrate_logits(teacher: ACTTeacher, clouds: Tensor, scale: float) -> None:
-    """Sets the last norm before the logits so that no code is likelier than another over these clouds."""
+    """Set the last norm before the logits so that no code is likelier than another over these clouds."""
     norm = teacher.code_network.norm
     logits = torch.cat([teacher(points).logits for points in clouds.split(64)]).flatten(0, 1).float()
     logits = torch.where(logits < 0, logits / 0.2, logits)  # the activation after the norm undone
@@ -90,25 +90,22 @@ def calibrate_logits(teacher: ACTTeacher, clouds: Tensor, scale: float) -> None:
 
 
 @torch.no_grad()
-def reconstruct(teacher: ACTTeacher, points: Tensor) -> list[dict]:
-    """Panels of a picture for each of a few clouds (batch, points, 3)."""
-    teacher.eval()
-    output = teacher(points)
-    teacher.train()
-    rebuilt = output.reconstruction
-    clouds = zip(points, output.centers, rebuilt, strict=True)
-    return [dict(zip(("input", "centers", "reconstruction"), cloud, strict=True)) for cloud in clouds]
+def draw_samples(teacher: ACTTeacher, points: Tensor) -> list[dict]:
+    """Return panels of a picture for each of a few clouds (batch, points, 3)."""
+    with in_eval_mode(teacher):
+        output = teacher(points)
+    panels = zip(points, output.centers, output.reconstruction, strict=True)
+    return [dict(zip(("input", "centers", "reconstruction"), panel, strict=True)) for panel in panels]
 
 
 def main(arguments: list[str]) -> None:
     options = parse_arguments(AutoencodeArguments, __doc__, arguments)
     fields = parse_mapping("--model", options.model, set(ACTTeacherConfig.__dataclass_fields__))
     run = TrainingRun(options)
-    sizes = [fields.get(name, getattr(ACTTeacherConfig, name)) for name in ("num_groups", "group_size")]
-    run.open_data(min_points=max(sizes))
-    teacher = run.prepare(lambda: make_teacher(options, fields, run.sample_clouds(256)["points"]))
+    run.open_data(max(fields.get(name, getattr(ACTTeacherConfig, name)) for name in ("num_groups", "group_size")))
+    teacher = run.prepare(make_teacher(options, fields, run.data.sample_clouds(256)["points"]))
     codebook_size = teacher.config.codebook_size
-    shown = run.sample_clouds(4)["points"]
+    samples = run.data.sample_clouds(4)["points"]
 
     def validate() -> dict[str, float]:
         with run.autocast():
@@ -116,52 +113,55 @@ def main(arguments: list[str]) -> None:
         run.log_validation("validation", metrics, best_by="reconstruction_loss")
         return metrics
 
-    if run.step == 0 or run.finished:
+    if run.global_step == 0 or run.finished:
         metrics = validate()
-    for step, parts in run.steps():
-        length = run.length.share(options.temperature_steps)
-        temperature = cosine_between(step, 0, length, options.temperature_start, options.temperature_end)
-        start, length = run.length.share(options.kl_start), run.length.share(options.kl_steps)
-        kl_weight = cosine_between(step, start, length, 0.0, options.kl_weight)
-        for batch in parts:
-            with run.autocast():
-                output = run.model(
-                    batch["points"], temperature=temperature, kl_weight=kl_weight, code_mode=options.code_mode
-                )
-            loss, kl_loss = output.loss, output.kl_loss
-            if options.kl_over == "batch":
-                kl_loss = uniform_kl(output.logits.flatten(0, 1).unsqueeze(0))
-                loss = output.reconstruction_loss + kl_weight * kl_loss
-            run.backward(loss)
-        run.update()
+    temperature_steps, kl_start, kl_steps = (
+        run.length.share(length) for length in (options.temperature_steps, options.kl_start, options.kl_steps)
+    )
+    for batch in run.batches():
+        temperature = cosine_between(
+            run.global_step, 0, temperature_steps, options.temperature_start, options.temperature_end
+        )
+        kl_weight = cosine_between(run.global_step, kl_start, kl_steps, 0.0, options.kl_weight)
+        with run.autocast():
+            output = run.model(
+                batch["points"], temperature=temperature, kl_weight=kl_weight, kl_over=options.kl_over,
+                code_mode=options.code_mode,
+            )  # fmt: skip
+        run.step(output.loss)
 
         if run.is_log_due():
             codes = torch.bincount(output.code_indices.flatten(), minlength=codebook_size)
             run.log_training(
-                reconstruction_loss=output.reconstruction_loss.item(), kl_loss=kl_loss.item(),
-                temperature=temperature, kl_weight=kl_weight,
-                logit_scale=output.logits.detach().float().std(-1).mean().item(), **code_use(codes.cpu()),
-            )  # fmt: skip
+                reconstruction_loss=output.reconstruction_loss.item(),
+                kl_loss=output.kl_loss.item(),
+                temperature=temperature,
+                kl_weight=kl_weight,
+                logit_scale=output.logits.detach().float().std(-1).mean().item(),
+                **code_use(codes.cpu()),
+            )
         if run.is_due(options.validation_epochs):
             metrics = validate()
         if run.is_due(options.picture_epochs):
-            save_pictures(run, reconstruct(teacher, shown))
-        run.save_or_stop()
+            save_pictures(run, draw_samples(teacher, samples))
 
     collapsed = is_collapsed(metrics, codebook_size)
     if collapsed and run.accelerator.is_main_process:
         warn(COLLAPSED.format(codebook_size=codebook_size, **metrics))
+    usage = USAGE.format(
+        name=options.hub_model_id or run.folder.name,
+        num_points=options.num_points,
+        num_groups=teacher.config.num_groups,
+        width=teacher.config.feature_dim,
+    )
     finish_run(
         run,
         title="ACT teacher",
         text=f"A point-cloud autoencoder (ACT, stage 1) around the frozen `{options.backbone}`.",
-        usage=USAGE.format(
-            name=options.hub_model_id or run.folder.name, num_points=options.num_points,
-            num_groups=teacher.config.num_groups, width=teacher.config.feature_dim,
-        ),
+        usage=usage,
         metrics=metrics | {"codebook_collapsed": collapsed},
-        clouds=reconstruct(teacher, shown),
-    )  # fmt: skip
+        clouds=draw_samples(teacher, samples),
+    )
 
 
 if __name__ == "__main__":

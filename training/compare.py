@@ -18,8 +18,8 @@ from act_training.data.batches import validation_batches
 from act_training.data.keyed_random import Sampling
 from act_training.data.point_sets import PointSet, open_point_set
 from act_training.measure.frozen_features import embed, probe_accuracy
-from act_training.run.batch_norm import settle_batch_norm
-from act_training.run.files import write_text
+from act_training.run.checkpoints import write_text
+from act_training.run.optimization import calibrate_batch_norm
 from act_training.run.process import describe_versions, run_script
 from torch import Tensor
 from tqdm import tqdm
@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> None:
         untrained = ACTStudent(ACTStudent.from_pretrained(options.students[0]).config)
     except (OSError, ValueError) as error:
         raise InputError(f"--students {options.students[0]}: {' '.join(str(error).split())}") from error
-    settle_batch_norm(untrained, untrained, known.split(32))  # without, it is no fair baseline
+    calibrate_batch_norm(untrained, untrained, known.split(32))  # without, it is no fair baseline
     results = []
     for folder in tqdm([None, *options.students], desc="comparing", unit="student"):
         student = ACTStudent.from_pretrained(folder).eval() if folder else untrained

@@ -3,10 +3,10 @@
 accelerate launch training/detect.py --config training/recipes/detect_scannet.yaml \\
     --dataset_name PREPARED_SCANNET --student outputs/student --output_dir outputs/detector
 python training/detect.py --config training/recipes/detect_rooms.yaml --output_dir outputs/rooms    in minutes
-... --seeds 0 1 2                          a run of each, and mean and deviation of all
-... --resume_from_checkpoint latest        goes on after any interruption, bit for bit
+... --seeds 0 1 2                          a run of each, and mean and standard deviation of all
+... --resume_from_checkpoint latest        continues after any interruption, bit for bit
 
-A set has columns points, boxes and box_labels; z is up. Boxes are judged by the mean over classes of average precision
+A set has columns points, boxes and box_labels; z is up. Metrics are the mean over classes of average precision
 at overlaps (IoU) of 0.25 and 0.5.
 """
 
@@ -15,18 +15,26 @@ from dataclasses import dataclass, field
 from act_training.data.splits import LabelColumn, hold_out_any
 from act_training.measure.detection_metrics import detection_metrics
 from act_training.report.box_pictures import save_scenes
-from act_training.report.run_folder import finish_run, load_final_weights
+from act_training.report.run_folder import finish_run
 from act_training.run.arguments import parse_arguments, parse_mapping
 from act_training.run.checkpoints import digest_of
 from act_training.run.process import run_script
 from act_training.run.training_run import TrainingRun
-from act_training.tasks.detection import AUGMENTATIONS, augment_scenes, boxes_to_learn, check_boxes, detect, detect_all
+from act_training.tasks.detection import (
+    AUGMENTATIONS,
+    augment_scenes,
+    boxes_to_learn,
+    check_boxes,
+    detect,
+    detect_all,
+)
 from act_training.tasks.transfer import (
     TransferArguments,
-    fewest_points,
-    kept_figures,
+    describe_student,
+    final_metrics,
     make_model,
     read_config,
+    required_points,
     run_seeds,
 )
 
@@ -38,8 +46,8 @@ USAGE = """from modeling_act import ACTPointCloudProcessor, ACTStudentForObjectD
 processor = ACTPointCloudProcessor.from_pretrained("{name}")
 model = ACTStudentForObjectDetection.from_pretrained("{name}").eval()
 points = processor(scenes)["points"]  # scenes: a list of arrays (points, 3), in metres, z up
-found = model.post_process(model(points), points)  # of each scene a dict of scores, labels and boxes (n, 7)
-names = [model.config.id2label[label] for label in found[0]["labels"].tolist()]"""
+detections = model.post_process(model(points), points)  # for each scene scores, labels and boxes (n, 7)
+names = [model.config.id2label[label] for label in detections[0]["labels"].tolist()]"""
 
 
 @dataclass
@@ -49,8 +57,8 @@ class DetectArguments(TransferArguments):
         default_factory=list, metadata={"help": f"any of {', '.join(AUGMENTATIONS)}; moves boxes with their scenes"}
     )
 
-    def check(self) -> None:
-        super().check()
+    def __post_init__(self):
+        super().__post_init__()
         if self.normalize:
             raise InputError("--normalize must be false: it would scale scenes and leave their boxes as they are")
         if self.augmentation:
@@ -59,22 +67,22 @@ class DetectArguments(TransferArguments):
             raise InputError(f"--scene_augmentation must be among {', '.join(AUGMENTATIONS)}, got {unknown[0]!r}")
 
 
-def test_detector(run: TrainingRun, model: ACTStudentForObjectDetection) -> dict:
-    """What `finish_run` shows: figures of the test split, which is read here and nowhere else, and some scenes."""
-    shown = {}
+def evaluate_on_test(run: TrainingRun, model: ACTStudentForObjectDetection) -> dict:
+    """Measure the test split, which is read here and nowhere else, and draw some scenes; arguments of `finish_run`."""
+    results = {}
     if run.data.test is not None:
-        figures, table = detection_metrics(detect_all(run, model, run.data.test), run.data.names)
-        shown = {"test": figures, "tables": {"classes of the test split": table}}
+        metrics, table = detection_metrics(detect_all(run, model, run.data.test), run.data.class_names)
+        results = {"test": metrics, "tables": {"classes of the test split": table}}
     if run.accelerator.is_main_process:
-        batch, picture = run.sample_clouds(3), run.folder / "pictures" / "boxes.png"
+        batch, picture = run.data.sample_clouds(3), run.folder / "pictures" / "boxes.png"
         scenes = detect(run, model, batch, every_class=False)
-        save_scenes(picture, batch["points"].cpu().numpy(), scenes, run.data.names)
-        shown["images"] = {"scenes of validation": picture}
-    return shown
+        save_scenes(picture, batch["points"].cpu().numpy(), scenes, run.data.class_names)
+        results["images"] = {"scenes of validation": picture}
+    return results
 
 
 def train(options: DetectArguments) -> dict[str, float]:
-    """One run; returns the figures of the test split, or of validation where there is no test."""
+    """Train once; return the metrics of the test split, or of validation without a test."""
     fields = parse_mapping("--model", options.model, set(ACTStudentConfig.__dataclass_fields__))
     config = read_config(options, fields)
     if config.num_queries > config.num_groups:
@@ -82,50 +90,43 @@ def train(options: DetectArguments) -> dict[str, float]:
             f"--model: num_queries must not exceed num_groups, got {config.num_queries} and {config.num_groups}"
         )
     run = TrainingRun(options)
-    data = run.open_data(
-        fewest_points(config), target=LabelColumn("box_labels", hold_out_any), test_split=options.test_split
-    )
+    target = LabelColumn("box_labels", hold_out_any)
+    data = run.open_data(required_points(config), target=target, test_split=options.test_split)
     boxes = check_boxes(*filter(None, (data.train, data.validation, data.test)))
-    made = make_model(ACTStudentForObjectDetection, options, fields, data.names)
-    model = run.prepare(lambda: made, student=digest_of(made), boxes=boxes)
-    run.settle_batch_norm(lambda batch: model(batch["points"]))
+    model = make_model(ACTStudentForObjectDetection, options, fields, data.class_names)
+    run.prepare(model, student=digest_of(model), boxes=boxes)
+    run.calibrate_batch_norm(lambda batch: model(batch["points"]))
     metrics: dict[str, float] = {}
 
     def validate() -> None:
-        found, _ = detection_metrics(detect_all(run, model, data.validation), data.names)
-        run.log_validation("validation", found, best_by="map_25", highest=True)
-        metrics.update(found)
+        values, _ = detection_metrics(detect_all(run, model, data.validation), data.class_names)
+        run.log_validation("validation", values, best_by="map_25", highest=True)
+        metrics.update(values)
 
-    if run.step == 0 or run.finished:
+    if run.global_step == 0 or run.finished:
         validate()
-    for _, parts in run.steps():
-        for batch in parts:
-            batch = augment_scenes(batch, options.seed, options.scene_augmentation)
-            with run.autocast():
-                output = run.model(batch["points"], boxes_to_learn(batch, model), batch["box_labels"])
-            run.backward(output.loss)
-        run.update()
+    for batch in run.batches():
+        batch = augment_scenes(batch, options.seed, options.scene_augmentation)
+        with run.autocast():
+            output = run.model(batch["points"], boxes_to_learn(batch, model), batch["box_labels"])
+        run.step(output.loss)
 
         if run.is_log_due():
             run.log_training(**{f"{name}_loss": part.item() for name, part in output.losses.items()})
         if run.is_due(options.validation_epochs):
             validate()
-        run.save_or_stop()
 
-    load_final_weights(run)
-    tested = test_detector(run, model)
+    run.load_final_weights()
+    tested = evaluate_on_test(run, model)
     finish_run(
         run,
         title="ACT object detector",
-        text=f"A 3DETR-style decoder on an ACT student from `{options.student}`, trained on `{options.dataset_name}`."
-        if options.student
-        else f"A 3D Transformer and a 3DETR-style decoder from scratch, trained on `{options.dataset_name}`.",
+        text=f"{describe_student(options)} with a 3DETR-style decoder, trained on `{options.dataset_name}`.",
         usage=USAGE.format(name=options.hub_model_id or run.folder.name),
         metrics=metrics,
-        clouds=[],
         **tested,
     )
-    return tested.get("test") or kept_figures(run, metrics)
+    return tested.get("test") or final_metrics(run, metrics)
 
 
 def main(arguments: list[str]) -> None:

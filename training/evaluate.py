@@ -34,10 +34,10 @@ from act_training.measure.views import (
 from act_training.report.html import write_report
 from act_training.report.pictures import save_confusion_matrix, save_feature_map
 from act_training.run.arguments import check_disjoint
-from act_training.run.files import naming, write_text
+from act_training.run.checkpoints import name_in_errors, write_text
 from act_training.run.process import describe_versions, run_script, warn
 from act_training.run.run_data import class_names, report_skipped
-from act_training.tasks.transfer import fewest_points
+from act_training.tasks.transfer import required_points
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -163,10 +163,10 @@ def names_of_both(model: PreTrainedModel, point_set: PointSet) -> list[str]:
 def evaluate_model(options: argparse.Namespace, device: torch.device) -> dict:
     """Figures, tables and what to draw of a finished classifier."""
     model = load(ACTStudentForPointCloudClassification, "--model", options.model, device)
-    sampling = read_sampling(options.model, options, fewest_points(model.config))
+    sampling = read_sampling(options.model, options, required_points(model.config))
     point_set = open_split(options.split, options)
     names = names_of_both(model, point_set)
-    point_set = checked(point_set, options.split, fewest_points(model.config), len(names), options)
+    point_set = checked(point_set, options.split, required_points(model.config), len(names), options)
     labels = point_set.labels()
 
     def classify(*views) -> tuple[np.ndarray, np.ndarray]:
@@ -219,7 +219,7 @@ def evaluate_student(options: argparse.Namespace, device: torch.device) -> dict:
     """Figures, tables and what to draw of a frozen student's features."""
     student = load(ACTStudent, "--student", options.student, device)
     pooling = check_features(student, options.layer, options.pooling)
-    min_points = fewest_points(student.config)
+    min_points = required_points(student.config)
     sampling = read_sampling(options.student, options, min_points)
     opened = {split: open_split(split, options) for split in (options.fit_split, options.split)}
     names = class_names("label", *opened.values())
@@ -274,7 +274,7 @@ def main(arguments: list[str]) -> None:
     name = Path(options.model or options.student).name
     title = f"{name} on {Path(options.dataset_name).name} ({options.split})"
     flags = {flag: str(value) if isinstance(value, Path) else value for flag, value in vars(options).items()}
-    with naming(options.output_dir):
+    with name_in_errors(options.output_dir):
         write(options.output_dir, title, found, flags)
     print(json.dumps(found["metrics"]))
     print(f"{options.output_dir}: metrics.json, pictures, report.html")

@@ -4,7 +4,7 @@ python training/few_shot.py --config training/recipes/few_shot_modelnet40.yaml \
     --dataset_name PREPARED_MODELNET40 --student outputs/student --output_dir outputs/few_shot
 python training/few_shot.py ... --ways 5 10 --shots 10 20 --folds 10    each way with each shot; seeded folds
 python training/few_shot.py ... --published_folds --ways 5 --shots 10   a set of splits fold_0_train, fold_0_test ...
-... --resume_from_checkpoint latest                                     goes on where it was interrupted
+... --resume_from_checkpoint latest                                     continues where it was interrupted
 
 A fold draws its classes, its training clouds from --train_split and its queries from --test_split. It trains for all
 its epochs, since so few clouds leave none to choose by, and what counts is the model of the last step.
@@ -15,6 +15,7 @@ import json
 import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,21 +23,20 @@ import yaml
 from accelerate import PartialState
 from act_training.data.checks import check_point_set
 from act_training.data.point_sets import PointSet, open_point_set
-from act_training.run.arguments import as_recipe, parse_arguments, parse_mapping, save_recipe
-from act_training.run.checkpoints import differences, digest_of
-from act_training.run.files import write_text
+from act_training.run.arguments import as_recipe, parse_arguments, parse_mapping
+from act_training.run.checkpoints import differences, digest_of, write_text
 from act_training.run.process import run_script
-from act_training.run.run_data import TrainingData, check_targets, class_names, report_skipped
+from act_training.run.run_data import RunData, check_targets, class_names, report_skipped
 from act_training.run.training_run import FREE_FLAGS, TrainingRun
 from act_training.tasks.classification import (
     ClassificationArguments,
-    begin,
-    classification_loss,
     make_classifier,
     measure,
+    model_inputs,
     predict,
+    prepare_for_protocol,
 )
-from act_training.tasks.transfer import fewest_points, read_config, write_summary
+from act_training.tasks.transfer import read_config, required_points, write_summary
 
 from modeling_act import ACTStudentConfig
 from modeling_act.errors import InputError
@@ -53,11 +53,11 @@ class FewShotArguments(ClassificationArguments):
     )
     num_train_epochs: float = 150
     checkpointing_steps: str = field(default="1000000", metadata={"help": "a number of steps, or epoch"})
-    final_weights: str = field(default="last", metadata={"help": "must be last"})
+    final_weights: Literal["last", "best", "ema"] = field(default="last", metadata={"help": "must be last"})
     logging_steps: int = 100
 
-    def check(self) -> None:
-        super().check()
+    def __post_init__(self):
+        super().__post_init__()
         if self.final_weights != "last" or self.validation_split or self.max_train_samples:
             raise InputError(
                 "few_shot.py trains each fold to its end, on all of its clouds: it takes no --validation_split, "
@@ -79,7 +79,7 @@ class FewShotArguments(ClassificationArguments):
 
 @dataclass
 class Fold:
-    """Clouds to train on and to answer for, and what each of their labels is called here, from 0."""
+    """Clouds to train on, queries, and the label of each class within the fold, from 0."""
 
     known: PointSet
     queries: PointSet
@@ -91,7 +91,7 @@ class Fold:
 def draw_rows(
     known: PointSet, queries: PointSet, names: list[str], way: int, shot: int, number: int, options: FewShotArguments
 ) -> tuple[PointSet, PointSet, np.ndarray]:
-    """Classes and clouds of a fold, from those classes that have enough of both."""
+    """Draw classes and clouds of a fold, from those classes that have enough of both."""
     random = np.random.default_rng((options.seed, way, shot, number))
     labels = {"train": known.labels(), "test": queries.labels()}
     wanted = {"train": shot, "test": options.queries}
@@ -121,7 +121,7 @@ class Folds:
             self.whole = self.open(options.train_split, options.test_split)
 
     def open(self, *splits: str) -> tuple[PointSet, PointSet, list[str], str]:
-        """Clouds to know and to ask for, the names of all classes, and a digest of all."""
+        """Return the clouds of both splits, the names of all classes, and a digest."""
         options = self.options
         parts = [open_point_set(options.dataset_name, split, options.dataset_config_name) for split in splits]
         names, digests = class_names("label", *parts), []
@@ -150,28 +150,28 @@ class Folds:
 
 
 def train_fold(options: FewShotArguments, fold: Fold, fields: dict) -> dict[str, float]:
+    """Train on a fold's clouds; return the metrics of its queries."""
     run = TrainingRun(options)
-    run.use_data(TrainingData(fold.known, fold.queries, fold.fingerprint, fold.queries, fold.names))
-    made = make_classifier(options, fields, fold.names)
-    model = run.prepare(lambda: made, student=digest_of(made))
-    features, label_of = begin(run, model), fold.label_of.to(run.device)
-    for _, parts in run.steps(sampled=features is None):
-        for batch in parts:
-            batch["label"] = label_of[batch["label"]]
-            loss, _ = classification_loss(run, batch, features)
-            run.backward(loss)
-        run.update()
+    data = RunData(options, run.accelerator, fold.known, fold.queries, fold.fingerprint, fold.queries, fold.names)
+    run.use_data(data)
+    model = make_classifier(options, fields, fold.names)
+    run.prepare(model, student=digest_of(model))
+    features, label_of = prepare_for_protocol(run, model), fold.label_of.to(run.device)
+    for batch in run.batches(sampled=features is None):
+        batch["label"] = label_of[batch["label"]]
+        with run.autocast():
+            loss = run.model(**model_inputs(run, batch, features), label_smoothing=options.label_smoothing).loss
+        run.step(loss)
         if run.is_log_due():
             run.log_training()
-        run.save_or_stop()
     run.log.close()
     answers = fold.label_of[torch.from_numpy(fold.queries.labels())].numpy()
-    found, _ = measure(predict(run, model, fold.queries, features), answers)
-    return found
+    metrics, _ = measure(predict(run, model, fold.queries, features), answers)
+    return metrics
 
 
 def claim(folder: Path, options: FewShotArguments) -> None:
-    """Folds in the folder must be of this very command."""
+    """Check that folds in the folder belong to this command, and write its recipe."""
     if options.overwrite_output_dir and not options.resume_from_checkpoint:
         for place in folder.glob("*way*shot"):
             shutil.rmtree(place)
@@ -180,19 +180,16 @@ def claim(folder: Path, options: FewShotArguments) -> None:
             raise InputError(
                 f"{folder} holds folds; pass --resume_from_checkpoint latest to go on, or --overwrite_output_dir"
             )
-        recipes = (folder / "recipe.yaml").read_text(encoding="utf-8"), as_recipe(options)
-        kept = [
-            {name: value for name, value in yaml.safe_load(recipe).items() if name not in FREE_FLAGS}
-            for recipe in recipes
-        ]
-        if different := differences(*kept):
-            raise InputError(f"{folder} belongs to another run: {'; '.join(different)}")
+        recipes = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")), as_recipe(options)
+        recipes = [{name: recipe[name] for name in recipe if name not in FREE_FLAGS} for recipe in recipes]
+        if changes := differences(*recipes):
+            raise InputError(f"{folder} belongs to another run: {'; '.join(changes)}")
     folder.mkdir(parents=True, exist_ok=True)
-    save_recipe(folder / "recipe.yaml", options)
+    write_text(folder / "recipe.yaml", yaml.safe_dump(as_recipe(options), sort_keys=False))
 
 
 def digest_of_student(name: str | None) -> str:
-    """Of what a folder holds; one on the Hub goes by its name."""
+    """Digest of a folder's weights; a student on the Hub goes by its name."""
     weights = Path(name or "") / "model.safetensors"
     return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else str(name)
 
@@ -204,7 +201,7 @@ def main(arguments: list[str]) -> None:
         raise InputError("few_shot.py trains small models one after the other: start it in one process")
     folder = Path(options.output_dir)
     claim(folder, options)
-    folds = Folds(options, fewest_points(read_config(options, fields)))
+    folds = Folds(options, required_points(read_config(options, fields)))
     student = digest_of_student(options.student)
     settings, rows = {}, []
     for way, shot in [(way, shot) for way in options.ways for shot in options.shots]:

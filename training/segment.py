@@ -4,51 +4,47 @@ accelerate launch training/segment.py --config training/recipes/segment_shapenet
     --dataset_name PREPARED_SHAPENETPART --student outputs/student --output_dir outputs/parts
 accelerate launch training/segment.py --config training/recipes/segment_s3dis.yaml \\
     --dataset_name PREPARED_S3DIS --student outputs/student --output_dir outputs/rooms
-python training/segment.py ... --task points --ignored stock    clouds without a category; a class that is not judged
+python training/segment.py ... --task points --ignored stock    clouds without a category; a class left out of metrics
 python training/segment.py ...                                  without --student: from scratch
-... --seeds 0 1 2                          a run of each, and mean and deviation of all
-... --resume_from_checkpoint latest        goes on after any interruption, bit for bit
+... --seeds 0 1 2                          a run of each, and mean and standard deviation of all
+... --resume_from_checkpoint latest        continues after any interruption, bit for bit
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
+from act_training.data.schema import BLOCK_SIZE
 from act_training.data.splits import LabelColumn
-from act_training.report.run_folder import finish_run, load_final_weights
-from act_training.run.arguments import check_choice, parse_arguments, parse_mapping
+from act_training.report.run_folder import finish_run
+from act_training.run.arguments import parse_arguments, parse_mapping
 from act_training.run.checkpoints import digest_of
 from act_training.run.process import run_script
-from act_training.run.run_data import TrainingData
+from act_training.run.run_data import RunData
 from act_training.run.training_run import TrainingRun
 from act_training.tasks.segmentation import (
-    Judge,
+    SegmentationMetrics,
     category_column,
     class_weights_of,
+    evaluate_all_points,
+    evaluate_samples,
+    extra_inputs,
     hold_out_by_category,
     hold_out_scenes,
-    judge_all_points,
-    judge_samples,
-    known_of,
     parts_of_categories,
 )
 from act_training.tasks.transfer import (
     TransferArguments,
-    fewest_points,
-    kept_figures,
+    describe_student,
+    final_metrics,
     make_model,
     read_config,
+    required_points,
     run_seeds,
 )
-from transformers import PreTrainedModel
 
-from modeling_act import (
-    ACTStudentConfig,
-    ACTStudentForPartSegmentation,
-    ACTStudentForSemanticSegmentation,
-)
+from modeling_act import ACTStudentConfig, ACTStudentForPartSegmentation, ACTStudentForSemanticSegmentation
 from modeling_act.errors import InputError
-from modeling_act.modeling_act_student import prediction_loss
 
-TASKS = ("parts", "points", "scenes")
 USAGE = """from modeling_act import ACTPointCloudProcessor, {kind}
 from modeling_act.point_prediction import {function}
 
@@ -62,116 +58,109 @@ labels = [parts[place] for place in logits[:, parts].argmax(1).tolist()]"""
 
 @dataclass
 class SegmentArguments(TransferArguments):
-    task: str = field(
+    task: Literal["parts", "points", "scenes"] = field(
         default="parts",
         metadata={"help": "parts: of objects of known category; points: of any clouds; scenes: rooms in blocks"},
     )
-    class_weights: bool = field(default=False, metadata={"help": "weigh rare classes more in the loss"})
-    ignored: list[str] = field(default_factory=list, metadata={"help": "classes that are learned but not judged"})
-    votes: int = field(default=1, metadata={"help": "how often every point of the test split is seen"})
+    class_weights: bool = field(default=False, metadata={"help": "weight rare classes more in the loss"})
+    ignored: list[str] = field(default_factory=list, metadata={"help": "classes that metrics leave out"})
+    votes: int = field(default=1, metadata={"help": "how often every point of the test split is predicted"})
     stride: float = field(
         default=0.5, metadata={"help": "of scenes: step in metres of the blocks that slide over a test room"}
     )
-    num_points: int = field(default=2048, metadata={"help": "points taken from each cloud each time"})
+    num_points: int = field(default=2048, metadata={"help": "points sampled from each cloud at every step"})
     learning_rate: float = 2e-4
     min_learning_rate: float = 1e-6
     per_device_train_batch_size: int = 16
 
-    def check(self) -> None:
-        super().check()
-        check_choice("--task", self.task, TASKS)
+    def __post_init__(self):
+        super().__post_init__()
         if self.votes < 1:
             raise InputError(f"--votes must be at least 1, got {self.votes}")
         if not 0 < self.stride <= 1:
             raise InputError(f"--stride must lie between 0 and the blocks' size of 1, got {self.stride}")
         if self.task == "parts" and self.ignored:
-            raise InputError("--ignored goes with --task points and scenes: parts are judged category by category")
+            raise InputError("--ignored goes with --task points and scenes: parts are measured category by category")
         if self.task == "scenes" and self.normalize:
             raise InputError("--task scenes needs --normalize false: the height in a room must stay what it is")
 
 
-def read_task(options: SegmentArguments, data: TrainingData) -> tuple[type, dict, str | None]:
-    """The kind of model, what its configuration says of categories, and the column these are in."""
+def read_task(options: SegmentArguments, data: RunData) -> tuple[type, dict, str | None]:
+    """Return the model class, what its configuration says of categories, and the column of categories."""
     if options.task != "parts":
         return ACTStudentForSemanticSegmentation, {}, None
-    opened = [data.train, data.validation, *([data.test] if data.test else [])]
-    names, parts = parts_of_categories(opened)
+    names, parts = parts_of_categories([data.train, data.validation, *([data.test] if data.test else [])])
     settings = {"num_categories": len(names), "category_names": names, "parts_of_category": parts}
     return ACTStudentForPartSegmentation, settings, category_column(data.train)
 
 
-def numbers_of(ignored: list[str], names: list[str]) -> list[int]:
-    if unknown := [name for name in ignored if name not in names]:
-        raise InputError(f"--ignored {' '.join(unknown)}: the classes are {', '.join(names)}")
-    return [names.index(name) for name in ignored]
-
-
-def test_segmenter(run: TrainingRun, model: PreTrainedModel, judge: Judge, column: str | None) -> dict:
-    """What `finish_run` shows of the test split, which is read here and nowhere else."""
-    if run.data.test is None:
-        return {}
-    stride = run.options.stride if run.options.task == "scenes" else None
-    judge_all_points(run, model, judge, column, run.options.votes, stride)
-    figures, table = judge.figures()
-    return {"test": figures, "tables": {"classes of the test split": table}}
-
-
 def segment(options: SegmentArguments) -> dict[str, float]:
-    """One run; returns the figures of the test split, or of validation where there is no test."""
+    """Train once; return the metrics of the test split, or of validation without a test."""
     fields = parse_mapping("--model", options.model, set(ACTStudentConfig.__dataclass_fields__))
+    scenes = options.task == "scenes"
     run = TrainingRun(options)
-    hold_out = hold_out_scenes if options.task == "scenes" else hold_out_by_category
-    target = LabelColumn("point_labels", hold_out, repeats_points=True)
-    data = run.open_data(fewest_points(read_config(options, fields)), target=target, test_split=options.test_split)
+    target = LabelColumn("point_labels", hold_out_scenes if scenes else hold_out_by_category, repeats_points=True)
+    data = run.open_data(required_points(read_config(options, fields)), target=target, test_split=options.test_split)
+    if unknown := [name for name in options.ignored if name not in data.class_names]:
+        raise InputError(f"--ignored {' '.join(unknown)}: the classes are {', '.join(data.class_names)}")
+    ignored = [data.class_names.index(name) for name in options.ignored]
     kind, settings, column = read_task(options, data)
-    ignored = numbers_of(options.ignored, data.names)
-    made = make_model(kind, options, fields, data.names, **settings)
-    model = run.prepare(lambda: made, student=digest_of(made))
-    run.settle_batch_norm(lambda batch: model(batch["points"], **known_of(batch, column)))
-    weights = class_weights_of(data.train, len(data.names)).to(run.device) if options.class_weights else None
-    parts_of = settings.get("parts_of_category")
+    model = make_model(kind, options, fields, data.class_names, **settings)
+    run.prepare(model, student=digest_of(model))
+    run.calibrate_batch_norm(lambda batch: model(batch["points"], **extra_inputs(batch, column)))
+    class_weights = None
+    if options.class_weights:
+        class_weights = class_weights_of(data.train, len(data.class_names)).to(run.device)
     metrics: dict[str, float] = {}
 
-    def validate() -> None:
-        judge = Judge(data.names, ignored, parts_of)
-        judge_samples(run, model, judge, column)
-        found, _ = judge.figures()
-        run.log_validation("validation", found, best_by="instance_miou" if column else "miou", highest=True)
-        metrics.update(found)
+    def new_metrics() -> SegmentationMetrics:
+        return SegmentationMetrics(data.class_names, ignored, settings.get("parts_of_category"))
 
-    if run.step == 0 or run.finished:
+    def validate() -> None:
+        values = new_metrics()
+        evaluate_samples(run, model, values, column)
+        metrics.update(values.compute()[0])
+        run.log_validation("validation", dict(metrics), best_by="instance_miou" if column else "miou", highest=True)
+
+    if run.global_step == 0 or run.finished:
         validate()
-    for _, parts in run.steps():
-        for batch in parts:
-            with run.autocast():
-                logits = run.model(batch["points"], **known_of(batch, column)).logits
-            run.backward(prediction_loss(logits, batch["point_labels"], weights))
-        run.update()
+    for batch in run.batches():
+        with run.autocast():
+            output = run.model(
+                batch["points"], **extra_inputs(batch, column), labels=batch["point_labels"],
+                class_weights=class_weights,
+            )  # fmt: skip
+        run.step(output.loss)
 
         if run.is_log_due():
             run.log_training()
         if run.is_due(options.validation_epochs):
             validate()
-        run.save_or_stop()
 
-    load_final_weights(run)
-    tested = test_segmenter(run, model, Judge(data.names, ignored, parts_of), column)
-    function = "predict_scene" if options.task == "scenes" else "predict_points"
+    run.load_final_weights()
+    tested = {}
+    if data.test is not None:  # read here and nowhere else
+        values = new_metrics()
+        evaluate_all_points(run, model, values, column, options.votes, options.stride if scenes else None)
+        tested["test"], table = values.compute()
+        tested["tables"] = {"classes of the test split": table}
+    usage = USAGE.format(
+        kind=kind.__name__,
+        name=options.hub_model_id or run.folder.name,
+        function="predict_scene" if scenes else "predict_points",
+        category=", category=0" if column else "",
+        parts=PARTS if column else "",
+    )
     finish_run(
         run,
         title=f"ACT segmentation of {options.task}",
-        text=f"An ACT student from `{options.student}`, finetuned to segment `{options.dataset_name}`."
-        if options.student
-        else f"A 3D Transformer from scratch, trained to segment `{options.dataset_name}`.",
-        usage=USAGE.format(
-            kind=kind.__name__, name=options.hub_model_id or run.folder.name, function=function,
-            category=", category=0" if column else "", parts=PARTS if column else "",
-        ),
+        text=f"{describe_student(options)}, trained to segment `{options.dataset_name}`.",
+        usage=usage,
         metrics=metrics,
-        clouds=[],
+        processor={"up_axis": "z", "block_size": BLOCK_SIZE} if scenes else {},
         **tested,
-    )  # fmt: skip
-    return tested.get("test") or kept_figures(run, metrics)
+    )
+    return tested.get("test") or final_metrics(run, metrics)
 
 
 def main(arguments: list[str]) -> None:

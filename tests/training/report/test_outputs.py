@@ -12,7 +12,7 @@ from act_training.data.keyed_random import Sampling
 from act_training.report import run_folder as outputs
 from act_training.report.run_folder import finish_run, load_final_weights
 from act_training.run.arguments import TrainingArguments
-from act_training.run.files import save_weights
+from act_training.run.checkpoints import save_weights
 from act_training.run.log import RunLog, check_hub, check_tracker
 from act_training.run.optimization import RunLength
 from safetensors.torch import load_file

@@ -1,4 +1,4 @@
-"""What a run leaves: its log while it goes on, and a folder that `from_pretrained` loads and the Hub takes."""
+"""Folder of a finished run, which `from_pretrained` loads and the Hub takes."""
 
 import json
 import os
@@ -7,28 +7,22 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 import yaml
 from huggingface_hub import ModelCardData
-from safetensors.torch import load_model
+from torch import Tensor
 
-from act_training.data.schema import BLOCK_SIZE
 from act_training.report.html import write_report
 from act_training.report.pictures import save_cloud_panels
-from act_training.run.arguments import TrainingArguments, as_recipe, save_recipe
-from act_training.run.files import naming, replace_folder, save_weights, write_text
+from act_training.run.arguments import ACTTrainingArguments, as_recipe
+from act_training.run.checkpoints import name_in_errors, replace_folder, save_weights, write_text
 from act_training.run.process import describe_versions
+from act_training.run.training_run import TrainingRun
 from modeling_act import ACTPointCloudProcessor
 from modeling_act.errors import InputError
-from modeling_act.hub.publishing import (
-    collect,
-    publish,
-    without_local_path,
-    write_eval_results,
-)
+from modeling_act.hub.publishing import collect, publish, without_local_path, write_eval_results
 
 UNKNOWN_LICENSE = (
-    "The code in this folder is Apache-2.0. No licence of the weights was given: it follows from that of the data, of "
+    "The code in this folder is Apache-2.0. No license of the weights was given: it follows from that of the data, of "
     "a pretrained backbone, and of the model this one began from.\n\n"
 )
 MEASURED = {
@@ -38,76 +32,74 @@ MEASURED = {
 }
 
 
-def save_pictures(run, clouds: list[dict[str, torch.Tensor]]) -> Path:
-    """Panels side by side, a row a cloud, as of this step."""
-    path = run.folder / "pictures" / f"step-{run.step:08d}.png"
+def save_pictures(run: TrainingRun, clouds: list[dict[str, Tensor]]) -> None:
+    """Save the panels of a few clouds as of this step, one cloud a row."""
+    path = run.folder / "pictures" / f"step-{run.global_step:08d}.png"
     if run.accelerator.is_main_process:
-        with naming(path):
-            save_cloud_panels(path, _as_arrays(clouds), title=f"epoch {run.length.epoch(run.step):.1f}")
-    return path
+        with name_in_errors(path):
+            save_cloud_panels(path, _as_arrays(clouds), title=f"epoch {run.length.epoch(run.global_step):.1f}")
 
 
 def finish_run(
-    run,
+    run: TrainingRun,
     title: str,
     text: str,
     usage: str,
     metrics: dict,
-    clouds: list[dict[str, torch.Tensor]],
+    clouds: list[dict[str, Tensor]] | tuple = (),
     test: dict[str, float] | None = None,
     tables: dict[str, list[dict]] | None = None,
     images: dict[str, Path] | None = None,
+    processor: dict | None = None,
 ) -> None:
-    """Leaves a folder that `from_pretrained` loads, with metrics, recipe, card and report; uploads it if asked.
+    """Leave a folder that `from_pretrained` loads, with metrics, recipe, card and report; upload it if asked.
 
-    `metrics` are of the validation rows and the last weights, `test` of the test split and the weights that are left.
+    `metrics` are of the validation rows and the last weights, `test` of the test split and the weights that are saved.
+    `processor` overrides settings of the saved processor, which otherwise follow from the flags.
     """
     if not run.accelerator.is_main_process:
         return run.log.close()
-    options, recipe = run.options, repeatable(run.options)
+    options = run.options
+    # The recipe repeats the run from step 0, and neither deletes nor publishes anything.
+    recipe = replace(
+        options, resume_from_checkpoint=None, overwrite_output_dir=False, push_to_hub=False, hub_model_id=None,
+        hub_private=False, hub_revision=None,
+    )  # fmt: skip
     public = without_local_paths(recipe)
     for name, value in asdict(public).items():
         text = text.replace(f"`{getattr(options, name)}`", f"`{value}`")
     # Without a single finite validation there is no best.
     kind = "last" if options.final_weights == "best" and not run.best else options.final_weights
-    measured = MEASURED[kind].format(step=run.best.get("step"))
     summary = {name: value for name, value in (run.best if kind == "best" else metrics).items() if name != "step"}
-    with naming(run.folder):
-        card = make_card(title, text, usage, summary, measured, test, options.license)
-        _fill_folder(run, kind, {"metrics": metrics, "test": test}, recipe, card)
+    card = make_card(
+        title, text, usage, summary, MEASURED[kind].format(step=run.best.get("step")), test, options.license
+    )
+    with name_in_errors(run.folder):
+        _fill_folder(run, kind, {"metrics": metrics, "test": test}, recipe, card, processor or {})
+    test_metrics = {f"test {name}": value for name, value in (test or {}).items()}
     images = {path.stem: path for path in sorted((run.folder / "pictures").glob("step-*.png"))[-1:]} | (images or {})
     report = run.folder / "report.html"
-    with naming(report):
+    with name_in_errors(report):
         write_report(
-            report, title, _marked(summary, test), run.log.records(), _as_arrays(clouds), tables, images,
-            yaml.safe_load(as_recipe(public)),
+            report, title, summary | test_metrics, run.log.records(), _as_arrays(clouds), tables, images,
+            as_recipe(public),
         )  # fmt: skip
     run.log.close()
-    print(json.dumps(_marked(metrics, test)))
+    print(json.dumps(metrics | test_metrics))
     where = f"; published as {_push(run.folder, options)}" if options.push_to_hub else ""
     print(f"{run.folder}: model, metrics.json, report.html{where}")
 
 
-def repeatable(options: TrainingArguments) -> TrainingArguments:
-    """The options of the same run from step 0, which deletes and publishes nothing."""
-    return replace(
-        options, resume_from_checkpoint=None, overwrite_output_dir=False, push_to_hub=False, hub_model_id=None,
-        hub_private=False, hub_revision=None,
-    )  # fmt: skip
-
-
-def without_local_paths(options: TrainingArguments) -> TrainingArguments:
-    """The options as others may read them: of a file or folder here, only its name."""
+def without_local_paths(options: ACTTrainingArguments) -> ACTTrainingArguments:
+    """Replace files and folders of this machine by their names, for readers elsewhere."""
     values = {name: value for name, value in asdict(options).items() if isinstance(value, str)}
     return replace(options, **{name: without_local_path(value) for name, value in values.items()})
 
 
-def _marked(metrics: dict, test: dict | None) -> dict:
-    return metrics | {f"test {name}": value for name, value in (test or {}).items()}
-
-
-def _fill_folder(run, kind: str, figures: dict, recipe: TrainingArguments, card: str) -> None:
-    """Model, processor, metrics, recipe and card, the weights last: what has weights is complete."""
+def _fill_folder(
+    run: TrainingRun, kind: str, metrics: dict, recipe: ACTTrainingArguments, card: str, processor: dict
+) -> None:
+    """Write processor, metrics, recipe and card, then the weights: a folder with weights is complete."""
     staged = run.folder / ".final"
     if kind == "best":
         replace_folder(staged, lambda path: shutil.copytree(run.folder / "best", path, dirs_exist_ok=True))
@@ -115,52 +107,46 @@ def _fill_folder(run, kind: str, figures: dict, recipe: TrainingArguments, card:
         save_weights(staged, run.weights, run.average if kind == "ema" else None)
     if run.average is not None:
         save_weights(run.folder / "ema", run.weights, run.average)
-    save_recipe(staged / "recipe.yaml", recipe)
-    make_processor(run).save_pretrained(staged)
-    record = figures | {"best": run.best, "steps": run.step, "versions": describe_versions()}
+    make_processor(run, **processor).save_pretrained(staged)
+    write_text(staged / "recipe.yaml", yaml.safe_dump(as_recipe(recipe), sort_keys=False))
+    record = metrics | {"best": run.best, "steps": run.global_step, "versions": describe_versions()}
     write_text(staged / "metrics.json", json.dumps(record, indent=1))
     write_text(staged / "README.md", card)
-    names = [path.name for path in sorted(staged.iterdir(), key=lambda path: path.suffix == ".safetensors")]
-    for name in names:
-        os.replace(staged / name, run.folder / name)
+    for path in sorted(staged.iterdir(), key=lambda path: path.suffix == ".safetensors"):
+        os.replace(path, run.folder / path.name)
     staged.rmdir()
     shutil.rmtree(run.folder / ".eval_results", ignore_errors=True)
-    if figures["test"]:
+    if metrics["test"]:
         write_eval_results(run.folder)
 
 
-def _as_arrays(clouds: list[dict[str, torch.Tensor]]) -> list[dict[str, np.ndarray]]:
+def _as_arrays(clouds: list[dict[str, Tensor]] | tuple) -> list[dict[str, np.ndarray]]:
     return [{name: points.float().cpu().numpy() for name, points in panels.items()} for panels in clouds]
 
 
-def _push(folder: Path, options: TrainingArguments) -> str:
-    """Publishes a finished folder; returns the commit's address."""
+def _push(folder: Path, options: ACTTrainingArguments) -> str:
+    """Publish a finished folder; return the commit's address."""
     name = options.hub_model_id
     try:
         return publish(collect(folder, name), name, options.hub_private, options.hub_revision)
     except InputError as error:
         raise InputError(
-            f"{folder} holds the whole finished model, but {error}; the same command with --resume_from_checkpoint "
+            f"{folder} holds the finished model, but {error}; the same command with --resume_from_checkpoint "
             "latest uploads it without training"
         ) from error
 
 
-def make_processor(run) -> ACTPointCloudProcessor:
-    """What takes a user's clouds to what the model was trained on."""
-    options, sampling = run.options, run.sampling
-    in_rooms = getattr(options, "task", None) == "scenes"  # their blocks stand on the floor, whatever a flag says
-    return ACTPointCloudProcessor(
-        sampling.num_points, sampling.method, "cloud" if options.already_normalized else sampling.normalize,
-        "z" if in_rooms else options.up_axis, options.unit, BLOCK_SIZE if in_rooms else None,
-    )  # fmt: skip
-
-
-def load_final_weights(run) -> None:
-    """Puts those weights into the model that `finish_run` will leave."""
-    if run.options.final_weights == "best" and run.best:
-        load_model(run.weights, str(run.folder / "best" / "model.safetensors"))
-    elif run.options.final_weights == "ema":
-        run.weights.load_state_dict(run.average, strict=False)
+def make_processor(run: TrainingRun, **settings) -> ACTPointCloudProcessor:
+    """Make the processor that prepares a user's clouds as the run prepared its own."""
+    options, sampling = run.options, run.data.sampling
+    settings = {
+        "num_points": sampling.num_points,
+        "point_sampling": sampling.method,
+        "normalize": "cloud" if options.already_normalized else sampling.normalize,
+        "up_axis": options.up_axis,
+        "unit": options.unit,
+    } | settings
+    return ACTPointCloudProcessor(**settings)
 
 
 def make_card(
@@ -172,12 +158,12 @@ def make_card(
     test: dict[str, float] | None = None,
     license: str | None = None,
 ) -> str:
-    """A model card whose numbers are those of metrics.json, and whose licence is what the user says."""
+    """Make a model card, whose numbers are those of metrics.json and whose license is what the user says."""
     data = ModelCardData(library_name="transformers", license=license, tags=["point-cloud", "act"])
     terms = "" if license else UNKNOWN_LICENSE
-    tables = f"## Validation\n\nFigures {measured}.\n\n{_table(metrics)}\n"
+    tables = f"## Validation\n\nMetrics {measured}.\n\n{_table(metrics)}\n"
     if test:
-        tables += f"## Test\n\nFigures of the weights that this folder holds; read once.\n\n{_table(test)}\n"
+        tables += f"## Test\n\nMetrics of the weights in this folder, measured once.\n\n{_table(test)}\n"
     return (
         f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{text}\n\n```python\n{usage}\n```\n\n"
         f"{tables}{terms}`recipe.yaml` repeats the run; `metrics.json` holds the versions it ran with.\n"

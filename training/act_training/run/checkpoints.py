@@ -1,7 +1,9 @@
-"""Checkpoints that are whole or not there, and know whether they are still what was written.
+"""Files, weights and checkpoints that are written whole or not at all.
 
-A checkpoint is a folder of safetensors and JSON: written beside its place, flushed to disk, closed by a manifest of
-SHA-256 digests, then renamed. No pickle. Randomness and data order are functions of the step and need no state.
+Checkpoints carry digests: a checkpoint is whole or not there, and damage is detected before it is loaded.
+
+A checkpoint is a folder of safetensors and JSON, written to a temporary name, flushed, closed by a manifest of SHA-256
+digests, then renamed. No pickle. Randomness and data order are functions of the step and need no state.
 """
 
 import hashlib
@@ -9,13 +11,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from modeling_act.errors import InputError
 
@@ -23,16 +27,56 @@ MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{8,})")
 
 
+@contextmanager
+def name_in_errors(path: Path) -> Iterator[None]:
+    """Name `path` in errors of writing that name no file, such as those of a full disk."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise InputError(f"{path}: cannot be written ({error}); complete checkpoints are untouched") from error
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.writing")
+    with name_in_errors(path):
+        temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a new folder, then put it in place of the old one."""
+    new, old = path.with_name(f".{path.name}.writing"), path.with_name(f".{path.name}.old")
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    new.mkdir(parents=True)
+    with name_in_errors(path):
+        write(new)
+    if path.exists():
+        path.rename(old)
+    new.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def save_weights(folder: Path, model: PreTrainedModel, weights: dict[str, Tensor] | None = None) -> None:
+    """Save a folder for `from_pretrained`, with `weights` in place of some of the model's own."""
+    state = None if weights is None else model.state_dict() | weights
+    replace_folder(folder, lambda path: model.save_pretrained(path, state_dict=state))
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints in `folder`, the newest first."""
-    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)] if folder.is_dir() else []
-    return sorted(found, key=lambda path: int(_NAME.fullmatch(path.name)[1]), reverse=True)
+    """List the checkpoints in `folder`, newest first."""
+    paths = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(paths, key=lambda path: int(_NAME.fullmatch(path.name)[1]), reverse=True)
 
 
 def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], limit: int) -> Path:
-    """Lets `write` fill a folder, seals it, puts it in its place, and only then removes the oldest beyond `limit`.
+    """Let `write` fill a folder, seal and rename it, and only then remove the oldest checkpoints beyond `limit`.
 
-    Newer ones, which are damaged or of a part of the run that is being done again, neither count nor go.
+    Newer checkpoints, which are damaged or from a part of the run that is repeated, neither count nor are removed.
     """
     final = folder / f"step-{step:08d}"
     unfinished = folder / f".writing-{final.name}"
@@ -41,7 +85,7 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], lim
     try:
         write(unfinished)
         seal(unfinished)
-        if final.exists():  # damaged, or from a part of the run that is now done again
+        if final.exists():  # damaged, or from a part of the run that is repeated
             final.rename(folder / f".old-{final.name}")
         unfinished.rename(final)
         _flush(folder)
@@ -58,13 +102,13 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], lim
 
 
 def remove_leftovers(folder: Path) -> None:
-    """What an interrupted save left behind."""
+    """Remove the temporary folders of an interrupted save."""
     for path in folder.glob(".*-step-*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def seal(folder: Path) -> None:
-    """Writes the manifest of all files in `folder`, after they have reached the disk."""
+    """Write the manifest of all files in `folder`, after they have reached the disk."""
     digests = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         _flush(path)
@@ -75,7 +119,7 @@ def seal(folder: Path) -> None:
 
 
 def find_damage(folder: Path) -> str | None:
-    """The first file of a checkpoint that is not what was written, with the reason; None if all are."""
+    """Return the first file of a checkpoint that is not what was written, with the reason, or None."""
     path = folder / MANIFEST
     try:
         text = path.read_text(encoding="utf-8")
@@ -99,7 +143,7 @@ def find_damage(folder: Path) -> str | None:
 
 
 def find_checkpoint(folder: Path, wanted: str, warn: Callable[[str], None]) -> Path | None:
-    """The checkpoint to resume from: the one named, or the newest whole one. None if there never was one."""
+    """Return the checkpoint to resume from: the one named, or the newest whole one. None if there is none yet."""
     if wanted != "latest":
         path = Path(wanted)
         if not path.is_dir():
@@ -122,9 +166,6 @@ def find_checkpoint(folder: Path, wanted: str, warn: Callable[[str], None]) -> P
     return None
 
 
-# What a checkpoint holds ---------------------------------------------------------------------------------------------
-
-
 def write_training_state(
     folder: Path,
     model: nn.Module,
@@ -132,7 +173,7 @@ def write_training_state(
     state: dict,
     extra: dict[str, dict[str, Tensor]],
 ) -> None:
-    """The model (loadable by `from_pretrained`), the optimizer, `state` as JSON, and further tensors by file name."""
+    """Write the model, loadable by `from_pretrained`, optimizer, `state` as JSON, and further tensors by file name."""
     model.config.save_pretrained(folder)
     tensors = {"model": model.state_dict(), "optimizer": _optimizer_tensors(model, optimizer), **extra}
     for name, values in tensors.items():
@@ -146,7 +187,7 @@ def read_state(folder: Path) -> dict:
 
 
 def read_training_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
-    """Puts model and optimizer where they were, and returns the state beside them."""
+    """Restore model and optimizer, and return the state."""
     model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     saved, names = load_file(folder / "optimizer.safetensors"), _parameter_names(model, optimizer)
     state: dict[int, dict[str, Tensor]] = {}
@@ -168,7 +209,7 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 
 def _parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
-    """Names of the parameters in the order in which the optimizer counts them."""
+    """Names of the parameters in the order of the optimizer."""
     name_of = {parameter: name for name, parameter in model.named_parameters()}
     return [name_of[parameter] for group in optimizer.param_groups for parameter in group["params"]]
 
@@ -195,7 +236,7 @@ def _flush(path: Path) -> None:
 
 
 def digest_of(model: torch.nn.Module) -> str:
-    """Of all weights and buffers, to tell one model from another."""
+    """Digest of all weights and buffers, which identifies a model."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -204,12 +245,12 @@ def digest_of(model: torch.nn.Module) -> str:
 
 
 def differences(saved: dict, now: dict, prefix: str = "") -> list[str]:
-    """What differs between two descriptions of a run, in words."""
-    found = []
+    """Describe what differs between two descriptions of a run."""
+    changes = []
     for name in sorted(saved.keys() | now.keys()):
         before, after = saved.get(name), now.get(name)
         if isinstance(before, dict) and isinstance(after, dict):
-            found += differences(before, after, f"{prefix}{name}.")
+            changes += differences(before, after, f"{prefix}{name}.")
         elif json.dumps(before) != json.dumps(after):
-            found.append(f"{prefix}{name} was {before}, now {after}")
-    return found
+            changes.append(f"{prefix}{name} was {before}, now {after}")
+    return changes

@@ -1,9 +1,10 @@
-"""How a script starts, stops and speaks: one line for what the user can mend, exit codes, work of the main process."""
+"""Process of a script: one line for errors that users can fix, exit codes, signals, work of the main process."""
 
 import ctypes
 import errno
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -21,18 +22,32 @@ from modeling_act.errors import InputError
 
 
 class Stopped(Exception):
-    """A signal ended the run after a checkpoint."""
+    """Raised after a signal, when the last checkpoint is written."""
 
     def __init__(self, number: int):
         super().__init__(number)
         self.exit_code = 128 + number
 
 
+class StopSignal:
+    """Flag that SIGTERM and SIGINT set; `number` is 0 or the signal's number. A second SIGINT interrupts at once."""
+
+    def __init__(self):
+        self.number = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame) -> None:
+        if self.number == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.number = self.number or number
+
+
 def run_script(main: Callable[[list[str]], None]) -> None:
-    """Runs a script's `main`: what the user can mend is one line on stderr. ACT_TRACEBACK=1 shows where it arose."""
+    """Run a script's `main`; errors of the user are one line on stderr. ACT_TRACEBACK=1 shows where they arose."""
     script, rank = Path(sys.argv[0]).name, int(os.environ.get("RANK", 0))
     keep_freed_memory()
-    hide_bars_of_weights()
+    hide_progress_bars_of_weights()
     try:
         main(sys.argv[1:])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -40,9 +55,9 @@ def run_script(main: Callable[[list[str]], None]) -> None:
     except Stopped as stop:
         if rank == 0:
             print(f"{script}: stopped by a signal; resume with --resume_from_checkpoint latest", file=sys.stderr)
-        _leave(stop.exit_code)
+        _exit(stop.exit_code)
     except KeyboardInterrupt:
-        _leave(130)
+        _exit(130)
     except (InputError, OSError, FloatingPointError) as error:
         if os.environ.get("ACT_TRACEBACK"):
             traceback.print_exc()
@@ -51,14 +66,14 @@ def run_script(main: Callable[[list[str]], None]) -> None:
             message = f"{error.filename or 'output'}: {error.strerror}; complete checkpoints are untouched"
         if rank == 0 or not isinstance(error, InputError):
             print(f"{script}: error: {message}", file=sys.stderr)
-        _leave(1)
+        _exit(1)
     except Exception:
         traceback.print_exc()
-        _leave(1)
+        _exit(1)
 
 
-def hide_bars_of_weights() -> None:
-    """Reading and writing weights would break the bar of the steps. Those of the Hub's downloads stay as they are."""
+def hide_progress_bars_of_weights() -> None:
+    """Hide transformers' bars, which would break the bar of the steps; bars of downloads stay."""
     disabled = are_progress_bars_disabled()
     logging.disable_progress_bar()  # hides the Hub's too
     if not disabled:
@@ -66,19 +81,21 @@ def hide_bars_of_weights() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep what tensors free for the next step. By itself it hands large blocks back to the system, and a
-    step on a CPU spends a tenth of its time on being given the same pages anew."""
+    """Let glibc keep the memory that tensors free for the next step.
+
+    By default it returns large blocks to the system, and a step on a CPU spends a tenth of its time on page faults.
+    """
     try:
         libc = ctypes.CDLL("libc.so.6")
     except OSError:  # another C library
         return
-    maximum_of_mapped_blocks, trim_threshold = -4, -1
-    libc.mallopt(maximum_of_mapped_blocks, 0)
+    mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
+    libc.mallopt(mmap_max, 0)
     libc.mallopt(trim_threshold, 2**31 - 1)
 
 
-def _leave(code: int) -> None:
-    """At once, with DataLoader workers: a process group whose other members are gone must not hold up the end."""
+def _exit(code: int) -> None:
+    """Exit at once, together with DataLoader workers: a process group whose other members are gone would wait."""
     for child in multiprocessing.active_children():
         child.kill()
     sys.stdout.flush()
@@ -91,7 +108,7 @@ def warn(message: str) -> None:
 
 
 def on_main_process(accelerator: Accelerator, work: Callable):
-    """Runs `work` in the main process; every process gets its result, or its error."""
+    """Run `work` in the main process; every process gets its result, or its error."""
     outcome = [None, None]
     if accelerator.is_main_process:
         try:
@@ -108,16 +125,16 @@ def on_main_process(accelerator: Accelerator, work: Callable):
 
 
 def describe_versions() -> dict[str, str]:
-    """Versions of what numbers depend on, and the commit of this clone."""
-    found = {"python": sys.version.split()[0]}
+    """Return the versions that numbers depend on, and the commit of this clone."""
+    versions = {"python": sys.version.split()[0]}
     for name in ("torch", "transformers", "accelerate", "datasets", "timm", "numpy"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except ImportError:  # not installed
             continue
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        found["commit"] = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        versions["commit"] = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        found["commit"] = "unknown"
-    return found
+        versions["commit"] = "unknown"
+    return versions

@@ -1,46 +1,124 @@
-"""The rows a run trains, validates and is tested on: opened, checked before anything else happens, and cut apart."""
+"""Rows that a run trains on, validates on and is tested on: opened, checked, divided, and read in batches."""
 
 import hashlib
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate import Accelerator
+from torch import Tensor
 
-from act_training.data.batches import ShuffledRows, StreamedRows
+from act_training.data.batches import (
+    VALIDATION_EPOCH,
+    ShuffledRows,
+    StreamedRows,
+    iterate_batches,
+    validation_batches,
+)
 from act_training.data.checks import check_point_set
+from act_training.data.keyed_random import Sampling, augment, sample_points
 from act_training.data.point_sets import PointSet, StreamedPointSet, open_point_set
 from act_training.data.schema import IGNORED
 from act_training.data.splits import LabelColumn, hold_out_any
-from act_training.run.arguments import TrainingArguments
+from act_training.run.arguments import ACTTrainingArguments
 from act_training.run.process import on_main_process, warn
 from modeling_act.errors import InputError
 
-
-@dataclass
-class TrainingData:
-    train: PointSet | StreamedPointSet
-    validation: PointSet
-    fingerprint: str
-    test: PointSet | None = None
-    names: list[str] = field(default_factory=list)  # of the classes to learn, where there are any
+CALIBRATION_BATCHES, CALIBRATION_BATCH_SIZE = 8, 32
 
 
-def open_training_data(
-    options: TrainingArguments,
+class RunData:
+    """Point sets of a run and the batches made of them, which depend on (seed, step, rank) alone.
+
+    `class_names` are those of the column to learn. `fingerprint` identifies the rows, for checkpoints.
+    """
+
+    def __init__(
+        self,
+        options: ACTTrainingArguments,
+        accelerator: Accelerator,
+        train: PointSet | StreamedPointSet,
+        validation: PointSet,
+        fingerprint: str,
+        test: PointSet | None = None,
+        class_names: list[str] | tuple[str, ...] = (),
+    ):
+        self.options, self.accelerator = options, accelerator
+        self.train, self.validation, self.test = train, validation, test
+        self.fingerprint, self.class_names = fingerprint, list(class_names)
+        self.sampling = Sampling(options.num_points, options.seed, options.normalize, options.point_sampling)
+
+    def train_batches(self, start: int, stop: int, sampled: bool = True) -> Iterator[dict[str, Tensor]]:
+        """Yield batches `start` to `stop` of this process: points (batch, num_points, 3), keys (batch, 2) of (epoch,
+        row), and the labels that the set has; points as they are stored unless `sampled`."""
+        device = self.accelerator.device
+        batches = iterate_batches(
+            self.train, self._row_order(), start, stop, self.options.dataloader_num_workers, device.type == "cuda"
+        )
+        for batch in batches:
+            batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+            yield self._sample(batch) if sampled else batch
+
+    def _row_order(self) -> ShuffledRows | StreamedRows:
+        common = {
+            "batch_size": self.options.per_device_train_batch_size,
+            "rank": self.accelerator.process_index,
+            "world_size": self.accelerator.num_processes,
+            "seed": self.options.seed,
+        }
+        if isinstance(self.train, StreamedPointSet):
+            return StreamedRows(self.train.block_sizes, window=self.train.window, **common)
+        return ShuffledRows(len(self.train), **common)
+
+    def _sample(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        options, keys = self.options, batch["keys"]
+        if options.fixed_points:  # those of validation
+            validation_keys = torch.stack([torch.full_like(keys[:, 0], VALIDATION_EPOCH), keys[:, 1]], dim=1)
+            batch = sample_points(batch | {"keys": validation_keys}, self.sampling)
+        else:
+            batch = sample_points(batch, self.sampling, training=True)
+        return batch | {"keys": keys, "points": augment(batch["points"], keys, options.seed, options.augmentation)}
+
+    def validation_batches(self, point_set: PointSet | None = None) -> Iterator[dict[str, Tensor]]:
+        """Yield this process' rows of the validation set, or of another set; always the same points."""
+        return validation_batches(
+            self.validation if point_set is None else point_set, self.options.per_device_eval_batch_size,
+            self.sampling, self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes,
+        )  # fmt: skip
+
+    def all_train_batches(self, batch_size: int) -> Iterator[dict[str, Tensor]]:
+        """Yield all training rows in their order, with the points of --fixed_points."""
+        return validation_batches(self.train, batch_size, self.sampling, self.accelerator.device)
+
+    def calibration_batches(self) -> Iterator[dict[str, Tensor]]:
+        """Yield the first training rows, for batch statistics, which need two rows."""
+        batches = itertools.islice(self.all_train_batches(CALIBRATION_BATCH_SIZE), CALIBRATION_BATCHES)
+        return (batch for batch in batches if len(batch["points"]) > 1)
+
+    def sample_clouds(self, count: int) -> dict[str, Tensor]:
+        """Return the first validation rows in one batch."""
+        rows = self.validation.select(range(min(count, len(self.validation))))
+        return next(validation_batches(rows, count, self.sampling, self.accelerator.device))
+
+
+def open_run_data(
+    options: ACTTrainingArguments,
     accelerator: Accelerator,
     min_points: int,
     target: LabelColumn | None = None,
     test_split: str | None = None,
-) -> TrainingData:
-    """Train and validation rows. Validation is a split of its own or a seeded part of train. The test split is opened
-    where a script names it, and checked like the others, so that a damaged one says so before and not after training.
+) -> RunData:
+    """Open and check all splits. Validation is a split of its own or a seeded part of train.
+
+    The test split is opened and checked with the others, so that a damaged one is reported before training.
     """
     if options.num_points < min_points:
         raise InputError(f"--num_points {options.num_points} is fewer than the {min_points} that the groups need")
 
     def open_split(split: str) -> PointSet:
-        with accelerator.main_process_first():  # whatever is downloaded or converted is so once
+        with accelerator.main_process_first():  # downloads and conversions happen once
             try:
                 return open_point_set(options.dataset_name, split, options.dataset_config_name)
             except InputError as error:
@@ -50,10 +128,10 @@ def open_training_data(
 
     def check(point_set: PointSet, split: str) -> tuple[PointSet, str]:
         def work() -> tuple:
-            quiet = not accelerator.is_main_process
             num_classes = len(names) if target and target.column == "label" else None
-            least = 1 if target and target.repeats_points else min_points
-            checked, problems, digest = check_point_set(point_set, least, num_classes, options.skip_bad, quiet)
+            fewest = 1 if target and target.repeats_points else min_points
+            quiet = not accelerator.is_main_process
+            checked, problems, digest = check_point_set(point_set, fewest, num_classes, options.skip_bad, quiet)
             report_skipped(problems, Path(options.output_dir) / f"skipped_{split}.txt")
             return checked.rows, digest
 
@@ -61,11 +139,10 @@ def open_training_data(
         return (point_set if len(rows) == len(point_set) else point_set.select(rows)), digest
 
     if options.streaming:
-        train = open_point_set(
-            options.dataset_name, options.train_split, options.dataset_config_name, True, min_points
-        )
+        name, config_name = options.dataset_name, options.dataset_config_name
+        train = open_point_set(name, options.train_split, config_name, streaming=True, min_points=min_points)
         validation, digest = check(open_split(options.validation_split), options.validation_split)
-        return TrainingData(train, validation, f"{train.fingerprint()}, {digest}")
+        return RunData(options, accelerator, train, validation, f"{train.fingerprint()}, {digest}")
     splits = {"train": options.train_split, "validation": options.validation_split, "test": test_split}
     opened = {part: open_split(split) for part, split in splits.items() if split}
     names = class_names(target.column, *opened.values()) if target else []
@@ -82,36 +159,32 @@ def open_training_data(
     if not options.validation_split:
         train, opened["validation"] = hold_out_validation(train, options, target)
         if target and target.column == "label" and accelerator.is_main_process:
-            warn_of_unjudged(train.labels(), opened["validation"].labels(), names)
-    return TrainingData(train, opened["validation"], ", ".join(digests), opened.get("test"), names)
+            warn_of_missing_classes(train.labels(), opened["validation"].labels(), names)
+    return RunData(options, accelerator, train, opened["validation"], ", ".join(digests), opened.get("test"), names)
 
 
 def hold_out_validation(
-    train: PointSet, options: TrainingArguments, target: LabelColumn | None
+    train: PointSet, options: ACTTrainingArguments, target: LabelColumn | None
 ) -> tuple[PointSet, PointSet]:
-    """What is left of train, and what validates."""
+    """Divide train into the rows to train on and those to validate on."""
     if len(train) < 2:
         raise InputError(f"{train.source}: one row cannot be cut into train and validation; name a --validation_split")
     hold_out = target.hold_out if target else hold_out_any
-    kept, held_out = hold_out(train, options.validation_share, options.seed)
-    if not (len(kept) and len(held_out)):
+    train_rows, validation_rows = hold_out(train, options.validation_share, options.seed)
+    if not (len(train_rows) and len(validation_rows)):
         raise InputError(f"{train.source}: no class has two rows to cut into train and validation")
-    return train.select(kept), train.select(held_out)
-
-
-# Labels --------------------------------------------------------------------------------------------------------------
+    return train.select(train_rows), train.select(validation_rows)
 
 
 def class_names(column: str, *point_sets: PointSet) -> list[str]:
-    """The names of the classes of a column, which all sets must share; numbers where they have none."""
+    """Return the class names of a column, which all sets must share; numbers for unnamed classes."""
     for point_set in point_sets:
         if column not in point_set.columns:
             names = ", ".join(point_set.dataset.column_names)
-            raise InputError(f"{point_set.source} has no {column}, which are to be learned; its columns are {names}")
-    named = [(point_set, point_set.names_of(column)) for point_set in point_sets]
-    first, names = named[0]
-    for other, other_names in named[1:]:
-        if other_names != names:
+            raise InputError(f"{point_set.source} has no column {column} to learn; its columns are {names}")
+    first, names = point_sets[0], point_sets[0].names_of(column)
+    for other in point_sets[1:]:
+        if (other_names := other.names_of(column)) != names:
             raise InputError(f"{first.source} and {other.source} name different classes, {names} and {other_names}")
     if names is None:
         largest = max(_values_of(column, point_set).max(initial=0) for point_set in point_sets)
@@ -120,7 +193,7 @@ def class_names(column: str, *point_sets: PointSet) -> list[str]:
 
 
 def check_targets(column: str, point_set: PointSet, num_classes: int) -> str:
-    """A digest of a column, all of whose values must name one of the classes; those of points may be ignored."""
+    """Check that all values of a column name one of the classes (or are ignored points); return their digest."""
     digest = hashlib.blake2b(digest_size=8)
     for start in range(0, len(point_set), 256):
         rows = range(start, min(start + 256, len(point_set)))
@@ -147,32 +220,17 @@ def _values_of(column: str, point_set: PointSet) -> np.ndarray:
     if column == "label":
         return point_set.labels()
     parts = [point_set.read(range(start, min(start + 256, len(point_set)))) for start in range(0, len(point_set), 256)]
-    parts = [part[column][0] if isinstance(part[column], tuple) else part[column] for part in parts]
-    return np.concatenate(parts)
+    return np.concatenate([part[column][0] if isinstance(part[column], tuple) else part[column] for part in parts])
 
 
-def make_row_order(
-    data: TrainingData, options: TrainingArguments, accelerator: Accelerator
-) -> ShuffledRows | StreamedRows:
-    """Which rows this process sees in which of its batches."""
-    common = {
-        "batch_size": options.per_device_train_batch_size,
-        "rank": accelerator.process_index,
-        "world_size": accelerator.num_processes,
-        "seed": options.seed,
-    }
-    if isinstance(data.train, StreamedPointSet):
-        return StreamedRows(data.train.block_sizes, window=data.train.window, **common)
-    return ShuffledRows(len(data.train), **common)
-
-
-def warn_of_unjudged(train: np.ndarray, validation: np.ndarray, names: list[str]) -> None:
-    """Classes of one row, which stays in train: a validation accuracy of 100 % would say nothing of them."""
-    if unjudged := [names[label] for label in np.setdiff1d(train, validation)]:
-        warn(f"validation has no row of {', '.join(unjudged)}: its figures say nothing of what has one row alone")
+def warn_of_missing_classes(train: np.ndarray, validation: np.ndarray, names: list[str]) -> None:
+    """Warn of classes with one row, which stays in train: validation says nothing about them."""
+    if missing := [names[label] for label in np.setdiff1d(train, validation)]:
+        warn(f"validation has no row of {', '.join(missing)}: its figures do not cover classes with a single row")
 
 
 def report_skipped(problems: list[str], path: Path) -> None:
+    """List rows that are left out in a file, and warn."""
     if problems:
         path.write_text("".join(f"{problem}\n" for problem in problems), encoding="utf-8")
         warn(f"{len(problems)} bad rows are left out, listed in {path}; the first: {problems[0]}")

@@ -1,13 +1,12 @@
-"""`TrainingRun`: what every training script needs around its loss, and what makes a run exact under interruption.
+"""`TrainingRun`: the step of every training script, and what makes a run exact under interruption.
 
-    for step, parts in run.steps():
-        for batch in parts:
-            with run.autocast():
-                loss = ...
-            run.backward(loss)
-        run.update()
-        ...
-        run.save_or_stop()
+    run = TrainingRun(options)
+    run.open_data(min_points)
+    model = run.prepare(MyModel(config))          # new, or resumed
+    for batch in run.batches():                   # saves checkpoints between two steps
+        with run.autocast():
+            loss = run.model(**batch).loss
+        run.step(loss)                            # backward, and for the last batch of a step clip and update
 
 Row order, subsets, augmentation, masks and torch's seeds are functions of (seed, step), so a checkpoint holds weights,
 optimizer and a step, and a resumed run repeats the uninterrupted one bit for bit.
@@ -24,65 +23,45 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
+from safetensors.torch import load_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from act_training.data.batches import VALIDATION_EPOCH, iterate_batches, validation_batches
-from act_training.data.keyed_random import Sampling, augment, sample_points, step_seed
+from act_training.data.keyed_random import step_seed
 from act_training.data.point_sets import PointSet
 from act_training.run import checkpoints
-from act_training.run.arguments import TrainingArguments
-from act_training.run.batch_norm import settle_batch_norm, synchronize_batch_norm
-from act_training.run.files import save_weights
-from act_training.run.log import RunLog, check_hub, check_tracker
+from act_training.run.arguments import ACTTrainingArguments
+from act_training.run.log import RunLog, check_tracker
 from act_training.run.optimization import (
     RunLength,
+    calibrate_batch_norm,
     learning_rate_at,
     make_optimizer,
-    repeat_exactly,
     set_learning_rate,
     trained_state,
     update_average,
+    use_deterministic_algorithms,
 )
-from act_training.run.process import Stopped, on_main_process, warn
-from act_training.run.run_data import TrainingData, make_row_order, open_training_data
-from act_training.run.signals import StopSignals, die_with_launcher, held_back
+from act_training.run.process import Stopped, StopSignal, on_main_process, warn
+from act_training.run.run_data import RunData, open_run_data
 from modeling_act.errors import InputError
+from modeling_act.hub.publishing import prepare_repository
 
-# What may differ between the run that wrote a checkpoint and the one that resumes from it.
+# Flags that may differ between the run that wrote a checkpoint and the one that resumes from it.
 FREE_FLAGS = {
     "output_dir", "resume_from_checkpoint", "overwrite_output_dir", "checkpointing_steps", "checkpoints_total_limit",
     "logging_steps", "report_to", "push_to_hub", "hub_model_id", "hub_private", "hub_revision", "license",
-    "already_normalized", "up_axis", "unit",
-    "dataloader_num_workers", "picture_epochs", "per_device_eval_batch_size",
+    "already_normalized", "up_axis", "unit", "dataloader_num_workers", "picture_epochs", "per_device_eval_batch_size",
 }  # fmt: skip
-SETTLING_BATCHES = 8
-SECONDS_TO_STOP = 20  # after a signal, for a process that waits for others
-
-
-class StepSummary:
-    """Loss, gradient norm and signal of a step, on their way from the device; `keys` are those of its rows."""
-
-    def __init__(self, step: int, keys: list[Tensor], values: Tensor):
-        self.step, self.keys = step, keys
-        self._values = values.to("cpu", non_blocking=values.is_cuda)
-        self._arrived = torch.cuda.current_stream().record_event() if values.is_cuda else None
-
-    def read(self) -> list[float]:
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return self._values.tolist()
 
 
 class TrainingRun:
-    data: TrainingData
-    length: RunLength
-    log: RunLog
-    model: nn.Module  # as this process trains it
-    weights: PreTrainedModel  # the same without what Accelerate wraps around it
+    """Data, model, optimizer, log and checkpoints of a run, and its step.
 
-    def __init__(self, options: TrainingArguments):
-        die_with_launcher()
+    `weights` is the model, `model` the same as Accelerate wraps it for this process; `global_step` counts updates.
+    """
+
+    def __init__(self, options: ACTTrainingArguments):
         self.options, self.folder = options, Path(options.output_dir)
         check_tracker(options.report_to)
         # Autocast is entered by the scripts: Accelerate's own wrapper copies every output to float32.
@@ -93,137 +72,132 @@ class TrainingRun:
             project_dir=options.output_dir,
         )
         self.device = self.accelerator.device
-        self.signals = StopSignals(SECONDS_TO_STOP if self.accelerator.num_processes > 1 else None)
-        self.sampling = Sampling(options.num_points, options.seed, options.normalize, options.point_sampling)
-        self.step, self.start, self.best = 0, 0, {}
+        self.stop_signal = StopSignal()
+        self.global_step, self.start, self.best = 0, 0, {}
         self.average: dict[str, Tensor] | None = None
-        self.stop_signal = 0
-        # A GPU works ahead of its host: what came of a step is read while the next one runs.
-        self.reads_late = self.device.type == "cuda"
-        if self.reads_late:
-            repeat_exactly()
-        self._unread: list[StepSummary] = []
-        self._refused: Tensor | None = None  # on the device: whether a loss or gradient was not finite so far
-        self._keys: list[Tensor] = []  # of the rows of the present step
-        torch.manual_seed(options.seed)
-        on_main_process(self.accelerator, lambda: check_hub(options))
-        on_main_process(self.accelerator, self._prepare_folder)
-        slow = self.device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported()
-        if slow and options.mixed_precision == "bf16":
+        self.stop_number = 0  # of the signal that all processes stop at
+        self._losses, self._keys = [], []  # of the batches of the present step
+        if self.device.type == "cuda":
+            use_deterministic_algorithms()
+        elif options.mixed_precision == "bf16" and not torch.cpu._is_avx512_bf16_supported():
             warn("this CPU has no bf16 instructions: --mixed_precision no is many times as fast here")
+        torch.manual_seed(options.seed)
+        on_main_process(self.accelerator, self._prepare_folder)
 
     def _prepare_folder(self) -> None:
-        self.checkpoint_folder.mkdir(parents=True, exist_ok=True)
-        if not self.options.resume_from_checkpoint and checkpoints.list_checkpoints(self.checkpoint_folder):
+        folder = self.checkpoint_folder
+        folder.mkdir(parents=True, exist_ok=True)
+        if not self.options.resume_from_checkpoint and checkpoints.list_checkpoints(folder):
             if not self.options.overwrite_output_dir:
                 raise InputError(
-                    f"{self.folder} holds checkpoints; pass --resume_from_checkpoint latest to go on, or "
+                    f"{self.folder} holds checkpoints; pass --resume_from_checkpoint latest to continue, or "
                     "--overwrite_output_dir to start anew"
                 )
             for name in ("checkpoints", "best", "ema"):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
             (self.folder / "model.safetensors").unlink(missing_ok=True)
-            self.checkpoint_folder.mkdir()
-        checkpoints.remove_leftovers(self.checkpoint_folder)
+            folder.mkdir()
+        checkpoints.remove_leftovers(folder)
 
     @property
     def checkpoint_folder(self) -> Path:
         return self.folder / "checkpoints"
 
-    def open_data(self, min_points: int, **labelled) -> TrainingData:
-        """Opens and checks the rows; `labelled` are `target` and `test_split` of `open_training_data`."""
-        return self.use_data(open_training_data(self.options, self.accelerator, min_points, **labelled))
+    def open_data(self, min_points: int, **target) -> RunData:
+        """Open and check the rows; `target` are the arguments `target` and `test_split` of `open_run_data`."""
+        return self.use_data(open_run_data(self.options, self.accelerator, min_points, **target))
 
-    def use_data(self, data: TrainingData) -> TrainingData:
-        """Fixes what to train on, and so how long the run is."""
+    def use_data(self, data: RunData) -> RunData:
+        """Set the rows to train on, which decide how long the run is."""
         self.data, options = data, self.options
-        global_batch_size = options.per_device_train_batch_size * self.accelerator.num_processes
-        self.length = RunLength(
-            len(self.data.train), global_batch_size * options.gradient_accumulation_steps, options.num_train_epochs,
-            options.max_train_steps,
-        )  # fmt: skip
-        return self.data
+        batch_size = options.per_device_train_batch_size * self.accelerator.num_processes
+        batch_size *= options.gradient_accumulation_steps
+        self.length = RunLength(len(data.train), batch_size, options.num_train_epochs, options.max_train_steps)
+        return data
 
-    def prepare(self, make_model: Callable[[], PreTrainedModel], **inputs: str) -> PreTrainedModel:
-        """The model to train, new or from the checkpoint to resume from, and its optimizer.
+    def prepare(self, model: PreTrainedModel, **inputs: str) -> PreTrainedModel:
+        """Prepare a new model for training, or load the checkpoint to resume from; create the Hub repository.
 
-        `inputs` name whatever else decides the outcome, such as a teacher's digest.
+        `inputs` identify whatever else decides the outcome, such as a teacher's digest.
         """
         options = self.options
+        if options.push_to_hub:
+            on_main_process(self.accelerator, self._prepare_repository)
         recipe = {name: value for name, value in asdict(options).items() if name not in FREE_FLAGS}
         self.description = {
             "recipe": recipe, "processes": self.accelerator.num_processes, "device": self.device.type,
             "data": self.data.fingerprint, **inputs,
         }  # fmt: skip
-        resumed = on_main_process(self.accelerator, self._find_checkpoint)
-        self.weights = make_model().to(self.device).train()
+        checkpoint = on_main_process(self.accelerator, self._find_checkpoint)
+        self.weights = model.to(self.device).train()
         self.model = self._wrap(self.weights)
         self.optimizer = make_optimizer(self.weights, options.weight_decay)
         self.average = trained_state(self.weights) if options.ema_decay else None
-        if resumed:
-            state = checkpoints.read_training_state(Path(resumed), self.weights, self.optimizer)
-            self.start, self.best = state["step"], state["best"]
-            on_main_process(self.accelerator, lambda: self._find_best(Path(resumed)))
-            if options.ema_decay:
-                self.average = checkpoints.read_tensors(Path(resumed), "ema", self.device)
-        self.step = self.start
+        if checkpoint:
+            self._resume(Path(checkpoint))
         self.log = RunLog(options, self.accelerator, self.length, self.start)
         return self.weights
 
-    def _find_best(self, checkpoint: Path) -> None:
-        """A run that goes on in another folder takes its best weights along."""
-        best, before = self.folder / "best", checkpoint.parents[1] / "best"
-        if self.best and not best.exists():
-            if not before.exists():
-                raise InputError(f"{checkpoint} goes with {before}, which is not there; resume in its own folder")
-            shutil.copytree(before, best)
-
-    def settle_batch_norm(self, forward: Callable[[dict[str, Tensor]], object]) -> None:
-        """Before the first step: batch statistics of the first training rows for layers that never trained."""
-        if self.start == 0:
-            batches = validation_batches(self.data.train, 32, self.sampling, self.device)
-            batches = (batch for batch in itertools.islice(batches, SETTLING_BATCHES) if len(batch["points"]) > 1)
-            settle_batch_norm(self.weights, forward, batches)
+    def _prepare_repository(self) -> None:
+        options = self.options
+        try:
+            prepare_repository(options.hub_model_id, options.hub_private, options.hub_revision)
+        except InputError as error:
+            raise InputError(f"--push_to_hub: {error}; or train without it, and publish afterwards") from error
 
     def _find_checkpoint(self) -> str | None:
         wanted = self.options.resume_from_checkpoint
         if not wanted:
             return None
-        found = checkpoints.find_checkpoint(self.checkpoint_folder, wanted, warn)
-        if found is None:
+        checkpoint = checkpoints.find_checkpoint(self.checkpoint_folder, wanted, warn)
+        if checkpoint is None:
             warn(f"no checkpoint in {self.checkpoint_folder} yet: starting at step 0")
             return None
-        if different := checkpoints.differences(checkpoints.read_state(found)["run"], self.description):
-            raise InputError(f"{found} belongs to another run: {'; '.join(different)}")
-        return str(found)
+        if changes := checkpoints.differences(checkpoints.read_state(checkpoint)["run"], self.description):
+            raise InputError(f"{checkpoint} belongs to another run: {'; '.join(changes)}")
+        return str(checkpoint)
 
     def _wrap(self, model: PreTrainedModel) -> nn.Module:
         if self.options.sync_batch_norm and self.accelerator.num_processes > 1:
-            if self.device.type == "cuda":
-                nn.SyncBatchNorm.convert_sync_batchnorm(model)
-            else:
-                synchronize_batch_norm(model)
+            if self.device.type != "cuda":
+                raise InputError("--sync_batch_norm needs GPUs: torch synchronizes batch statistics on CUDA only")
+            nn.SyncBatchNorm.convert_sync_batchnorm(model)
         if self.options.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         if self.options.compile:
             model.compile()
         return self.accelerator.prepare_model(model)
 
+    def _resume(self, checkpoint: Path) -> None:
+        state = checkpoints.read_training_state(checkpoint, self.weights, self.optimizer)
+        self.start = self.global_step = state["step"]
+        self.best = state["best"]
+        on_main_process(self.accelerator, lambda: self._copy_best(checkpoint))
+        if self.options.ema_decay:
+            self.average = checkpoints.read_tensors(checkpoint, "ema", self.device)
+
+    def _copy_best(self, checkpoint: Path) -> None:
+        """Copy the best weights so far, if the run continues in another folder."""
+        best, before = self.folder / "best", checkpoint.parents[1] / "best"
+        if self.best and not best.exists():
+            if not before.exists():
+                raise InputError(f"{checkpoint} goes with {before}, which does not exist; resume in its own folder")
+            shutil.copytree(before, best)
+
+    def calibrate_batch_norm(self, forward: Callable[[dict[str, Tensor]], object]) -> None:
+        """Measure batch statistics of layers that never trained on the first rows, before the first step."""
+        if self.start == 0:
+            calibrate_batch_norm(self.weights, forward, self.data.calibration_batches())
+
     # The loop --------------------------------------------------------------------------------------------------------
 
-    def steps(self, sampled: bool = True) -> Iterator[tuple[int, Iterator[dict[str, Tensor]]]]:
-        """The remaining steps: number, and batches of points (batch, num_points, 3), keys (batch, 2) of (epoch, row),
-        and what labels the set has; points as they are stored unless `sampled`."""
+    def batches(self, sampled: bool = True) -> Iterator[dict[str, Tensor]]:
+        """Yield the remaining batches of `RunData.train_batches`; save a checkpoint between two steps where one is
+        due, and stop after a signal."""
         options, accumulation = self.options, self.options.gradient_accumulation_steps
-        rows = make_row_order(self.data, options, self.accelerator)
-        stop = self.length.total_steps * accumulation
-        batches = iterate_batches(
-            self.data.train, rows, self.start * accumulation, stop, options.dataloader_num_workers,
-            pin_memory=self.device.type == "cuda",
-        )  # fmt: skip
-        with held_back():  # from the workers of the loader, which start with its first batch
-            batches = itertools.chain([next(batches, None)], batches)
-        for step in range(self.start, self.length.total_steps):
+        total = self.length.total_steps
+        batches = self.data.train_batches(self.start * accumulation, total * accumulation, sampled)
+        for step in range(self.start, total):
             torch.manual_seed(step_seed(options.seed, step, self.accelerator.process_index))
             self.learning_rate = learning_rate_at(
                 step, self.length, options.learning_rate, options.min_learning_rate, options.warmup_epochs,
@@ -231,168 +205,141 @@ class TrainingRun:
             )  # fmt: skip
             set_learning_rate(self.optimizer, self.learning_rate)
             self._losses, self._keys = [], []
-            yield step, self._parts(batches, sampled)
-
-    def _parts(self, batches: Iterator[dict], sampled: bool) -> Iterator[dict[str, Tensor]]:
-        accumulation = self.options.gradient_accumulation_steps
-        for part in range(accumulation):
-            batch = {name: value.to(self.device, non_blocking=True) for name, value in next(batches).items()}
-            self._keys.append(batch["keys"])
-            batch = self._sample(batch) if sampled else batch
-            with self.accelerator.no_sync(self.model) if part + 1 < accumulation else nullcontext():
-                yield batch
-
-    def _sample(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        options, keys = self.options, batch["keys"]
-        if options.fixed_points:  # those that validation would take
-            validation_keys = torch.stack([torch.full_like(keys[:, 0], VALIDATION_EPOCH), keys[:, 1]], dim=1)
-            batch = sample_points(batch | {"keys": validation_keys}, self.sampling)
-        else:
-            batch = sample_points(batch, self.sampling, training=True)
-        return batch | {"keys": keys, "points": augment(batch["points"], keys, options.seed, options.augmentation)}
+            for part in range(accumulation):
+                batch = next(batches)
+                self._keys.append(batch["keys"])
+                with self.accelerator.no_sync(self.model) if part + 1 < accumulation else nullcontext():
+                    yield batch
+            self._save_or_stop()
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
+        """Compute in bf16 if asked. Values that overflow in a forward pass end the run, naming the rows."""
         try:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.mixed_precision == "bf16"):
                 yield
-        except ValueError as error:
-            if "must be finite" not in str(error):
-                raise
-            # Point operations refuse what overflowed, in this process and perhaps in no other.
-            raise FloatingPointError(f"step {self.step}: {error}; nothing was updated. {self._rows_here()}") from error
+        except FloatingPointError as error:  # in this process and perhaps in no other
+            rows = [key for keys in self._keys for key in keys.tolist()]
+            raise FloatingPointError(
+                f"step {self.global_step}: {error}; nothing was updated. {self._hint(rows)}"
+            ) from error
 
-    def backward(self, loss: Tensor) -> None:
+    def step(self, loss: Tensor) -> None:
+        """Compute gradients; after the last batch of a step clip, check and apply them.
+
+        If the loss or a gradient is not finite, nothing is applied and the run ends, naming the rows.
+        """
         self._losses.append(loss.detach())
         self.accelerator.backward(loss / self.options.gradient_accumulation_steps)
-
-    def update(self) -> None:
-        """Clips, checks and applies the gradients. Where loss or gradient is not finite, nothing is applied, then or
-        later, and the run ends, naming the rows."""
+        if not self._is_updated:
+            return
         parameters = [parameter for parameter in self.weights.parameters() if parameter.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, self.options.max_grad_norm or math.inf).float()
-        loss = torch.stack(self._losses).mean().float()
-        summary = torch.stack([loss, norm, torch.full_like(norm, self.signals.received)])
-        if self.accelerator.num_processes > 1:
+        summary = torch.stack(
+            [torch.stack(self._losses).mean().float(), norm, torch.full_like(norm, self.stop_signal.number)]
+        )
+        if self.accelerator.num_processes > 1:  # all stop at the same step
             shared = self.accelerator.gather(summary.unsqueeze(0))
             summary = torch.stack([shared[:, 0].mean(), shared[:, 1].max(), shared[:, 2].max()])
-        refused = ~summary[:2].isfinite().all()
-        self._refused = refused if self._refused is None else self._refused | refused
-        self.optimizer.found_inf = self._refused.float()  # fused AdamW then leaves everything as it is
+        self.loss, self.gradient_norm, signal = summary.tolist()
+        self.stop_number = int(signal)
+        if not (math.isfinite(self.loss) and math.isfinite(self.gradient_norm)):
+            rows = gather_object(torch.cat(self._keys).tolist())
+            raise InputError(
+                f"step {self.global_step}: loss {self.loss}, gradient norm {self.gradient_norm}; nothing was updated. "
+                f"{self._hint(rows)}"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             update_average(self.average, self.weights, self.options.ema_decay)
-        self._unread.append(StepSummary(self.step, self._keys, summary))
-        self.step += 1
-        self._read_summaries(but=1 if self.reads_late else 0)
-        if self.step - self.start > len(self._unread):
-            self.log.update(loss=f"{self.loss:.4f}", lr=f"{self.learning_rate:.2e}")
+        self.global_step += 1
+        self.log.update(loss=f"{self.loss:.4f}", lr=f"{self.learning_rate:.2e}")
 
-    def _read_summaries(self, but: int = 0) -> None:
-        """Waits for all steps but the last few, and ends the run at one that was refused."""
-        while len(self._unread) > but:
-            summary = self._unread.pop(0)
-            self.loss, self.gradient_norm, signal = summary.read()
-            self.stop_signal = int(signal)
-            if not (math.isfinite(self.loss) and math.isfinite(self.gradient_norm)):
-                raise InputError(
-                    f"step {summary.step}: loss {self.loss}, gradient norm {self.gradient_norm}; nothing was updated. "
-                    f"{self._describe_rows(gather_object(torch.cat(summary.keys).tolist()))}"
-                )
+    @property
+    def _is_updated(self) -> bool:
+        """True from the last batch of a step on, False before it under gradient accumulation."""
+        return len(self._losses) == self.options.gradient_accumulation_steps
 
-    def _rows_here(self) -> str:
-        return self._describe_rows([key for keys in self._keys for key in keys.tolist()])
-
-    def _describe_rows(self, seen: list[list[int]]) -> str:
-        if not seen:  # before the first step
+    def _hint(self, keys: list[list[int]]) -> str:
+        """Name the rows (epoch, row) of a step that failed, and what to try."""
+        if not keys:  # before the first step
             return ""
-        rows = ", ".join(self.data.train.where(row) for _, row in itertools.islice(seen, 16))
+        rows = ", ".join(self.data.train.where(row) for _, row in itertools.islice(keys, 16))
         return (
-            f"The step held {len(seen)} rows: {rows}{', ...' if len(seen) > 16 else ''}. Try a lower --learning_rate, "
+            f"The step held {len(keys)} rows: {rows}{', ...' if len(keys) > 16 else ''}. Try a lower --learning_rate, "
             "--max_grad_norm 1 or --mixed_precision no"
         )
 
     @property
     def finished(self) -> bool:
-        return self.step >= self.length.total_steps
+        return self.global_step >= self.length.total_steps
 
     def is_log_due(self) -> bool:
-        return self.step == 1 or self.step % self.options.logging_steps == 0 or self.finished
+        """Return True at the first step, every --logging_steps, and at the last."""
+        step = self.global_step
+        return self._is_updated and (step == 1 or step % self.options.logging_steps == 0 or self.finished)
 
     def is_due(self, epochs: float) -> bool:
-        """Whether a stretch of so many epochs, or the run, ended with this step."""
-        return self.length.completes(epochs, self.step)
+        """Return True if this step completes another `epochs` epochs, or the run."""
+        return self._is_updated and self.length.completes(epochs, self.global_step)
 
     def log_training(self, **values: float) -> None:
-        self._read_summaries()
+        """Log loss, gradient norm, learning rate, speed and `values` of this step."""
         values = {
             "loss": self.loss, "gradient_norm": self.gradient_norm, "learning_rate": self.learning_rate,
-            "clouds_per_second": self.log.clouds_per_second(self.step), **values,
+            "clouds_per_second": self.log.clouds_per_second(self.global_step), **values,
         }  # fmt: skip
-        self.log.write(self.step, {f"train/{name}": value for name, value in values.items()})
+        self.log.write(self.global_step, {f"train/{name}": value for name, value in values.items()})
 
     def validation_batches(self, point_set: PointSet | None = None) -> Iterator[dict[str, Tensor]]:
-        """This process' rows of the validation set, or of another. Judged is what would be saved, so the batch
-        statistics of the first process hold for all."""
+        """Yield this process' validation rows, or those of another set, for the weights that would be saved: all
+        processes use the batch statistics of the first."""
         if self.accelerator.num_processes > 1:
             for buffer in self.weights.buffers():
                 broadcast(buffer)
         torch.manual_seed(self.options.seed)  # noisy codes are the same each time
-        return validation_batches(
-            self.data.validation if point_set is None else point_set, self.options.per_device_eval_batch_size,
-            self.sampling, self.device, self.accelerator.process_index, self.accelerator.num_processes,
-        )  # fmt: skip
-
-    def sample_clouds(self, count: int) -> dict[str, Tensor]:
-        """The first validation rows, for pictures."""
-        rows = range(min(count, len(self.data.validation)))
-        return next(validation_batches(self.data.validation.select(rows), count, self.sampling, self.device))
+        return self.data.validation_batches(point_set)
 
     def log_validation(
         self, group: str, metrics: dict[str, float], best_by: str | None = None, highest: bool = False
     ) -> None:
-        """Logs figures of this step; keeps the weights if they are the best by the figure `best_by`, the lowest or
-        the highest; of equal ones the first."""
-        self._read_summaries()
-        self.log.write(self.step, {f"{group}/{name}": value for name, value in metrics.items()})
+        """Log `metrics`; save the weights if they are the best so far by the metric `best_by` (lowest or highest)."""
+        self.log.write(self.global_step, {f"{group}/{name}": value for name, value in metrics.items()})
         sign = -1 if highest else 1
-        if best_by and self.step and sign * metrics[best_by] < sign * self.best.get(best_by, sign * math.inf):
-            self.best = metrics | {"step": self.step}
-            on_main_process(self.accelerator, lambda: save_weights(self.folder / "best", self.weights))
+        if best_by and self.global_step and sign * metrics[best_by] < sign * self.best.get(best_by, sign * math.inf):
+            self.best = metrics | {"step": self.global_step}
+            on_main_process(self.accelerator, lambda: checkpoints.save_weights(self.folder / "best", self.weights))
 
-    def save_or_stop(self) -> None:
-        """A checkpoint where one is due, and at the end; after a signal a checkpoint and no more steps."""
+    def _save_or_stop(self) -> None:
+        """Save a checkpoint where one is due, at the end and after a signal, which stops the run."""
         every = self.options.checkpointing_steps
-        due = self.is_due(1) if every == "epoch" else self.step % int(every) == 0
-        if due or self.finished or self.stop_signal:
-            self._read_summaries()
-        if self.stop_signal:
-            self.signals.handled()
-        if due or self.finished or self.stop_signal:
-            self.save()
-        if self.stop_signal:
+        due = self.is_due(1) if every == "epoch" else self.global_step % int(every) == 0
+        if due or self.finished or self.stop_number:
+            on_main_process(self.accelerator, self._save)
+        if self.stop_number:
             self.log.close()
-            raise Stopped(self.stop_signal)
+            raise Stopped(self.stop_number)
 
-    def save(self) -> None:
-        state = {"step": self.step, "best": self.best, "run": self.description}
+    def _save(self) -> None:
+        state = {"step": self.global_step, "best": self.best, "run": self.description}
         extra = {} if self.average is None else {"ema": self.average}
+        for name, value in self.weights.state_dict().items():  # a finite update can overflow weights or statistics
+            if value.is_floating_point() and not value.isfinite().all():
+                rows = [key for keys in self._keys for key in keys.tolist()]
+                raise FloatingPointError(
+                    f"step {self.global_step - 1}: {name} is no longer finite; nothing was saved. {self._hint(rows)}"
+                )
 
         def write(path: Path) -> None:
-            self._check_weights()
             checkpoints.write_training_state(path, self.weights, self.optimizer, state, extra)
 
         limit = self.options.checkpoints_total_limit
-        on_main_process(
-            self.accelerator,
-            lambda: str(checkpoints.write_checkpoint(self.checkpoint_folder, self.step, write, limit)),
-        )
+        checkpoints.write_checkpoint(self.checkpoint_folder, self.global_step, write, limit)
 
-    def _check_weights(self) -> None:
-        """A finite update can overflow weights, and a finite loss their batch statistics."""
-        for name, value in self.weights.state_dict().items():
-            if value.is_floating_point() and not value.isfinite().all():
-                raise FloatingPointError(
-                    f"step {self.step - 1}: {name} is no longer finite; nothing was saved. {self._rows_here()}"
-                )
+    def load_final_weights(self) -> None:
+        """Load the weights that --final_weights names into the model."""
+        if self.options.final_weights == "best" and self.best:
+            load_model(self.weights, str(self.folder / "best" / "model.safetensors"))
+        elif self.options.final_weights == "ema":
+            self.weights.load_state_dict(self.average, strict=False)

@@ -1,4 +1,4 @@
-"""Scenes with boxes: checked before training, moved together with their boxes, and judged by what is found in them."""
+"""Scenes with boxes for `detect.py`: checks before training, augmentation, and predictions."""
 
 import hashlib
 import math
@@ -16,14 +16,14 @@ from modeling_act.box_ops import axis_aligned
 from modeling_act.errors import InputError
 
 AUGMENTATIONS = ("flip", "turn", "quarter_turn", "scale")
-MOST_TURN = math.radians(5)  # VoteNet's, and 3DETR's, for ScanNet
+MAX_TURN = math.radians(5)  # VoteNet's, and 3DETR's, for ScanNet
 SCALES = (0.9, 1.1)
 FLIP, TURN, QUARTER_TURN, RESIZE = range(100, 104)  # streams of random numbers, beside those of `keyed_random`
 ROWS_AT_A_TIME = 256
 
 
 def check_boxes(*point_sets: PointSet) -> str:
-    """A digest of all boxes; each must have a label, be finite and of no negative size."""
+    """Check that each box has a label, is finite and has no negative size; return a digest of all boxes."""
     digest = hashlib.blake2b(digest_size=8)
     for point_set in point_sets:
         if "boxes" not in point_set.columns:
@@ -46,18 +46,18 @@ def check_boxes(*point_sets: PointSet) -> str:
 
 
 def augment_scenes(batch: dict[str, Tensor], seed: int, augmentation: list[str]) -> dict[str, Tensor]:
-    """A batch whose scenes were changed with their boxes. `flip`: x and y, each or not; `turn`: by up to 5 degrees
-    about z; `quarter_turn`: by any number of right angles; `scale`: by U[0.9, 1.1]."""
+    """Augment scenes together with their boxes. `flip`: x and y, each or not; `turn`: by up to 5 degrees about z;
+    `quarter_turn`: by any number of right angles; `scale`: by U[0.9, 1.1]."""
     points, boxes, keys = batch["points"], batch["boxes"], batch["keys"]
     for name in augmentation:
         if name == "flip":
             signs = torch.where(keyed_uniform(keys, 2, seed, FLIP) < 0.5, -1.0, 1.0)  # (batch, 2)
             points, boxes = flip(points, boxes, signs)
         elif name == "turn":
-            points, boxes = turn(points, boxes, keyed_uniform(keys, 1, seed, TURN, -MOST_TURN, MOST_TURN))
+            points, boxes = rotate(points, boxes, keyed_uniform(keys, 1, seed, TURN, -MAX_TURN, MAX_TURN))
         elif name == "quarter_turn":
             quarters = keyed_uniform(keys, 1, seed, QUARTER_TURN, 0, 4).floor()
-            points, boxes = turn(points, boxes, quarters * (math.pi / 2))
+            points, boxes = rotate(points, boxes, quarters * (math.pi / 2))
         elif name == "scale":
             factor = keyed_uniform(keys, 1, seed, RESIZE, *SCALES).unsqueeze(2)
             points, boxes = points * factor, torch.cat([boxes[..., :6] * factor, boxes[..., 6:]], dim=-1)
@@ -67,27 +67,27 @@ def augment_scenes(batch: dict[str, Tensor], seed: int, augmentation: list[str])
 
 
 def flip(points: Tensor, boxes: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
-    """Points (batch, points, 3) and boxes (batch, boxes, 7) with x and y times signs (batch, 2)."""
+    """Multiply x and y of points (batch, points, 3) and boxes (batch, boxes, 7) by signs (batch, 2)."""
     factors = torch.cat([signs, torch.ones_like(signs[:, :1])], dim=1).unsqueeze(1)
     angles = boxes[..., 6] * signs.prod(1, keepdim=True) + torch.where(signs[:, :1] < 0, math.pi, 0.0)
     return points * factors, torch.cat([boxes[..., :3] * factors, boxes[..., 3:6], angles.unsqueeze(2)], dim=-1)
 
 
-def turn(points: Tensor, boxes: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
-    """Points (batch, points, 3) and boxes (batch, boxes, 7) turned about the z axis by angles (batch, 1)."""
+def rotate(points: Tensor, boxes: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotate points (batch, points, 3) and boxes (batch, boxes, 7) about the z axis by angles (batch, 1)."""
     cosine, sine = angles.cos(), angles.sin()
 
-    def turned(places: Tensor) -> Tensor:
-        x, y, z = places.unbind(-1)
+    def rotated(positions: Tensor) -> Tensor:
+        x, y, z = positions.unbind(-1)
         return torch.stack([cosine * x - sine * y, sine * x + cosine * y, z], dim=-1)
 
-    return turned(points), torch.cat(
-        [turned(boxes[..., :3]), boxes[..., 3:6], (boxes[..., 6] + angles).unsqueeze(2)], dim=-1
+    return rotated(points), torch.cat(
+        [rotated(boxes[..., :3]), boxes[..., 3:6], (boxes[..., 6] + angles).unsqueeze(2)], dim=-1
     )
 
 
 def boxes_to_learn(batch: dict[str, Tensor], model: ACTStudentForObjectDetection) -> Tensor:
-    """The boxes of a batch; of a model that cannot turn boxes, the axis-aligned ones around them."""
+    """Boxes of a batch, or the axis-aligned ones around them for a model without angles."""
     return axis_aligned(batch["boxes"]) if model.config.num_angle_bins == 1 else batch["boxes"]
 
 
@@ -95,7 +95,7 @@ def boxes_to_learn(batch: dict[str, Tensor], model: ACTStudentForObjectDetection
 def detect(
     run: TrainingRun, model: ACTStudentForObjectDetection, batch: dict[str, Tensor], every_class: bool
 ) -> list[dict[str, np.ndarray]]:
-    """The scenes of a batch as `detection_metrics` describes them."""
+    """Detect the boxes of a batch, as scenes for `detection_metrics`."""
     training = model.training
     model.eval()
     with run.autocast():
@@ -108,7 +108,7 @@ def detect(
 
 
 def detect_all(run: TrainingRun, model: ACTStudentForObjectDetection, point_set: PointSet) -> list[dict]:
-    """Every scene of a set, in its order, in every process."""
+    """Detect the boxes of every scene of a set, in its order, in every process."""
     scenes = []
     for batch in run.validation_batches(point_set):
         scenes += zip(batch["keys"][:, 1].tolist(), detect(run, model, batch, every_class=True), strict=True)

@@ -1,4 +1,4 @@
-"""Segmentation for its script: categories and their parts, rooms made of blocks, and predictions for every point."""
+"""Segmentation for `segment.py`: categories and their parts, rooms made of blocks, predictions for every point."""
 
 from collections.abc import Iterator
 
@@ -19,7 +19,7 @@ from modeling_act.processing_act import ACTPointCloudProcessor
 
 
 def category_column(point_set: PointSet) -> str:
-    """The column that says what kind of object a cloud is: `category`, or else the label of the cloud."""
+    """Return the column with the object category of a cloud: `category`, or else the label of the cloud."""
     for column in ("category", "label"):
         if column in point_set.columns:
             return column
@@ -31,7 +31,7 @@ def category_column(point_set: PointSet) -> str:
 
 
 def parts_of_categories(point_sets: list[PointSet]) -> tuple[list[str], list[list[int]]]:
-    """The names of the categories, and which part labels the clouds of each hold in any split."""
+    """Return the names of the categories, and the part labels that occur in each of them in any split."""
     column = category_column(point_sets[0])
     names = class_names(column, *point_sets)
     parts = [set() for _ in names]
@@ -49,7 +49,7 @@ def parts_of_categories(point_sets: list[PointSet]) -> tuple[list[str], list[lis
 
 
 def hold_out_scenes(point_set: PointSet, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Whole rooms: blocks of one room are too much alike to be on both sides."""
+    """Hold out whole rooms: blocks of one room are too similar to be on both sides."""
     scenes = np.array([scene for scene, _ in places_of(point_set)])
     rooms = np.unique(scenes)
     if len(rooms) < 2:
@@ -65,7 +65,7 @@ def hold_out_by_category(point_set: PointSet, share: float, seed: int) -> tuple[
 
 
 def places_of(point_set: PointSet) -> list[tuple[str, np.ndarray]]:
-    """The room of each row, and where in it the row's block lies."""
+    """Return the room of each row, and the position of the row's block in it."""
     places = [place_of_block(name) for name in point_set.row_names()]
     if None in places:
         raise InputError(
@@ -76,7 +76,7 @@ def places_of(point_set: PointSet) -> list[tuple[str, np.ndarray]]:
 
 
 def class_weights_of(point_set: PointSet, num_classes: int) -> Tensor:
-    """Of rare classes more: the cube root of how much rarer each is than the most frequent one."""
+    """Weights (num_classes,): the cube root of how much rarer each class is than the most frequent one."""
     counts = np.zeros(num_classes)
     for start in range(0, len(point_set), 256):
         labels, _ = point_set.read(range(start, min(start + 256, len(point_set))))["point_labels"]
@@ -84,8 +84,8 @@ def class_weights_of(point_set: PointSet, num_classes: int) -> Tensor:
     return torch.from_numpy(np.cbrt(counts.max() / counts.clip(1))).float()
 
 
-class Judge:
-    """Adds up predictions of points, over clouds and processes."""
+class SegmentationMetrics:
+    """Confusion matrix and part IoUs, added up over clouds and processes."""
 
     def __init__(self, names: list[str], ignored: list[int], parts: list[list[int]] | None):
         self.names, self.ignored, self.parts = names, ignored, parts
@@ -94,8 +94,8 @@ class Judge:
         self.categories: list[int] = []
 
     def add(self, labels: np.ndarray, logits: Tensor, category: int | None) -> None:
-        """The points of one cloud, labels (points,) and logits (points, classes). Only the parts of its category can
-        be meant. A cloud without a label counts nowhere."""
+        """Add a cloud with labels (points,) and logits (points, classes). Of an object, only the parts of its category
+        are predicted. Clouds without any label do not count."""
         if (labels == IGNORED).all():
             return
         if self.parts is None:
@@ -107,41 +107,48 @@ class Judge:
             self.categories.append(category)
         self.confusion += confusion_matrix(labels, predicted, len(self.names))
 
-    def figures(self) -> tuple[dict[str, float], list[dict]]:
-        """Figures of all processes, and a table of the classes."""
+    def compute(self) -> tuple[dict[str, float], list[dict]]:
+        """Return metrics over all processes, and a table of the classes."""
         parts = gather_object([(self.confusion, self.ious, self.categories)])
         confusion = sum(confusion for confusion, _, _ in parts)
-        found = segmentation_metrics(confusion, self.ignored)
+        metrics = segmentation_metrics(confusion, self.ignored)
         if self.parts is not None:
             ious, categories = (sum((part[place] for part in parts), []) for place in (1, 2))
-            found = part_metrics(np.array(ious), categories) | {"accuracy": found["accuracy"]}
-        return found, iou_table(confusion, self.names, self.ignored)
+            metrics = part_metrics(np.array(ious), categories) | {"accuracy": metrics["accuracy"]}
+        return metrics, iou_table(confusion, self.names, self.ignored)
 
 
-def known_of(batch: dict[str, Tensor], column: str | None) -> dict[str, Tensor]:
-    """What a model is told beside the points; `column` is that of the category."""
+def extra_inputs(batch: dict[str, Tensor], column: str | None) -> dict[str, Tensor]:
+    """Inputs of a model besides the points; `column` is that of the category."""
     return {} if column is None else {"category": batch[column]}
 
 
 @torch.no_grad()
-def judge_samples(run: TrainingRun, model: torch.nn.Module, judge: Judge, column: str | None, point_set=None) -> None:
-    """One sample of each cloud, as in training."""
+def evaluate_samples(
+    run: TrainingRun, model: torch.nn.Module, metrics: SegmentationMetrics, column: str | None, point_set=None
+) -> None:
+    """Evaluate one sample of each cloud, as in training."""
     model.eval()
     for batch in run.validation_batches(point_set):
         with run.autocast():
-            logits = model(batch["points"], **known_of(batch, column)).logits.float().cpu()
+            logits = model(batch["points"], **extra_inputs(batch, column)).logits.float().cpu()
         kinds = batch[column].tolist() if column else [None] * len(logits)
         for labels, row, kind in zip(batch["point_labels"].cpu().numpy(), logits, kinds, strict=True):
-            judge.add(labels, row, kind)
+            metrics.add(labels, row, kind)
     model.train()
 
 
-def judge_all_points(
-    run: TrainingRun, model: torch.nn.Module, judge: Judge, column: str | None, votes: int, stride: float | None
+def evaluate_all_points(
+    run: TrainingRun,
+    model: torch.nn.Module,
+    metrics: SegmentationMetrics,
+    column: str | None,
+    votes: int,
+    stride: float | None,
 ) -> None:
-    """Every point of the test split, as often as there are votes; with a stride, of rooms put together again."""
-    point_set, accelerator = run.data.test, run.accelerator
-    processor = ACTPointCloudProcessor(run.sampling.num_points, run.sampling.method, run.sampling.normalize)
+    """Evaluate every point of the test split, `votes` times; with a `stride`, of rooms put together from blocks."""
+    point_set, accelerator, sampling = run.data.test, run.accelerator, run.data.sampling
+    processor = ACTPointCloudProcessor(sampling.num_points, sampling.method, sampling.normalize)
     options = {"processor": processor, "votes": votes, "batch_size": run.options.per_device_eval_batch_size}
     whole = rooms_of(point_set) if stride else clouds_of(point_set, column)
     for number, (points, labels, kind) in enumerate(whole):
@@ -152,11 +159,11 @@ def judge_all_points(
                 logits = predict_scene(model, points, stride=stride, seed=run.options.seed, **options)
             else:
                 logits = predict_points(model, points, category=kind, seed=run.options.seed, **options)
-        judge.add(labels, logits, kind)
+        metrics.add(labels, logits, kind)
 
 
 def clouds_of(point_set: PointSet, column: str | None) -> Iterator[tuple[Tensor, np.ndarray, int | None]]:
-    """Points (points, 3), labels (points,) and category of each row."""
+    """Yield points (points, 3), labels (points,) and category of each row."""
     for row in range(len(point_set)):
         columns = point_set.read([row])
         kind = None if column is None else int(columns[column][0])
@@ -164,7 +171,7 @@ def clouds_of(point_set: PointSet, column: str | None) -> Iterator[tuple[Tensor,
 
 
 def rooms_of(point_set: PointSet) -> Iterator[tuple[Tensor, np.ndarray, None]]:
-    """The same of each room, its blocks put where they were."""
+    """Yield the same for each room, with its blocks where they were."""
     places = places_of(point_set)
     rows_of: dict[str, list[int]] = {}
     for row, (room, _) in enumerate(places):

@@ -1,10 +1,11 @@
-"""What every transfer script shares: flags, a head on a student, runs of several seeds, the folder that is left."""
+"""Flags of the transfer scripts, heads on a student, runs of several seeds and their summary."""
 
 import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from accelerate import PartialState
 from torch import nn
@@ -12,9 +13,10 @@ from transformers import PreTrainedModel
 
 from act_training.measure.metrics import mean_and_std
 from act_training.report.html import write_report
-from act_training.run.arguments import TrainingArguments, check_disjoint
-from act_training.run.files import write_text
+from act_training.run.arguments import ACTTrainingArguments, check_disjoint
+from act_training.run.checkpoints import write_text
 from act_training.run.process import describe_versions
+from act_training.run.training_run import TrainingRun
 from modeling_act import ACTStudentConfig
 from modeling_act.errors import InputError
 
@@ -26,26 +28,25 @@ ENCODER_FIELDS = (
 
 
 @dataclass
-class TransferArguments(TrainingArguments):
-    """What a transfer script takes beside the flags of all; the defaults are the paper's."""
+class TransferArguments(ACTTrainingArguments):
+    """Flags of every transfer script; the defaults are the paper's."""
 
     student: str | None = field(
-        default=None, metadata={"help": "folder or Hub id of a pretrained student; none: from scratch"}
+        default=None, metadata={"help": "folder or Hub id of a pretrained student; default: from scratch"}
     )
     test_split: str | None = field(default="test", metadata={"help": "split to read once, at the end; none: no test"})
     seeds: list[int] = field(
-        default_factory=list, metadata={"help": "a run of each in OUTPUT_DIR/seed-N, and mean and deviation of all"}
+        default_factory=list,
+        metadata={"help": "a run of each in OUTPUT_DIR/seed-N, and mean and standard deviation of all"},
     )
     per_device_train_batch_size: int = 32
     weight_decay: float = 0.05
     max_grad_norm: float | None = field(default=10.0, metadata={"help": "clip the gradient's norm to this"})
-    final_weights: str = field(
-        default="best", metadata={"help": "what output_dir holds: best in validation, last or ema"}
-    )
+    final_weights: Literal["last", "best", "ema"] = field(default="best", metadata={"help": "weights of the result"})
 
-    def check(self) -> None:
+    def __post_init__(self):
         self.test_split, self.validation_split = self.test_split or None, self.validation_split or None
-        super().check()
+        super().__post_init__()
         splits = {"--train_split": self.train_split, "--validation_split": self.validation_split}
         check_disjoint(splits | {"--test_split": self.test_split})
         if self.validation_split is None and self.validation_share < 0.1:
@@ -58,16 +59,13 @@ class TransferArguments(TrainingArguments):
             raise InputError("--push_to_hub uploads one model: choose a --seed instead of --seeds")
 
 
-# Models --------------------------------------------------------------------------------------------------------------
-
-
 def make_model(
     kind: type[PreTrainedModel], options: TransferArguments, fields: dict, names: list[str], **settings
 ) -> PreTrainedModel:
-    """A head of this kind on the student that `options` name, or on one from scratch.
+    """Make a head of this kind on the student that `options` name, or on one from scratch.
 
-    `fields` are those of --model, `settings` what the script decides by itself, `names` those of the classes. A
-    student that already has such a head for as many classes keeps it.
+    `fields` come from --model, `settings` from the script, `names` from the classes. A student that already has such a
+    head for as many classes keeps it.
     """
     if clash := sorted(fields.keys() & (settings.keys() | {"num_labels", "id2label", "label2id"})):
         raise InputError(f"--model: {', '.join(clash)} follows from the set and the other flags")
@@ -86,19 +84,16 @@ def make_model(
         )
     except (ValueError, OSError, RuntimeError) as error:
         raise InputError(f"--student {name}: {' '.join(str(error).split())}") from error
-    of_no_use = {"student.cls_token", "student.cls_position"} if model.student.cls_token is None else set()
-    problems = [
-        f"{what}: {', '.join(keys[:3])}"
-        for what, found in loading.items()
-        if (keys := sorted(key for key in map(_key, found) if key.startswith("student.") and key not in of_no_use))
-    ]
-    if problems:
-        raise InputError(f"--student {name} is no complete ACTStudent ({'; '.join(problems)})")
+    unused = {"student.cls_token", "student.cls_position"} if model.student.cls_token is None else set()
+    for problem, entries in loading.items():
+        keys = {entry[0] if isinstance(entry, tuple) else str(entry) for entry in entries}  # mismatches have shapes
+        if keys := sorted(key for key in keys - unused if key.startswith("student.")):
+            raise InputError(f"--student {name} is no complete ACTStudent ({problem}: {', '.join(keys[:3])})")
     return model
 
 
 def read_config(options: TransferArguments, fields: dict) -> ACTStudentConfig:
-    """The configuration of --student, or of one from scratch, with these fields."""
+    """Read the configuration of --student, or make one from scratch, with these fields."""
     name = options.student
     if name is None:
         try:
@@ -126,36 +121,33 @@ def read_config(options: TransferArguments, fields: dict) -> ACTStudentConfig:
     return config
 
 
-def fewest_points(config: ACTStudentConfig) -> int:
-    """What a cloud must have for the groups of a model."""
+def required_points(config: ACTStudentConfig) -> int:
+    """Number of points that a cloud must have for the groups of a model."""
     return max(config.num_groups, config.group_size)
 
 
-def _key(entry) -> str:
-    """A key of loading's report; of mismatches it comes with the two shapes."""
-    return entry[0] if isinstance(entry, tuple) else str(entry)
+def describe_student(options: TransferArguments) -> str:
+    """Start of a sentence for the card: which student the model began from."""
+    return f"An ACT student from `{options.student}`" if options.student else "A 3D Transformer from scratch"
 
 
-def kept_figures(run, metrics: dict[str, float]) -> dict[str, float]:
-    """The validation figures of the weights that a run leaves, given those of the last ones."""
+def final_metrics(run: TrainingRun, metrics: dict[str, float]) -> dict[str, float]:
+    """Validation metrics of the weights that a run keeps, where `metrics` are those of the last ones."""
     if run.options.final_weights != "best" or not run.best:
         return metrics
     return {name: value for name, value in run.best.items() if name != "step"}
 
 
 def set_training(model: nn.Module) -> None:
-    """Training mode, without dropout, drop path and new batch statistics in parts that are frozen whole."""
+    """Set training mode, without dropout, drop path and new batch statistics in parts that are frozen entirely."""
     model.train()
     for child in model.children():
         if parameters := list(child.parameters()):
             child.train(any(parameter.requires_grad for parameter in parameters))
 
 
-# Several seeds -------------------------------------------------------------------------------------------------------
-
-
 def run_seeds(options: TransferArguments, train: Callable[[TransferArguments], dict[str, float]], title: str) -> None:
-    """`train` once, or once for each of --seeds in a folder of its own, with a summary beside these."""
+    """Train once, or once for each of --seeds in a folder of its own, with a summary beside them."""
     if not options.seeds:
         train(options)
         return
@@ -169,16 +161,13 @@ def run_seeds(options: TransferArguments, train: Callable[[TransferArguments], d
 
 
 def write_summary(folder: Path, title: str, runs: list[dict], about: dict, tables: dict[str, list[dict]]) -> None:
-    """metrics.json and report.html of several runs: mean and sample deviation of each figure."""
+    """Write metrics.json and report.html of several runs: mean and sample standard deviation of each metric."""
     summary = mean_and_std(runs)
     write_text(
         folder / "metrics.json", json.dumps(about | {"metrics": summary, "versions": describe_versions()}, indent=1)
     )
-    shown = {name: describe(figure) for name, figure in summary.items()}
-    write_report(folder / "report.html", title, shown, [], [], tables, recipe=about)
-    print("  ".join(f"{name} {text}" for name, text in shown.items()))
-
-
-def describe(figure: dict) -> str:
-    deviation = "" if figure["std"] is None else f" +- {figure['std']:.4g}"
-    return f"{figure['mean']:.4g}{deviation}"
+    texts = {}
+    for name, metric in summary.items():
+        texts[name] = f"{metric['mean']:.4g}" + ("" if metric["std"] is None else f" +- {metric['std']:.4g}")
+    write_report(folder / "report.html", title, texts, [], [], tables, recipe=about)
+    print("  ".join(f"{name} {text}" for name, text in texts.items()))

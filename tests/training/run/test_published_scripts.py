@@ -141,3 +141,28 @@ def test_every_model_comes_back_without_the_package_and_without_the_hub(publishe
             )
             assert loaded and all(torch.equal(loaded[key], expected[key]) for key in expected)
             (folder / f"{name}.safetensors").unlink()
+
+
+# A set as prepare_data.py uploads it, opened whole and as a stream.
+SETS = """
+import sys
+sys.path.insert(0, "training")
+import numpy as np
+from act_training.data.point_sets import open_point_set
+from datasets import Dataset, DatasetDict
+
+points = np.random.default_rng(0).normal(size=(8, 64, 3)).astype("f4")
+rows = {"points": points.tolist(), "label": [0] * 8}
+DatasetDict({"train": Dataset.from_dict(rows), "test": Dataset.from_dict(rows)}).push_to_hub("org/set", private=True)
+whole = open_point_set("org/set", "test", None)
+stream = open_point_set("org/set", "train", None, True, 8)
+print(len(whole), len(stream))
+"""
+
+
+@pytest.mark.slow
+def test_a_set_on_the_hub_opens_whole_and_streamed(run_python, tmp_path):
+    with LoopbackHub() as hub:
+        process = run_python("-c", SETS, environment=hub.environment | {"HF_HOME": str(tmp_path)})
+        assert process.stdout.split()[-2:] == ["8", "8"]
+        assert set(hub.files("datasets/org/set")) > {"README.md", "data/test-00000-of-00001.parquet"}

@@ -9,7 +9,7 @@ import torch
 from act_training.data.point_sets import open_point_set
 from act_training.data.schema import build_dataset
 from act_training.measure.metrics import confusion_matrix, part_ious, segmentation_metrics
-from act_training.tasks.segmentation import Judge, class_weights_of, hold_out_scenes, rooms_of
+from act_training.tasks.segmentation import SegmentationMetrics, class_weights_of, hold_out_scenes, rooms_of
 from datasets import DatasetDict
 
 from modeling_act import (
@@ -127,10 +127,10 @@ def test_validation_holds_out_whole_rooms(rooms):
 
 
 def test_what_has_no_label_counts_nowhere():
-    judge = Judge(["a", "b"], [], [[0, 1], []])
-    judge.add(np.array([0, 1, 1]), torch.tensor([[1.0, 0], [1, 0], [0, 1]]), 0)
-    judge.add(np.full(3, -100), torch.zeros(3, 2), 1)  # of a category without parts
-    found, _ = judge.figures()
+    metrics = SegmentationMetrics(["a", "b"], [], [[0, 1], []])
+    metrics.add(np.array([0, 1, 1]), torch.tensor([[1.0, 0], [1, 0], [0, 1]]), 0)
+    metrics.add(np.full(3, -100), torch.zeros(3, 2), 1)  # of a category without parts
+    found, _ = metrics.compute()
     assert found["instance_miou"] == found["class_miou"] == 0.5
     nothing = prediction_loss(torch.randn(2, 3, 4, requires_grad=True), torch.full((2, 3), -100))
     assert nothing.item() == 0
@@ -203,14 +203,14 @@ def test_memory_does_not_grow_with_a_scene():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--dataset_name", "{inputs}/clouds.npz", "--test_split="), "has no point_labels, which are to be learned"),
+        (("--dataset_name", "{inputs}/clouds.npz", "--test_split="), "has no column point_labels to learn"),
         (("--dataset_name", "{inputs}/no_category.npz"), "has no category, which .*--task points"),
         (("--dataset_name", "{inputs}/wrong.npz"), "row 4 of .*point_labels -3 where 0 to 5 were expected"),
         (("--task", "scenes"), "--task scenes needs --normalize false"),
         (("--task", "scenes", "--normalize", "false"), "has no column name"),
         (("--ignored", "0"), "--ignored goes with --task points and scenes"),
         (("--task", "points", "--ignored", "stock"), "--ignored stock: the classes are 0, 1, 2, 3, 4, 5"),
-        (("--task", "rooms"), "--task must be one of parts, points, scenes, got 'rooms'"),
+        (("--task", "rooms"), "argument --task: invalid choice: 'rooms'"),
         (("--student", "{inputs}/student", "--model", "{{num_hidden_layers: 5}}"), "num_hidden_layers .* 2, got 5"),
         (("--num_points", "7"), "--num_points 7 is fewer than the 8 that the groups need"),
         (("--student", "{inputs}/student", "--model", "{{segmentation_layers: [1, 9]}}"), "segmentation_layers"),

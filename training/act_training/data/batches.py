@@ -4,6 +4,7 @@ Epochs are joined end to end: every row comes exactly once an epoch over all pro
 rows of one epoch and the first of the next.
 """
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -139,6 +140,12 @@ def pad_rows(values: np.ndarray, lengths: np.ndarray, padding: float = 0) -> Ten
     return torch.from_numpy(padded)
 
 
+def _ignore_stop_signals(worker: int) -> None:
+    """Let a worker outlive SIGTERM and SIGINT, which schedulers send to whole process groups."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _as_read(batch: dict[str, Tensor] | InputError) -> dict[str, Tensor] | InputError:
     return batch
 
@@ -153,6 +160,7 @@ def iterate_batches(point_set, rows, start: int, stop: int, num_workers: int, pi
         num_workers=min(num_workers, 1) if isinstance(rows, StreamedRows) else num_workers,
         pin_memory=pin_memory,
         generator=torch.Generator(),
+        worker_init_fn=_ignore_stop_signals,
     )
     for batch in loader:
         if isinstance(batch, InputError):

@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -170,8 +169,10 @@ def read_recipe(path: Path) -> list[str]:
     for name, value in recipe.items():
         if isinstance(value, list):
             flags += [f"--{name}", *map(str, value)]
+        elif isinstance(value, dict):
+            flags.append(f"--{name}={yaml.safe_dump(value, default_flow_style=True)}")
         elif value is not None:
-            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+            flags.append(f"--{name}={value}")
     return flags
 
 

@@ -1,0 +1,61 @@
+"""Folder of a finished run; run/test_finished_runs.py has whole runs."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from act_training.data.keyed_random import Sampling
+from act_training.report.run_folder import finish_run
+from act_training.run.arguments import ACTTrainingArguments
+from act_training.run.checkpoints import save_weights
+from act_training.run.log import RunLog
+from act_training.run.optimization import RunLength
+from act_training.run.training_run import TrainingRun
+from safetensors.torch import load_file
+
+from modeling_act import ACTPointCloudProcessor
+from small_models import small_models
+
+ONE_PROCESS = SimpleNamespace(is_main_process=True, log=lambda values, step: None, trackers=[])
+LENGTH = RunLength(num_rows=40, global_batch_size=4, num_train_epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "best", "added", "said"),
+    [
+        ("last", {"loss": 0.25, "step": 3}, 0.0, "after the last step."),
+        ("best", {"loss": 0.25, "step": 3}, 1.0, "that did best in validation, after step 3."),
+        ("best", {}, 0.0, "after the last step."),
+        ("ema", {"loss": 0.25, "step": 3}, 2.0, "after the last step, not of their average, which this model holds."),
+    ],
+)
+def test_final_weights_are_the_ones_asked_for(tmp_path, kind, best, added, said):
+    model_class, config, _ = small_models()["pretraining"]
+    model = model_class(config)
+    last = {name: value.clone() for name, value in model.state_dict().items()}
+    floats = [name for name, value in last.items() if value.is_floating_point()]
+    moved = {by: last | {name: last[name] + by for name in floats} for by in (1, 2)}
+    save_weights(tmp_path / "best", model, moved[1])
+    options = ACTTrainingArguments(
+        dataset_name="everyday_shapes", output_dir=str(tmp_path), final_weights=kind, ema_decay=0.9
+    )
+    run = SimpleNamespace(
+        options=options, folder=tmp_path, accelerator=ONE_PROCESS, weights=model, average=moved[2], best=best,
+        global_step=10,
+        log=RunLog(options, ONE_PROCESS, LENGTH, start=0), length=LENGTH,
+        data=SimpleNamespace(sampling=Sampling(64, normalize=False)),
+    )  # fmt: skip
+    TrainingRun.load_final_weights(run)  # as a script does that then reads the test split
+    tested = model.state_dict()
+    finish_run(run, "Title", "Text.", "usage", {"loss": 0.5}, [{"input": torch.rand(8, 3)}], test={"accuracy": 0.125})
+    written = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(written[name], last[name] + added) for name in floats)
+    assert all(torch.equal(written[name], tested[name]) for name in floats)
+    processor = ACTPointCloudProcessor.from_pretrained(tmp_path)
+    assert (processor.num_points, processor.point_sampling, processor.normalize) == (64, "random", False)
+    assert json.loads((tmp_path / "metrics.json").read_text())["test"] == {"accuracy": 0.125}
+    card = (tmp_path / "README.md").read_text()
+    assert "license:" not in card and "No license of the weights was given" in card
+    assert "| accuracy | 0.125 |" in card.split("## Test")[1]
+    assert said in card and f"| loss | {0.25 if 'step 3' in said else 0.5} |" in card

@@ -195,8 +195,10 @@ class _Handler(BaseHTTPRequestHandler):
         if action == "refs":
             return self.answer_references(repository)
         if action == "branch":
-            self.hub.branches[repository][revision] = self.hub.branches[repository]["main"]
-            return self.answer({})
+            branches = self.hub.branches[repository]
+            status = 409 if revision in branches else 200
+            branches.setdefault(revision, branches["main"])
+            return self.answer({}, status)
         if self.hub.place(repository, revision) is None:
             return self.answer({"error": "no such revision"}, 404, {"X-Error-Code": "RevisionNotFound"})
         files, sha = self.hub.files(repository, revision), self.hub.sha(repository, revision)

@@ -18,7 +18,7 @@ import torch
 from loopback_hub import STRANGER, LoopbackHub
 from modeling_act import ACTPointCloudProcessor
 from modeling_act.errors import InputError
-from modeling_act.hub.publishing import collect, publish
+from modeling_act.hub.publishing import publish
 from small_models import small_models
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,8 +100,8 @@ def client(run_python, tmp_path):
 def two_versions(own_hub, folders):
     """The first student on main, tagged v1, and the second on the branch v2."""
     (first, _), (second, _) = folders
-    publish(collect(first, NAME), NAME)
-    publish(collect(second, NAME), NAME, revision="v2")
+    publish(first, NAME)
+    publish(second, NAME, revision="v2")
     own_hub.tags[REPOSITORY]["v1"] = own_hub.branches[REPOSITORY]["main"]
     return own_hub
 
@@ -173,7 +173,7 @@ def test_a_download_that_breaks_off_leaves_nothing_that_loads(
     own_hub, folders, client, part, kind, method, seconds, message
 ):
     (folder, digest), _ = folders
-    publish(collect(folder, NAME), NAME)
+    publish(folder, NAME)
     own_hub.fail(part, kind, method, seconds=seconds)
     steps = [("load", {}), ("cached", {}), ("load", {"offline": True}), ("mend", {}), ("load", {}), ("cached", {})]
     broken, cached, offline, loaded, complete = client(own_hub, steps)
@@ -187,7 +187,7 @@ def test_a_download_that_breaks_off_leaves_nothing_that_loads(
 @pytest.mark.slow
 def test_a_slow_hub_and_one_that_stumbles_once_still_serve(own_hub, folders, client):
     (folder, digest), _ = folders
-    publish(collect(folder, NAME), NAME)
+    publish(folder, NAME)
     own_hub.fail("/resolve/", "slow", times=1000, seconds=0.3)
     own_hub.faults.insert(0, own_hub.faults[0].__class__("model.safetensors", "truncated", "GET", 1, 0))
     assert client(own_hub, [("load", {})])[0]["digest"] == digest
@@ -208,12 +208,12 @@ def test_a_slow_hub_and_one_that_stumbles_once_still_serve(own_hub, folders, cli
 def test_an_upload_that_breaks_off_leaves_no_half_commit(own_hub, folders, part, kind, times):
     (folder, _), _ = folders
     own_hub.fail(part, kind, times=times)
-    with pytest.raises(InputError, match="org/act-vitb did not take it .*; the Hub ") as error:
-        publish(collect(folder, NAME), NAME)
+    with pytest.raises(InputError, match="the upload to org/act-vitb failed .*; the Hub ") as error:
+        publish(folder, NAME)
     assert "\n" not in str(error.value)
     assert len(own_hub.commits[REPOSITORY]) == 1
     own_hub.faults.clear()
-    publish(collect(folder, NAME), NAME)
+    publish(folder, NAME)
     _, commit = own_hub.commits[REPOSITORY]
     assert commit["model.safetensors"] == (folder / "model.safetensors").read_bytes()
 
@@ -221,7 +221,7 @@ def test_an_upload_that_breaks_off_leaves_no_half_commit(own_hub, folders, part,
 def test_an_upload_that_stumbles_once_goes_on(own_hub, folders):
     (folder, _), _ = folders
     own_hub.fail("/large/", "cut", times=1)
-    publish(collect(folder, NAME), NAME)
+    publish(folder, NAME)
     assert len(own_hub.commits[REPOSITORY]) == 2
     assert sum(request.startswith("PUT /large/") for request in own_hub.requests) == 2
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from huggingface_hub import ModelCardData
 from safetensors.torch import load_model
 
 from act_training.data.schema import BLOCK_SIZE
@@ -20,17 +19,9 @@ from act_training.run.files import naming, replace_folder, save_weights, write_t
 from act_training.run.process import describe_versions
 from modeling_act import ACTPointCloudProcessor
 from modeling_act.errors import InputError
-from modeling_act.hub.publishing import (
-    collect,
-    publish,
-    without_local_path,
-    write_eval_results,
-)
+from modeling_act.hub.card import make_card
+from modeling_act.hub.publishing import publish, without_local_paths, write_eval_results
 
-UNKNOWN_LICENSE = (
-    "The code in this folder is Apache-2.0. No licence of the weights was given: it follows from that of the data, of "
-    "a pretrained backbone, and of the model this one began from.\n\n"
-)
 MEASURED = {
     "last": "of the weights after the last step",
     "best": "of the weights that did best in validation, after step {step}",
@@ -65,7 +56,7 @@ def finish_run(
     if not run.accelerator.is_main_process:
         return run.log.close()
     options, recipe = run.options, repeatable(run.options)
-    public = without_local_paths(recipe)
+    public = replace(recipe, **without_local_paths(asdict(recipe)))
     for name, value in asdict(public).items():
         text = text.replace(f"`{getattr(options, name)}`", f"`{value}`")
     # Without a single finite validation there is no best.
@@ -94,12 +85,6 @@ def repeatable(options: TrainingArguments) -> TrainingArguments:
         options, resume_from_checkpoint=None, overwrite_output_dir=False, push_to_hub=False, hub_model_id=None,
         hub_private=False, hub_revision=None,
     )  # fmt: skip
-
-
-def without_local_paths(options: TrainingArguments) -> TrainingArguments:
-    """The options as others may read them: of a file or folder here, only its name."""
-    values = {name: value for name, value in asdict(options).items() if isinstance(value, str)}
-    return replace(options, **{name: without_local_path(value) for name, value in values.items()})
 
 
 def _marked(metrics: dict, test: dict | None) -> dict:
@@ -137,7 +122,7 @@ def _push(folder: Path, options: TrainingArguments) -> str:
     """Publishes a finished folder; returns the commit's address."""
     name = options.hub_model_id
     try:
-        return publish(collect(folder, name), name, options.hub_private, options.hub_revision)
+        return publish(folder, name, options.hub_private, options.hub_revision)
     except InputError as error:
         raise InputError(
             f"{folder} holds the whole finished model, but {error}; the same command with --resume_from_checkpoint "
@@ -161,29 +146,3 @@ def load_final_weights(run) -> None:
         load_model(run.weights, str(run.folder / "best" / "model.safetensors"))
     elif run.options.final_weights == "ema":
         run.weights.load_state_dict(run.average, strict=False)
-
-
-def make_card(
-    title: str,
-    text: str,
-    usage: str,
-    metrics: dict[str, float],
-    measured: str,
-    test: dict[str, float] | None = None,
-    license: str | None = None,
-) -> str:
-    """A model card whose numbers are those of metrics.json, and whose licence is what the user says."""
-    data = ModelCardData(library_name="transformers", license=license, tags=["point-cloud", "act"])
-    terms = "" if license else UNKNOWN_LICENSE
-    tables = f"## Validation\n\nFigures {measured}.\n\n{_table(metrics)}\n"
-    if test:
-        tables += f"## Test\n\nFigures of the weights that this folder holds; read once.\n\n{_table(test)}\n"
-    return (
-        f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{text}\n\n```python\n{usage}\n```\n\n"
-        f"{tables}{terms}`recipe.yaml` repeats the run; `metrics.json` holds the versions it ran with.\n"
-    )
-
-
-def _table(metrics: dict[str, float]) -> str:
-    rows = "".join(f"| {name} | {value:.6g} |\n" for name, value in metrics.items())
-    return f"| measure | value |\n|---|---|\n{rows}"

@@ -12,7 +12,7 @@ from act_training.run.arguments import TrainingArguments
 from act_training.run.files import naming, write_text
 from act_training.run.optimization import RunLength
 from modeling_act.errors import InputError
-from modeling_act.hub.publishing import one_line, prepare_repository
+from modeling_act.hub.publishing import create_repository, one_line
 
 
 def check_tracker(name: str) -> None:
@@ -88,6 +88,6 @@ def check_hub(options: TrainingArguments) -> None:
     if options.hub_model_id.count("/") != 1:
         raise InputError(f"--hub_model_id must be ORGANIZATION/NAME, got {options.hub_model_id!r}")
     try:
-        prepare_repository(options.hub_model_id, options.hub_private, options.hub_revision)
+        create_repository(options.hub_model_id, options.hub_private, options.hub_revision)
     except InputError as error:
         raise InputError(f"--push_to_hub: {error}; or train without it, and publish afterwards") from error

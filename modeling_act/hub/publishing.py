@@ -31,11 +31,8 @@ except ImportError as error:
     raise ImportError("publishing needs PyYAML: pip install pyyaml") from error
 
 # Published beside the weights and the modules that the configurations name. Everything else stays on this machine.
-ALLOWED = (
-    "README.md", "config.json", "preprocessor_config.json", "recipe.yaml", "metrics.json", "report.html",
-    "pictures/*.png", ".eval_results/*.yaml",
-)  # fmt: skip
 SETTINGS = ("config.json", "preprocessor_config.json", "recipe.yaml", "metrics.json")
+ALLOWED = (*SETTINGS, "README.md", "report.html", "pictures/*.png", ".eval_results/*.yaml")
 INDEX = "model.safetensors.index.json"
 MAIN_METRICS = ("instance_miou", "miou", "map_25", "accuracy")  # the first that a run measured is its result
 TOKEN = re.compile(r"(?<![A-Za-z0-9_])hf_[A-Za-z0-9]{20,}")
@@ -152,35 +149,31 @@ def _weights(folder: Path) -> list[Path]:
         paths = [path for path in folder.glob("model-*.safetensors") if path.name in shards] + [folder / INDEX]
         if missing := sorted(shards - {path.name for path in paths}):
             raise InputError(f"{folder} has no {missing[0]}, which {INDEX} names")
-    for path in paths:
-        if path.name != INDEX:
-            try:
-                safe_open(path, framework="np")
-            except (SafetensorError, OSError) as error:
-                raise InputError(f"{path}: no whole file of weights ({one_line(error)})") from error
+    for path in filter(lambda path: path.name != INDEX, paths):
+        try:
+            safe_open(path, framework="np")
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path}: damaged or missing weights ({one_line(error)})") from error
     return paths
 
 
 def _modules(folder: Path) -> set[Path]:
     """List the modules that the configurations name for `trust_remote_code`, and those that they import."""
-    targets = set()
-    for name in ("config.json", "preprocessor_config.json"):
-        if (folder / name).is_file():
-            values = _read(folder / name)
-            targets |= {*values.get("auto_map", {}).values()}
-            targets |= {pipeline["impl"] for pipeline in values.get("custom_pipelines", {}).values()}
-    paths = set()
-    for target in targets:
-        if "--" not in target:  # code in another repository
-            path = folder / Path(target.split(".")[0] + ".py").name
-            try:
-                paths |= {path, *map(Path, get_relative_import_files(path))}
-            except OSError as error:
-                raise InputError(f"{error.filename}: the model needs this module; save the model again") from error
-    return paths
+    targets = []
+    for path in filter(Path.is_file, (folder / "config.json", folder / "preprocessor_config.json")):
+        values = _read(path)
+        targets += values.get("auto_map", {}).values()
+        targets += [pipeline["impl"] for pipeline in values.get("custom_pipelines", {}).values()]
+    # `module.Class` lies in this folder, `ORGANIZATION/NAME--module.Class` in another repository.
+    modules = {folder / f"{Path(target).stem}.py" for target in targets if "--" not in target}
+    try:
+        return modules.union(*(map(Path, get_relative_import_files(path)) for path in modules))
+    except OSError as error:
+        raise InputError(f"{error.filename}: the model needs this module; save the model again") from error
 
 
 def _read(path: Path):
+    """Parse a JSON or YAML file."""
     try:
         text = path.read_text(encoding="utf-8")
         return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
@@ -208,7 +201,7 @@ def _hub_errors(problem: str) -> Iterator[None]:
     except InputError:
         raise
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
-        cause = error.__cause__ or error if isinstance(error, RuntimeError) else error  # of a failed upload
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error  # of a large file
         response = getattr(cause, "response", None)
         failed = isinstance(cause, HTTPError) and (response is None or response.status_code >= 500)
         advice = "; the Hub is out of reach or out of order: check the network and HF_ENDPOINT, or try again later"

@@ -92,8 +92,8 @@ def name_code_elsewhere(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors: no whole file of weights ("),
-        (cut_short, "model.safetensors: no whole file of weights ("),
+        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors: damaged or missing weights ("),
+        (cut_short, "model.safetensors: damaged or missing weights ("),
         (
             lambda folder: (folder / "config.json").unlink(),
             "has no config.json: publish a folder of",
@@ -101,7 +101,7 @@ def name_code_elsewhere(folder):
         (lambda folder: (folder / "README.md").unlink(), "has no README.md: publish a folder of"),
         (lambda folder: (folder / "point_ops.py").unlink(), "point_ops.py: the model needs this module"),
         (lambda folder: (folder / "processing_act.py").unlink(), "processing_act.py: the model needs this module"),
-        (name_code_elsewhere, "the model needs this module"),
+        (name_code_elsewhere, "secret.py: the model needs this module"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json: damaged (Expecting property name"),
         (lambda folder: (folder / "recipe.yaml").write_bytes(b"\xff\xfe"), "recipe.yaml: damaged ("),
     ],

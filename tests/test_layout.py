@@ -272,7 +272,7 @@ CASES = [
     (point_ops_stand_alone, f"{PACKAGE}/point_ops.py", "def f():\n    from .act_layers import Block", 2),
     (point_ops_stand_alone, f"{PACKAGE}/point_ops.py", "from torch import Tensor", None),
     (imports_point_downwards, "training/distill.py", "from tests.test_layout import RULES", 1),
-    (imports_point_downwards, "model_cards/render.py", "import conftest", 1),
+    (imports_point_downwards, "model_cards/publish.py", "import conftest", 1),
     (imports_point_downwards, "training/distill.py", "import benchmarks.speed", 1),
     (imports_point_downwards, MODELING, "from training.data import load", 1),
     (imports_point_downwards, f"{KERNELS}/src/{KERNELS}/ops.py", f"from {PACKAGE} import point_ops", 1),

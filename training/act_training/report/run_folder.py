@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from huggingface_hub import ModelCardData
 from torch import Tensor
 
 from act_training.report.html import write_report
@@ -19,12 +18,9 @@ from act_training.run.process import describe_versions
 from act_training.run.training_run import TrainingRun
 from modeling_act import ACTPointCloudProcessor
 from modeling_act.errors import InputError
-from modeling_act.hub.publishing import collect, publish, without_local_path, write_eval_results
+from modeling_act.hub.card import make_card
+from modeling_act.hub.publishing import publish, without_local_paths, write_eval_results
 
-UNKNOWN_LICENSE = (
-    "The code in this folder is Apache-2.0. No license of the weights was given: it follows from that of the data, of "
-    "a pretrained backbone, and of the model this one began from.\n\n"
-)
 MEASURED = {
     "last": "of the weights after the last step",
     "best": "of the weights that did best in validation, after step {step}",
@@ -65,7 +61,7 @@ def finish_run(
         options, resume_from_checkpoint=None, overwrite_output_dir=False, push_to_hub=False, hub_model_id=None,
         hub_private=False, hub_revision=None,
     )  # fmt: skip
-    public = without_local_paths(recipe)
+    public = replace(recipe, **without_local_paths(asdict(recipe)))
     for name, value in asdict(public).items():
         text = text.replace(f"`{getattr(options, name)}`", f"`{value}`")
     # Without a single finite validation there is no best.
@@ -88,12 +84,6 @@ def finish_run(
     print(json.dumps(metrics | test_metrics))
     where = f"; published as {_push(run.folder, options)}" if options.push_to_hub else ""
     print(f"{run.folder}: model, metrics.json, report.html{where}")
-
-
-def without_local_paths(options: ACTTrainingArguments) -> ACTTrainingArguments:
-    """Replace files and folders of this machine by their names, for readers elsewhere."""
-    values = {name: value for name, value in asdict(options).items() if isinstance(value, str)}
-    return replace(options, **{name: without_local_path(value) for name, value in values.items()})
 
 
 def _fill_folder(
@@ -128,7 +118,7 @@ def _push(folder: Path, options: ACTTrainingArguments) -> str:
     """Publish a finished folder; return the commit's address."""
     name = options.hub_model_id
     try:
-        return publish(collect(folder, name), name, options.hub_private, options.hub_revision)
+        return publish(folder, name, options.hub_private, options.hub_revision)
     except InputError as error:
         raise InputError(
             f"{folder} holds the finished model, but {error}; the same command with --resume_from_checkpoint "
@@ -147,29 +137,3 @@ def make_processor(run: TrainingRun, **settings) -> ACTPointCloudProcessor:
         "unit": options.unit,
     } | settings
     return ACTPointCloudProcessor(**settings)
-
-
-def make_card(
-    title: str,
-    text: str,
-    usage: str,
-    metrics: dict[str, float],
-    measured: str,
-    test: dict[str, float] | None = None,
-    license: str | None = None,
-) -> str:
-    """Make a model card, whose numbers are those of metrics.json and whose license is what the user says."""
-    data = ModelCardData(library_name="transformers", license=license, tags=["point-cloud", "act"])
-    terms = "" if license else UNKNOWN_LICENSE
-    tables = f"## Validation\n\nMetrics {measured}.\n\n{_table(metrics)}\n"
-    if test:
-        tables += f"## Test\n\nMetrics of the weights in this folder, measured once.\n\n{_table(test)}\n"
-    return (
-        f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{text}\n\n```python\n{usage}\n```\n\n"
-        f"{tables}{terms}`recipe.yaml` repeats the run; `metrics.json` holds the versions it ran with.\n"
-    )
-
-
-def _table(metrics: dict[str, float]) -> str:
-    rows = "".join(f"| {name} | {value:.6g} |\n" for name, value in metrics.items())
-    return f"| measure | value |\n|---|---|\n{rows}"

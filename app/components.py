@@ -5,8 +5,7 @@ from html import escape
 
 import gradio as gr
 
-from modeling_act.viewer.page import ShownCloud, pack_clouds
-from modeling_act.viewer.script import VIEWER_SCRIPT, VIEWER_STYLE
+from modeling_act.viewer.page import VIEWER_SCRIPT, VIEWER_STYLE, ViewerCloud, pack_clouds
 
 SHOW = """
 const root = element.querySelector(".act-root");
@@ -106,7 +105,7 @@ def cloud_view(kind: str, **options) -> gr.HTML:
     )
 
 
-def packed(clouds: list[ShownCloud], captions: list[str] | None = None, picked: int | None = None, **options) -> dict:
+def packed(clouds: list[ViewerCloud], captions: list[str] | None = None, picked: int | None = None, **options) -> dict:
     """`captions` stand where a viewer says how many points it shows; `picked` is marked in the first cloud."""
     values = pack_clouds(clouds, **options)
     for value, caption in zip(values, captions or [], strict=False):

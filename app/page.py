@@ -38,7 +38,7 @@ from starlette.middleware import Middleware
 
 from modeling_act.errors import InputError
 from modeling_act.readers.cloud import CLOUD_SUFFIXES
-from modeling_act.viewer.page import ShownCloud
+from modeling_act.viewer.page import ViewerCloud
 
 SAMPLES = sorted((Path(__file__).resolve().parent / "samples").glob("*.ply"))
 FLAGS = {
@@ -287,10 +287,10 @@ def number_of(event: gr.EventData, count: int) -> int | None:
     return index if type(index) is int and 0 <= index < count else None
 
 
-def sample_cards() -> tuple[list[ShownCloud], list[str]]:
+def sample_cards() -> tuple[list[ViewerCloud], list[str]]:
     clouds = [open_cloud(path).points for path in SAMPLES]
     kept = np.random.default_rng(0).permutation(len(clouds[0]))[:1500]
-    return [ShownCloud(points[kept], path.stem) for path, points in zip(SAMPLES, clouds, strict=True)], [""] * len(
+    return [ViewerCloud(points[kept], path.stem) for path, points in zip(SAMPLES, clouds, strict=True)], [""] * len(
         clouds
     )
 

@@ -14,7 +14,7 @@ from modeling_act.hub.load_model import SEGMENTERS, load_model
 from modeling_act.inference import processor_of
 from modeling_act.point_prediction import label_points, number_of_category
 from modeling_act.search.shape_index import ShapeIndex, probe_cloud
-from modeling_act.viewer.page import ShownCloud
+from modeling_act.viewer.page import ViewerCloud
 
 NUM_CLASSES, NUM_HITS = 5, 6
 
@@ -94,9 +94,9 @@ def categories(models: Models) -> list[str]:
     return config.category_names or [str(number) for number in range(config.num_categories)]
 
 
-def color(models: Models, cloud: OpenCloud, coloring: str, picked: int, category: str | None) -> ShownCloud:
+def color(models: Models, cloud: OpenCloud, coloring: str, picked: int, category: str | None) -> ViewerCloud:
     """The cloud in one of `models.colorings`. `picked` is the point that SIMILARITY compares all with."""
-    shown = ShownCloud(cloud.points, cloud.name)
+    shown = ViewerCloud(cloud.points, cloud.name)
     if coloring == PARTS:
         number = number_of_category(models.segmenter, category)
         processor = processor_of(models.segmenter)
@@ -126,7 +126,7 @@ def principal_colors(features: torch.Tensor) -> np.ndarray:
     return np.pad(0.1 + 0.85 * colors, ((0, 0), (0, 3 - colors.shape[1])))
 
 
-def neighbors(models: Models, cloud: OpenCloud) -> list[tuple[str, float, ShownCloud | None]]:
+def neighbors(models: Models, cloud: OpenCloud) -> list[tuple[str, float, ViewerCloud | None]]:
     """Names of the nearest shapes of the index, their cosines, and those shapes where their files are there."""
     vector = models.student.encode(cloud.points, show_progress=False, **given(models.student))
     return [(name, cosine, _shape(models, name)) for name, cosine in models.index.search(vector[None], NUM_HITS)[0]]
@@ -140,7 +140,7 @@ def shape_path(models: Models, name: str) -> Path | None:
     return path if path.is_relative_to(models.shapes) and path.is_file() else None
 
 
-def _shape(models: Models, name: str) -> ShownCloud | None:
+def _shape(models: Models, name: str) -> ViewerCloud | None:
     path = shape_path(models, name)
     if path is None:
         return None
@@ -148,10 +148,10 @@ def _shape(models: Models, name: str) -> ShownCloud | None:
         points = open_cloud(path).points
     except InputError:  # the file has gone bad since; its name is still right
         return None
-    return ShownCloud(points[np.random.default_rng(0).permutation(len(points))[:2048]], path.stem)
+    return ViewerCloud(points[np.random.default_rng(0).permutation(len(points))[:2048]], path.stem)
 
 
-def rebuild(models: Models, cloud: OpenCloud, seed: int) -> list[ShownCloud]:
+def rebuild(models: Models, cloud: OpenCloud, seed: int) -> list[ViewerCloud]:
     """What the teacher makes of the cloud; with a pretraining model what both make of the groups that `seed` leaves
     visible, and those."""
     student = models.pretraining
@@ -160,9 +160,9 @@ def rebuild(models: Models, cloud: OpenCloud, seed: int) -> list[ShownCloud]:
     (made,) = reconstruct(models.teacher, points, student, seed)
     if student is None:
         return [
-            ShownCloud(made["input"].numpy(), "the original"),
-            ShownCloud(made["reconstruction"].numpy(), "rebuilt"),
+            ViewerCloud(made["input"].numpy(), "the original"),
+            ViewerCloud(made["reconstruction"].numpy(), "rebuilt"),
         ]
     share = 1 - int(student.config.mask_ratio * student.config.num_groups) / student.config.num_groups
     names = {"visible": f"{share:.0%} stays visible", "reconstruction": "rebuilt from it", "input": "the original"}
-    return [ShownCloud(made[key].numpy(), name) for key, name in names.items()]
+    return [ViewerCloud(made[key].numpy(), name) for key, name in names.items()]

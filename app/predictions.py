@@ -154,8 +154,8 @@ def rebuild(models: Models, cloud: OpenCloud, seed: int) -> list[ViewerCloud]:
     model = student or models.teacher
     points = processor_of(model)(cloud.points, **up_axis(model))["points"]
     (made,) = reconstruct(models.teacher, points, student, seed)
-    names = {"input": "original", "reconstruction": "reconstruction"}
+    names = {"input": "original", "reconstruction": "rebuilt"}
     if student is not None:
         share = 1 - int(student.config.mask_ratio * student.config.num_groups) / student.config.num_groups
-        names = {"visible": f"{share:.0%} visible", "reconstruction": "reconstruction from it", "input": "original"}
+        names = {"visible": f"{share:.0%} visible", "reconstruction": "rebuilt from it", "input": "original"}
     return [ViewerCloud(made[key].numpy(), name) for key, name in names.items()]

@@ -91,21 +91,12 @@ def value_colors(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _check(cloud: ViewerCloud) -> None:
-    name, count = f"cloud {cloud.name!r}", len(cloud.points)
-    if np.shape(cloud.points) != (count, 3) or not count:
-        raise InputError(f"{name} must have points of shape (n, 3), got {np.shape(cloud.points)}")
-    shapes = {"points": (count, 3), "colors": (count, 3), "labels": (count,), "values": (count,)}
-    columns = [column for column in shapes if getattr(cloud, column) is not None]
-    if len(columns) > 2:
-        raise InputError(
-            f"{name} must be colored by one of colors, labels and values, got {' and '.join(columns[1:])}"
-        )
-    for column in columns:
-        array = np.asarray(getattr(cloud, column))
-        if array.shape != shapes[column]:
-            raise InputError(f"{name} must have {column} of shape {shapes[column]}, got {array.shape}")
-        if not np.isfinite(array).all():
-            raise InputError(f"{name} must have finite {column}")
+    count = len(cloud.points)
+    for column, shape in {"points": (count, 3), "colors": (count, 3), "labels": (count,), "values": (count,)}.items():
+        array = getattr(cloud, column)
+        if array is not None and (np.shape(array) != shape or not count or not np.isfinite(array).all()):
+            name = f"cloud {cloud.name!r}"
+            raise InputError(f"{name} must have finite {column} of shape {shape}, got {np.shape(array)}")
 
 
 def _pack(cloud: ViewerCloud, frame: np.ndarray, label_color: dict[int, np.ndarray], limit: int) -> dict:

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from act_training.report.pictures import curve_svg, finite_points
+from act_training.report.pictures import curve_svg, finite_panels
 from act_training.run.files import write_text
 from act_training.run.process import describe_versions
-from modeling_act.errors import InputError
 from modeling_act.viewer.page import VIEWER_SCRIPT, VIEWER_STYLE, ViewerCloud, pack_clouds
 
 
@@ -41,7 +40,7 @@ def write_report(
         curves=_draw_curves(records),
         clouds=list(filter(None, map(_pack_panels, clouds))),
         tables=tables or {},
-        images={name: _encode_image(Path(image)) for name, image in (images or {}).items()},
+        images={name: base64.b64encode(Path(image).read_bytes()).decode() for name, image in (images or {}).items()},
         recipe=json.dumps({"recipe": recipe or {}, "versions": describe_versions()}, indent=2, default=str),
         style=VIEWER_STYLE,
         script=VIEWER_SCRIPT,
@@ -87,19 +86,9 @@ def _draw_curves(records: list[dict]) -> dict[str, list[dict[str, str]]]:
 
 def _pack_panels(panels: dict[str, np.ndarray]) -> list[dict]:
     """Panels of one cloud for viewer.js, without points that are not finite: a diverged run gets its report, too."""
-    finite = {name: finite_points(name, points) for name, points in panels.items()}
-    clouds = [ViewerCloud(points, name) for name, points in finite.items() if len(points)]
+    clouds = [ViewerCloud(points, name) for name, points in finite_panels(panels).items()]
     packed = pack_clouds(clouds, same_frame=True) if clouds else []
     for cloud in packed:
         if dropped := len(panels[cloud["name"]]) - cloud["total"]:
             cloud["caption"] = f"{cloud['total']:,} points, {dropped:,} not finite"
     return packed
-
-
-def _encode_image(path: Path) -> str:
-    if not path.is_file():
-        raise InputError(f"image {str(path)!r} of a report must be a PNG file, but there is no such file")
-    content = path.read_bytes()
-    if not content.startswith(b"\x89PNG\r\n"):
-        raise InputError(f"image {str(path)!r} of a report must be a PNG file, got one that begins {content[:8]!r}")
-    return "data:image/png;base64," + base64.b64encode(content).decode()

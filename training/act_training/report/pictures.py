@@ -32,12 +32,10 @@ MIN_BOX_SCORE = 0.3
 BOX_EDGES = [(0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7)]
 
 
-def finite_points(name: str, points: np.ndarray) -> np.ndarray:
-    """Return the finite ones of a panel's points (points, 3), as float64."""
-    points = np.asarray(points, dtype=np.float64)
-    if points.ndim != 2 or points.shape[1] != 3:
-        raise InputError(f"panel {name!r} of a cloud must be of shape (points, 3), got {points.shape}")
-    return points[np.isfinite(points).all(axis=1)]
+def finite_panels(panels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the finite points (points, 3) of each panel, without the panels that have none."""
+    finite = {name: points[np.isfinite(points).all(axis=1)] for name, points in panels.items()}
+    return {name: points for name, points in finite.items() if len(points)}
 
 
 def save_cloud_panels(path: str | Path, rows: list[dict[str, np.ndarray]], title: str = "") -> None:
@@ -58,8 +56,7 @@ def save_cloud_panels(path: str | Path, rows: list[dict[str, np.ndarray]], title
         figure.text((column + 0.5) / len(columns), 1 - (header - TITLE_HEIGHT / 2) / height, name, size=12, **text)
     figure.subplots_adjust(left=0, right=1, bottom=0, top=1 - header / height, wspace=0, hspace=0)
     for position, row in enumerate(rows):
-        panels = {name: finite_points(name, points) for name, points in row.items()}
-        panels = {name: points for name, points in panels.items() if len(points)}
+        panels = finite_panels(row)
         if not panels:
             continue
         every = np.concatenate(list(panels.values()))

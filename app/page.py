@@ -257,5 +257,4 @@ def main() -> None:
         ssr_mode=False,
         max_file_size=MAX_BYTES,
         state_session_capacity=200,
-        allowed_paths=[],
     )

@@ -19,7 +19,7 @@ from ..point_prediction import label_points, number_of_category
 from ..processing_act import turn
 from ..readers.cloud import read_cloud
 from ..search.shape_index import ShapeIndex, check_usearch, probe_cloud
-from ..viewer.page import ShownCloud, label_colors, viewer_page
+from ..viewer.page import ViewerCloud, label_colors, viewer_page
 from .tables import list_clouds, open_table, path_below, write_ply
 
 
@@ -208,7 +208,7 @@ def view(options: argparse.Namespace) -> None:
     def use(name: str, path: str) -> None:
         cloud = read_cloud(path, seed=options.seed)
         points = turn(torch.from_numpy(cloud.points), options.up_axis, "y")
-        shown.append(ShownCloud(points.numpy(), name, colors=cloud.colors))
+        shown.append(ViewerCloud(points.numpy(), name, colors=cloud.colors))
 
     one_by_one(list_clouds(options.inputs), options, use)
     names = [cloud.name for cloud in shown[:3]] + ["..."] * (len(shown) > 3)

@@ -17,6 +17,7 @@ from cloud_cases import (
     NORMALS,
     POINTS,
     RANDOM,
+    damage,
     npy_of,
     npz_of,
     pack_lzf,
@@ -245,28 +246,6 @@ def test_truncated_files_are_refused_wherever_they_end(name, write):
             assert "\n" not in str(error)
         else:  # all numbers are there, and only a line's end is missing
             np.testing.assert_allclose(cloud.points, whole, atol=1e-6, err_msg=f"{size} of {len(data)} bytes")
-
-
-def damage(data, draw):
-    """One of the ways in which files break."""
-    data, size = bytearray(data), len(data)
-    start, stop = sorted((draw.randrange(size), draw.randrange(size)))
-    stop = min(stop, start + 300)
-    way = draw.randrange(5)
-    if way == 0:
-        for _ in range(draw.randrange(1, 9)):
-            data[draw.randrange(size)] ^= 1 << draw.randrange(8)
-    elif way == 1:
-        data[start:start] = draw.randbytes(draw.randrange(1, 200))
-    elif way == 2:
-        data[start:start] = data[start:stop] * draw.randrange(1, 4)
-    elif way == 3:
-        del data[start:stop]
-    else:  # a number in a text header
-        numbers = [place for place in range(min(2000, size)) if data[place : place + 1].isdigit()]
-        place = draw.choice(numbers or [0])
-        data[place : place + 1] = draw.choice((b"-1", b"1e30", b"0", b"99999", b"nan"))
-    return bytes(data)
 
 
 @pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.slow)])

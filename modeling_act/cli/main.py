@@ -6,10 +6,8 @@ import sys
 MODEL_HELP, TABLE_HELP = "folder or Hub id", "table to write: .npz, .json or .parquet"
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m modeling_act", description="Models of ACT on your clouds.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
+def make_parents() -> list[argparse.ArgumentParser]:
+    """Flags that several commands share: of clouds, of inference on them, of inference in batches, and of the Hub."""
     clouds = argparse.ArgumentParser(add_help=False)
     clouds.add_argument("inputs", nargs="+", help="files of clouds and meshes, and folders of them")
     clouds.add_argument("--seed", type=int, default=0, help="seed of the points that are sampled")
@@ -27,6 +25,13 @@ def make_parser() -> argparse.ArgumentParser:
 
     revision = argparse.ArgumentParser(add_help=False)
     revision.add_argument("--revision", help="branch, tag or commit on the Hub")
+    return [clouds, inference, batches, revision]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m modeling_act", description="Models of ACT on your clouds.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    clouds, inference, batches, revision = make_parents()
 
     def add(name: str, description: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=description, description=description, parents=parents)

@@ -10,6 +10,12 @@ import numpy as np
 from ..errors import InputError
 from ..readers.cloud import CLOUD_SUFFIXES
 
+try:
+    import pyarrow
+    from pyarrow import parquet
+except ImportError:
+    pyarrow = None
+
 TABLE_SUFFIXES = (".npz", ".json", ".parquet")
 PLY_TYPES = {"<f4": "float", "<f8": "double", "|u1": "uchar", "<i4": "int"}
 
@@ -53,11 +59,8 @@ def check_table(path: str | Path) -> None:
         raise InputError(f"{path}: must end in one of {', '.join(TABLE_SUFFIXES)}")
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"{path}: there is no folder {path.parent} to write to")
-    if path.suffix == ".parquet":
-        try:
-            import pyarrow.parquet  # noqa: F401
-        except ImportError as error:
-            raise InputError("writing parquet needs pyarrow: pip install pyarrow") from error
+    if path.suffix == ".parquet" and pyarrow is None:
+        raise InputError("writing parquet needs pyarrow: pip install pyarrow")
 
 
 def write_table(path: str | Path, columns: dict[str, list | np.ndarray]) -> None:
@@ -74,9 +77,7 @@ def write_table(path: str | Path, columns: dict[str, list | np.ndarray]) -> None
             lines = (json.dumps(dict(zip(columns, row, strict=True))) for row in rows)
             draft.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
         else:
-            from pyarrow import parquet, table
-
-            parquet.write_table(table({name: list(values) for name, values in columns.items()}), draft)
+            parquet.write_table(pyarrow.table({name: list(values) for name, values in columns.items()}), draft)
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)

@@ -1,12 +1,14 @@
-"""State-dict keys of the released checkpoints and where they go in our models; read by `convert_checkpoint.py`."""
+"""State-dict keys of the released checkpoints, and their names in our models. Used by `official_checkpoint`."""
 
 import re
 from collections.abc import Iterable
 
 from torch import Tensor
 
+from ..errors import InputError
+
 State = dict[str, Tensor]
-Rules = list[tuple[str, str]]  # what a key starts with (a regular expression), and what stands there instead
+Rules = list[tuple[str, str]]  # pattern that a key starts with, and its replacement
 
 GROUP_EMBEDDING: Rules = [
     (r"encoder\.first_conv\.0\.", "group_embedding.linear1."),
@@ -75,7 +77,7 @@ TEACHER: Rules = GROUP_EMBEDDING + [
     (r"decoder\.final_conv\.4\.", "decoder.norm2."),
     (r"decoder\.final_conv\.6\.", "decoder.fold3."),
 ]
-# How `visual_embed` holds a backbone: its blocks, its norms, and what the names alone do not tell.
+# How `visual_embed` holds a backbone: pattern of its blocks, its norms, and (activation, epsilon, norm position).
 BACKBONE_STYLES = {
     "timm": (r"visual_embed\.0\.(\d+)\.", {"visual_embed.1.": "norm."}, ("gelu", 1e-6, "pre")),
     "clip": (
@@ -103,6 +105,7 @@ UNUSED_POINT_BERT_ENCODER: Rules = [(r"mask_token$", "replaces masked groups in 
 
 
 def split_prefix(state: State, prefix: str) -> tuple[State, State]:
+    """Split off the keys with a prefix, which they lose, from the others."""
     inside = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
     return inside, {key: tensor for key, tensor in state.items() if not key.startswith(prefix)}
 
@@ -110,8 +113,8 @@ def split_prefix(state: State, prefix: str) -> tuple[State, State]:
 def rename(
     state: State, rules: Rules, unused: Iterable[tuple[str, str]] = (), prefix: str = "", target: str = ""
 ) -> tuple[State, list[str]]:
-    """Places every key by the first rule it matches; the report says where each went. Fails on any that is left."""
-    placed, report, left = {}, [], []
+    """Rename every key by the first rule it matches, and report each. Raises if a key matches no rule."""
+    placed, report, unknown = {}, [], []
     for key, tensor in state.items():
         if reason := next((reason for pattern, reason in unused if re.match(pattern, key)), None):
             report.append(f"{prefix}{key} unused: {reason}")
@@ -120,7 +123,8 @@ def rename(
             placed[ours] = tensor
             report.append(f"{prefix}{key} -> {ours}")
         else:
-            left.append(f"{prefix}{key}")
-    if left:
-        raise ValueError(f"no place for {len(left)} keys: {', '.join(left[:8])}{', ...' if len(left) > 8 else ''}")
+            unknown.append(f"{prefix}{key}")
+    if unknown:
+        more = ", ..." if len(unknown) > 8 else ""
+        raise InputError(f"no place for {len(unknown)} keys: {', '.join(unknown[:8])}{more}")
     return placed, report

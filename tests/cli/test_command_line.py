@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -253,7 +252,7 @@ def test_tables_of_vectors_are_small(tmp_path):
 
 
 def test_parquet_says_what_it_needs(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setattr("modeling_act.cli.tables.pyarrow", None)
     check_table(tmp_path / "table.npz")
     with pytest.raises(ValueError, match="writing parquet needs pyarrow: pip install pyarrow"):
         check_table(tmp_path / "table.parquet")

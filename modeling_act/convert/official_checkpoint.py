@@ -10,7 +10,6 @@ import argparse
 import re
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -45,17 +44,12 @@ from .official_keys import (
     Rules,
     State,
     rename,
-    split_prefix,
+    under,
 )
 from .read_checkpoint import read_state
 
 
-class Converted(NamedTuple):
-    model: PreTrainedModel
-    report: list[str]
-
-
-def convert(state: State, options: argparse.Namespace) -> tuple[Converted, Converted | None]:
+def convert(state: State, options: argparse.Namespace) -> tuple[PreTrainedModel, ACTTeacher | None]:
     """Convert the model in an official state dict, and the teacher that a stage-2 file has beside it."""
     encoders = {key.split(".")[0] for key in state} & {"ACT_encoder", "MAE_encoder", "transformer_q"}
     if len(encoders) > 1:
@@ -67,7 +61,7 @@ def convert(state: State, options: argparse.Namespace) -> tuple[Converted, Conve
     if "transformer_q" in encoders:
         return convert_encoder(state, "transformer_q.", UNUSED_POINT_BERT, UNUSED_POINT_BERT_ENCODER, options), None
     if "codebook" in state and any(key.startswith("visual_embed.") for key in state):
-        return convert_teacher(state, options.num_attention_heads, options), None
+        return convert_teacher(state, options, options.num_attention_heads), None
     if any(key.startswith("cls_head_finetune.") for key in state):
         return convert_classifier(state, options), None
     if any(key.startswith("propagation_0") for key in state):
@@ -76,60 +70,44 @@ def convert(state: State, options: argparse.Namespace) -> tuple[Converted, Conve
     raise InputError(f"no known checkpoint: its keys begin with {', '.join(beginnings[:12])}")
 
 
-def convert_pretraining(state: State, options: argparse.Namespace) -> tuple[Converted, Converted | None]:
-    encoder, rest = split_prefix(state, "ACT_encoder.")
-    tokenizer, rest = split_prefix(rest, "dvae_tokenizer.")
-    placed, report = rename(encoder, ENCODER, UNUSED_HEADS, "ACT_encoder.", "student.")
-    placed_rest, report_rest = rename(rest, DECODER)
-    placed |= placed_rest
-    fields = student_fields(placed, options) | decoder_fields(placed)
-    teacher = None
+def convert_pretraining(state: State, options: argparse.Namespace) -> tuple[PreTrainedModel, ACTTeacher | None]:
+    tokenizer = {key: tensor for key, tensor in state.items() if key.startswith("dvae_tokenizer.")}
+    rest = {key: tensor for key, tensor in state.items() if key not in tokenizer}
+    rules = under("ACT_encoder.", ENCODER, "student.") + DECODER
+    placed = rename(rest, rules, under("ACT_encoder.", UNUSED_HEADS))
+    fields, teacher = student_fields(placed, options) | decoder_fields(placed), None
     if tokenizer:
-        teacher = convert_teacher(tokenizer, None, options, "dvae_tokenizer.")
-        fields["group_size"] = teacher.model.config.group_size
-    model = build(ACTStudentForPreTraining, ACTStudentConfig, fields, placed)
-    return Converted(model, report + report_rest), teacher
+        teacher = convert_teacher(tokenizer, options, prefix="dvae_tokenizer.")
+        fields["group_size"] = teacher.config.group_size
+    return build(ACTStudentForPreTraining, ACTStudentConfig, fields, placed), teacher
 
 
 def convert_encoder(
-    state: State, prefix: str, unused: Rules, unused_inside: Rules, options: argparse.Namespace
-) -> Converted:
-    encoder, rest = split_prefix(state, prefix)
-    _, report_rest = rename(rest, [], unused)
-    is_recon = any("_contrast." in key for key in encoder)
+    state: State, prefix: str, unused: Rules, unused_in_encoder: Rules, options: argparse.Namespace
+) -> ACTStudent:
+    is_recon = any("_contrast." in key for key in state)
     if is_recon:  # its global queries have weights of their own, and groups never see them
-        unused_inside = [(r"cls_(token|pos)$", "ReCon's branch of global queries"), *unused_inside]
-    placed, report = rename(encoder, ENCODER, unused_inside, prefix, "student.")
-    fields = student_fields(placed, options)
+        unused_in_encoder = [(r"cls_(token|pos)$", "ReCon's branch of global queries"), *unused_in_encoder]
+    placed = rename(state, under(prefix, ENCODER, "student."), [*unused, *under(prefix, unused_in_encoder)])
+    fields = student_fields(placed, options) | {"residual_after_norm": is_recon}
     if not fields["use_cls_token"]:
-        report.append("no class token in the file: use_cls_token=False, and `pooler_output` is [mean, max]")
-    if is_recon:
-        fields["residual_after_norm"] = True
+        print("no class token in the file: use_cls_token=False, and `pooler_output` is [mean, max]")
     placed = {key.removeprefix("student."): tensor for key, tensor in placed.items()}
-    return Converted(build(ACTStudent, ACTStudentConfig, fields, placed), report + report_rest)
+    return build(ACTStudent, ACTStudentConfig, fields, placed)
 
 
-def rename_with_head(state: State, head_pattern: str, rules: Rules) -> tuple[State, list[str]]:
-    """Rename the keys of a finetuned model, whose head begins with a pattern and has rules of its own."""
-    head = {key: tensor for key, tensor in state.items() if re.match(head_pattern, key)}
-    encoder = {key: tensor for key, tensor in state.items() if key not in head}
-    placed, report = rename(encoder, ENCODER, UNUSED_HEADS, target="student.")
-    placed_head, report_head = rename(head, rules)
-    return placed | placed_head, report + report_head
-
-
-def convert_classifier(state: State, options: argparse.Namespace) -> Converted:
-    placed, report = rename_with_head(state, "cls_head_finetune", CLASSIFIER)
+def convert_classifier(state: State, options: argparse.Namespace) -> ACTStudentForPointCloudClassification:
+    placed = rename(state, under("", ENCODER, "student.") + CLASSIFIER, UNUSED_HEADS)
     last = max(int(key.split(".")[2]) for key in placed if key.startswith("classifier."))
     fields = student_fields(placed, options) | {"head": "mlp3" if last else "linear"}
     fields["num_labels"] = agree(options, "num_labels", placed[f"classifier.layers.{last}.weight"].shape[0])
     if last:
         fields["classifier_dim"] = placed["classifier.layers.0.weight"].shape[0]
-    return Converted(build(ACTStudentForPointCloudClassification, ACTStudentConfig, fields, placed), report)
+    return build(ACTStudentForPointCloudClassification, ACTStudentConfig, fields, placed)
 
 
-def convert_segmenter(state: State, options: argparse.Namespace) -> Converted:
-    placed, report = rename_with_head(state, r"label_conv|propagation_0|convs\d|bns\d", SEGMENTER)
+def convert_segmenter(state: State, options: argparse.Namespace) -> PreTrainedModel:
+    placed = rename(state, under("", ENCODER, "student.") + SEGMENTER, UNUSED_HEADS)
     width = {key: placed[f"head.{key}.weight"].shape[0] for key in ("propagate1", "propagate2", "linear1", "linear2")}
     fields = student_fields(placed, options, num_groups=128) | {
         "num_labels": agree(options, "num_labels", placed["head.linear3.weight"].shape[0]),
@@ -141,55 +119,54 @@ def convert_segmenter(state: State, options: argparse.Namespace) -> Converted:
     if "category_embedding.weight" in placed:
         model_class = ACTStudentForPartSegmentation
         fields["category_dim"], fields["num_categories"] = placed["category_embedding.weight"].shape[:2]
-    return Converted(build(model_class, ACTStudentConfig, fields, placed), report)
+    return build(model_class, ACTStudentConfig, fields, placed)
 
 
-def convert_teacher(state: State, num_heads: int | None, options: argparse.Namespace, prefix: str = "") -> Converted:
-    backbone = {key: tensor for key, tensor in state.items() if key.startswith("visual_embed.")}
+def convert_teacher(
+    state: State, options: argparse.Namespace, num_heads: int | None = None, prefix: str = ""
+) -> ACTTeacher:
+    backbone = {key: tensor for key, tensor in state.items() if key.startswith(f"{prefix}visual_embed.")}
     rest = {key: tensor for key, tensor in state.items() if key not in backbone}
-    weights, fields, report_backbone = read_official_backbone(backbone, prefix)
-    placed, report = rename(rest, TEACHER, [], prefix)
-    placed |= {f"backbone.{key}": tensor for key, tensor in weights.items()}
+    weights, fields = convert_backbone(backbone, prefix)
+    placed = rename(rest, under(prefix, TEACHER)) | {f"backbone.{key}": tensor for key, tensor in weights.items()}
     fields |= teacher_fields(placed) | {"num_groups": options.num_groups or 64, "skip_near_origin": True}
     agree(options, "group_size", fields["group_size"])
     fields["num_attention_heads"] = default_heads(fields["hidden_size"], num_heads)
     if options.backbone:
-        fields |= named_backbone_fields(options.backbone, fields, num_heads, report)
-    return Converted(build(ACTTeacher, ACTTeacherConfig, fields, placed), report + report_backbone)
+        fields |= named_backbone_fields(options.backbone, fields, num_heads)
+    return build(ACTTeacher, ACTTeacherConfig, fields, placed)
 
 
-def read_official_backbone(state: State, prefix: str) -> tuple[State, dict, list[str]]:
-    """Weights of `ACTBackbone`, its configuration as far as weights determine it, and the report of the keys."""
+def convert_backbone(state: State, prefix: str) -> tuple[State, dict]:
+    """Convert the keys under `visual_embed` to weights of `ACTBackbone`, and the fields that these determine."""
+    state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
     style = "timm"
     if any(re.match(BACKBONE_STYLES["bert"][0], key) for key in state):
         style = "bert"
     elif "visual_embed.0.weight" in state:
         style = "clip"
     block_key, norms, (activation, epsilon, position) = BACKBONE_STYLES[style]
-    blocks, weights, report = {}, {}, []
+    blocks, others = {}, {}
     for key, tensor in state.items():
         if match := re.match(block_key, key):
             blocks.setdefault(int(match[1]), {})[key[match.end() :]] = tensor
-            report.append(f"{prefix}{key} -> backbone.layers.{match[1]}")
-            continue
-        norm = next((norm for norm in norms if key.startswith(norm)), None)
-        if norm is None:
-            raise InputError(f"no place for {prefix}{key} of shape {tuple(tensor.shape)}")
-        weights[norms[norm] + key.removeprefix(norm)] = tensor
-        report.append(f"{prefix}{key} -> backbone.{norms[norm]}{key.removeprefix(norm)}")
+            print(f"{prefix}{key} -> backbone.layers.{match[1]}")
+        else:
+            others[prefix + key] = tensor
+    weights = {key.removeprefix("backbone."): tensor for key, tensor in rename(others, under(prefix, norms)).items()}
     for index, block in blocks.items():
         for role, tensor in read_block(block, f"{prefix}visual_embed, block {index}").items():
             weights[f"layers.{index}.{role}"] = tensor
     fields = {"hidden_act": activation, "layer_norm_eps": epsilon, "norm_position": position}
-    return weights, fields | shape_fields(weights), report
+    return weights, fields | shape_fields(weights)
 
 
-def named_backbone_fields(name: str, fields: dict, num_heads: int | None, report: list[str]) -> dict:
+def named_backbone_fields(name: str, fields: dict, num_heads: int | None) -> dict:
     """Fields that the weights do not determine, read from the backbone itself: heads, activation and epsilon."""
     try:
         named, _ = load_backbone(name, pretrained=False)
     except (ImportError, OSError, RuntimeError) as error:
-        report.append(f"{name} could not be read ({str(error).splitlines()[0]}): activation and heads are assumed")
+        print(f"{name} could not be read ({str(error).splitlines()[0]}): activation and heads are assumed")
         return {"backbone": name}
     if named["hidden_size"] != fields["hidden_size"]:
         raise InputError(f"{name} is {named['hidden_size']} wide, the checkpoint's backbone {fields['hidden_size']}")
@@ -315,13 +292,11 @@ def make_processor(model: PreTrainedModel, options: argparse.Namespace) -> ACTPo
     )
 
 
-def write(converted: Converted, folder: Path, options: argparse.Namespace) -> None:
-    for line in converted.report:
-        print(line)
-    converted.model.save_pretrained(folder)
-    make_processor(converted.model, options).save_pretrained(folder)
-    millions = sum(parameter.numel() for parameter in converted.model.parameters()) / 1e6
-    print(f"wrote {type(converted.model).__name__} with {millions:.1f} M parameters to {folder}")
+def write(model: PreTrainedModel, folder: Path, options: argparse.Namespace) -> None:
+    model.save_pretrained(folder)
+    make_processor(model, options).save_pretrained(folder)
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    print(f"wrote {type(model).__name__} with {millions:.1f} M parameters to {folder}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -339,14 +314,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--num_labels", type=int, help="checked against the head; recorded where there is none")
     options = parser.parse_args(arguments)
     try:
-        converted, teacher = convert(read_state(options.checkpoint), options)
+        model, teacher = convert(read_state(options.checkpoint), options)
         if options.teacher_output and teacher is None:
             raise InputError("--teacher_output: the file carries no teacher beside another model")
-        write(converted, options.output_dir, options)
+        write(model, options.output_dir, options)
         if teacher is not None and options.teacher_output:
             write(teacher, options.teacher_output, options)
         elif teacher is not None:
-            print("dvae_tokenizer.* not written: the teacher; give --teacher_output to keep it")
+            print("the teacher, dvae_tokenizer.*, is not written; give --teacher_output to keep it")
     except (ValueError, OSError, StrictDataclassError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     except (KeyError, IndexError) as error:

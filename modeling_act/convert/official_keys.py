@@ -1,7 +1,6 @@
 """State-dict keys of the released checkpoints, and their names in our models. Used by `official_checkpoint`."""
 
 import re
-from collections.abc import Iterable
 
 from torch import Tensor
 
@@ -79,13 +78,13 @@ TEACHER: Rules = GROUP_EMBEDDING + [
 ]
 # How `visual_embed` holds a backbone: pattern of its blocks, its norms, and (activation, epsilon, norm position).
 BACKBONE_STYLES = {
-    "timm": (r"visual_embed\.0\.(\d+)\.", {"visual_embed.1.": "norm."}, ("gelu", 1e-6, "pre")),
+    "timm": (r"visual_embed\.0\.(\d+)\.", [(r"visual_embed\.1\.", "backbone.norm.")], ("gelu", 1e-6, "pre")),
     "clip": (
         r"visual_embed\.1\.(\d+)\.",
-        {"visual_embed.0.": "input_norm.", "visual_embed.2.": "norm."},
+        [(r"visual_embed\.0\.", "backbone.input_norm."), (r"visual_embed\.2\.", "backbone.norm.")],
         ("quick_gelu", 1e-5, "pre"),
     ),
-    "bert": (r"visual_embed\.0\.layer\.(\d+)\.", {}, ("gelu", 1e-12, "post")),
+    "bert": (r"visual_embed\.0\.layer\.(\d+)\.", [], ("gelu", 1e-12, "post")),
 }
 UNUSED_HEADS: Rules = [(r"(lm_head|cls_head)\.", "head of Point-BERT, untrained here")]
 UNUSED_POINT_MAE: Rules = [
@@ -104,27 +103,24 @@ UNUSED_POINT_BERT: Rules = [
 UNUSED_POINT_BERT_ENCODER: Rules = [(r"mask_token$", "replaces masked groups in pretraining"), *UNUSED_HEADS]
 
 
-def split_prefix(state: State, prefix: str) -> tuple[State, State]:
-    """Split off the keys with a prefix, which they lose, from the others."""
-    inside = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
-    return inside, {key: tensor for key, tensor in state.items() if not key.startswith(prefix)}
+def under(prefix: str, rules: Rules, target: str = "") -> Rules:
+    """The same rules for keys below a prefix; what they put in its place begins with `target`."""
+    return [(f"{re.escape(prefix)}(?:{pattern})", target + replacement) for pattern, replacement in rules]
 
 
-def rename(
-    state: State, rules: Rules, unused: Iterable[tuple[str, str]] = (), prefix: str = "", target: str = ""
-) -> tuple[State, list[str]]:
-    """Rename every key by the first rule it matches, and report each. Raises if a key matches no rule."""
-    placed, report, unknown = {}, [], []
+def rename(state: State, rules: Rules, unused: Rules = ()) -> State:
+    """Rename every key by the first rule it matches, and print what became of it. A key without a rule is an error."""
+    placed, unknown = {}, []
     for key, tensor in state.items():
         if reason := next((reason for pattern, reason in unused if re.match(pattern, key)), None):
-            report.append(f"{prefix}{key} unused: {reason}")
+            print(f"{key} unused: {reason}")
         elif rule := next((rule for rule in rules if re.match(rule[0], key)), None):
-            ours = target + re.sub("^" + rule[0], rule[1], key, count=1)
-            placed[ours] = tensor
-            report.append(f"{prefix}{key} -> {ours}")
+            name = re.sub(f"^{rule[0]}", rule[1], key, count=1)
+            placed[name] = tensor
+            print(f"{key} -> {name}")
         else:
-            unknown.append(f"{prefix}{key}")
+            unknown.append(key)
     if unknown:
         more = ", ..." if len(unknown) > 8 else ""
         raise InputError(f"no place for {len(unknown)} keys: {', '.join(unknown[:8])}{more}")
-    return placed, report
+    return placed

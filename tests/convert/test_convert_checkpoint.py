@@ -288,6 +288,6 @@ def test_as_a_command(tmp_path, run_python):
     lines = process.stdout.splitlines()
     placed = [line for line in lines if " -> " in line]
     unused = [line for line in lines if " unused: " in line]
-    assert len(placed) + len(unused) == len(official_state("student_state"))
-    assert "dvae_tokenizer.* not written: the teacher; give --teacher_output to keep it" in lines
+    assert len(placed) + len(unused) == len(read_state(tmp_path / "s.pth"))
+    assert "the teacher, dvae_tokenizer.*, is not written; give --teacher_output to keep it" in lines
     run_python("-m", "modeling_act.convert.official_checkpoint", tmp_path / "absent", tmp_path / "o", returncode=1)

@@ -3,10 +3,8 @@
 import contextlib
 import io
 import json
-import pickle
 import resource
 import struct
-import zipfile
 from pathlib import Path
 
 import torch
@@ -104,38 +102,10 @@ def pickled_weights(marker: Path) -> bytes:
     return stream.getvalue()
 
 
-# Checkpoints ---------------------------------------------------------------------------------------------------------
-
-
 def safetensors_of(header: dict | bytes, body: bytes = b"", length: int | None = None) -> bytes:
     """A safetensors file whose header may say anything."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + body
-
-
-def zip_of(content: object, change=None, compression=zipfile.ZIP_STORED) -> bytes:
-    """What torch saves, with its `data.pkl` changed."""
-    saved, stream = io.BytesIO(), io.BytesIO()
-    torch.save(content, saved)
-    with zipfile.ZipFile(saved) as source, zipfile.ZipFile(stream, "w", compression) as target:
-        for info in source.infolist():
-            data = source.read(info)
-            target.writestr(info.filename, change(data) if change and info.filename.endswith("data.pkl") else data)
-    return stream.getvalue()
-
-
-class Call:
-    """A pickle that calls what torch's own unpickler allows."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
-def plain_pickle(value: object) -> bytes:
-    return pickle.dumps(value)
 
 
 # Memory --------------------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ for _room, _below in {
 ROOMS = tuple(MAY_IMPORT)
 TRAINING_SCRIPTS = {path.stem for path in (ROOT / "training").glob("*.py")}
 # What an installation without extras brings; huggingface_hub comes with transformers.
-LIGHT_DEPENDENCIES = {"torch", "transformers", "huggingface_hub", "numpy", "safetensors"}
+LIGHT_DEPENDENCIES = {"torch", "transformers", "huggingface_hub", "numpy", "safetensors", "trimesh"}
 
 
 def imports_of(tree, skip_guarded=False):

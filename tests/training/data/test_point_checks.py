@@ -5,7 +5,6 @@ import resource
 import shutil
 import signal
 import time
-import zipfile
 
 import h5py
 import numpy as np
@@ -16,8 +15,9 @@ from act_training.data.checks import check_offsets, check_point_set
 from act_training.data.point_sets import open_point_set
 from act_training.data.schema import build_dataset
 from datasets import disable_progress_bars
-from test_cloud_files import TooSlow, damage, limited_memory
 
+from cloud_cases import damage
+from hostile_cases import limited_memory
 from modeling_act.errors import InputError
 
 disable_progress_bars()
@@ -160,6 +160,10 @@ def test_offsets_that_point_elsewhere_are_not_followed(ends):
         check_offsets(pa.table({"points": rows}), "a set")
 
 
+class TooSlow(BaseException):
+    pass
+
+
 @pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", [*SEEDS, "stream"])
 def test_damaged_sets_are_read_or_refused(tmp_path, name, count):
@@ -202,25 +206,3 @@ def test_truncated_sets_are_refused(tmp_path, name, share):
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(InputError, match=f"^{tmp_path / name}[^\n]*$"):
         open_and_check(tmp_path / name, streaming)
-
-
-def claim_npz(path):
-    header = b"\x93NUMPY\x01\x00\x76\x00" + b"{'descr': '<f4', 'fortran_order': False, 'shape': (10000000, 9999, 3), }"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("points.npy", header.ljust(127) + b"\n" + bytes(1000))
-
-
-def bomb_npz(path):
-    np.savez_compressed(path, points=np.zeros((2000, 4096, 3), np.float32))
-
-
-def claim_h5(path):
-    with h5py.File(path, "w") as file:
-        file.create_dataset("points", (10_000_000, 9999, 3), "f4", chunks=(1, 9999, 3))
-
-
-@pytest.mark.parametrize("name, save", [("a.npz", claim_npz), ("a.npz", bomb_npz), ("a.h5", claim_h5)])
-def test_nothing_is_allocated_for_a_claim(tmp_path, name, save):
-    save(tmp_path / name)
-    with limited_memory(2**26), pytest.raises(InputError, match=f"{name}: claims [^\n]*$"):
-        open_point_set(str(tmp_path / name))

@@ -1,7 +1,6 @@
 """Sets in one file of arrays, npz or h5, named like the columns of published sets."""
 
 import itertools
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +8,14 @@ from datasets import Dataset
 
 from act_training.data.schema import ALIASES, build_dataset, find_columns
 from modeling_act.errors import InputError
-from modeling_act.readers.cloud import LARGEST_COMPRESSION, read_member, translate_errors
+from modeling_act.readers.cloud import translate_errors
 
 NAMES = ("class_names", "part_names", "category_names")
-HARMLESS = 2**24  # bytes of an array that may be packed into however few: labels compress well
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(path) as archive:
-        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        return {
-            name: read_member(archive, members[name], "fiuUS", HARMLESS) for name in members if name in _array_names()
-        }
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive if name in _array_names()}
 
 
 def _read_h5(path: Path) -> dict[str, np.ndarray]:
@@ -34,8 +29,6 @@ def _read_h5(path: Path) -> dict[str, np.ndarray]:
             entry = file[name]
             if not isinstance(entry, h5py.Dataset):
                 continue
-            if entry.nbytes > HARMLESS + LARGEST_COMPRESSION * entry.id.get_storage_size():
-                raise InputError(f"claims {entry.nbytes} bytes for {name!r}, stored in {entry.id.get_storage_size()}")
             arrays[name] = (entry.asstr() if h5py.check_string_dtype(entry.dtype) else entry)[()]
     return arrays
 

@@ -119,10 +119,10 @@ class CountingStream(StreamedPointSet):
         self.reads, self.held = [], []
         super().__init__(*arguments)
 
-    def _block(self, block):
+    def _read_block(self, block):
         if block not in self._cache:
             self.reads.append(block)
-        batch = super()._block(block)
+        batch = super()._read_block(block)
         self.held.append(sum(map(len, self._cache.values())))
         return batch
 

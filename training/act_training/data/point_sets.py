@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -60,7 +59,7 @@ class PointSet:
             table = table.set_column(table.column_names.index(name), name, codes)
             if column == "label":
                 self._labels = codes.to_numpy()
-        self._schema, self._batches = table.schema, table.to_batches()
+        self._batches = table.to_batches()
         self._starts = np.cumsum([0, *map(len, self._batches)])
 
     def __len__(self) -> int:
@@ -88,7 +87,7 @@ class PointSet:
 
     def read_table(self, rows: Sequence[int]) -> pa.Table:
         rows = self.rows[np.asarray(rows, dtype=np.int64)]
-        return _take(self._batches.__getitem__, self._starts, rows, self._schema)
+        return _take(self._batches.__getitem__, self._starts, rows)
 
     def where(self, row: int) -> str:
         return f"row {self.rows[row]} of {self.source}"
@@ -133,51 +132,54 @@ def _encode_labels(column: pa.ChunkedArray, feature) -> tuple[pa.ChunkedArray | 
 
 
 class StreamedPointSet:
-    """Rows of parquet shards, on disk or on the Hub; only the blocks (row groups) in use are in memory."""
+    """Rows of parquet shards, on disk or on the Hub; only the blocks (row groups) in use are in memory.
+
+    `IterableDataset` of `datasets` does not serve here: a resume loses its shuffle buffer, and each process reads all
+    shards unless their number is a multiple of the processes.
+    """
 
     window = 4096  # rows that are shuffled together, so that the blocks that hold them must be in memory
 
     def __init__(self, files: list[str], source: str, min_points: int = 1):
-        self.source, self.files, self.min_points = source, files, min_points
+        self.source, self.min_points = source, min_points
         self._footers = {file: _read_footer(file) for file in files}
         self.blocks = [(file, group) for file in files for group in range(self._footers[file].num_row_groups)]
         self.block_sizes = [self._footers[file].row_group(group).num_rows for file, group in self.blocks]
         self.block_starts = np.cumsum([0, *self.block_sizes])
         if not len(self):
             raise InputError(f"{source}: holds no rows")
-        self.columns = find_columns(self._footers[files[0]].schema.to_arrow_schema().names, source)
+        schemas = {file: footer.schema.to_arrow_schema() for file, footer in self._footers.items()}
+        self.columns = find_columns(schemas[files[0]].names, source)
         names = list(self.columns.values())
-        self._schema = as_lists(_empty(self._footers[files[0]], names)).schema
-        for file in files:
-            if as_lists(_empty(self._footers[file], names)).schema != self._schema:
+        for file, schema in schemas.items():
+            if any(
+                name not in schema.names or schema.field(name).type != schemas[files[0]].field(name).type
+                for name in names
+            ):
                 raise InputError(f"{file}: its columns {', '.join(names)} are not those of {files[0]}")
-        self._cache: OrderedDict[int, pa.RecordBatch] = OrderedDict()
+        self._cache: dict[int, pa.RecordBatch] = {}
 
     def __len__(self) -> int:
         return int(self.block_starts[-1])
 
     def read(self, rows: Sequence[int]) -> dict:
-        return columns_of(self.read_table(rows), self.columns)
+        rows = np.asarray(rows, dtype=np.int64)
+        return columns_of(_take(self._read_block, self.block_starts, rows), self.columns)
 
-    def read_table(self, rows: Sequence[int]) -> pa.Table:
-        return _take(self._block, self.block_starts, np.asarray(rows, dtype=np.int64), self._schema)
-
-    def _block(self, block: int) -> pa.RecordBatch:
-        if block in self._cache:
-            self._cache.move_to_end(block)
-            return self._cache[block]
-        file, group = self.blocks[block]
-        with one_line_errors(f"{file}, row group {group}: cannot be read"):
-            source = _parquet_file(file, self._footers[file])
-            table = as_lists(source.read_row_group(group, columns=list(self.columns.values()))).combine_chunks()
-        for row, reason in find_bad_rows(table, self.columns["points"], self.min_points).items():
-            where = self.where(self.block_starts[block] + row)
-            raise InputError(f"{where}: {reason}; mend or remove it, a stream cannot skip rows")
-        self._cache[block] = table.to_batches()[0]
-        held, needed = sum(map(len, self._cache.values())), self.window + max(self.block_sizes)
-        while held - len(oldest := next(iter(self._cache.values()))) >= needed:
-            self._cache.popitem(last=False)
-            held -= len(oldest)
+    def _read_block(self, block: int) -> pa.RecordBatch:
+        if block not in self._cache:
+            file, group = self.blocks[block]
+            with one_line_errors(f"{file}, row group {group}: cannot be read"):
+                source = _open_parquet(file, self._footers[file])
+                table = as_lists(source.read_row_group(group, columns=list(self.columns.values()))).combine_chunks()
+            for row, reason in find_bad_rows(table, self.columns["points"], self.min_points).items():
+                where = self.where(self.block_starts[block] + row)
+                raise InputError(f"{where}: {reason}; mend or remove it, a stream cannot skip rows")
+            self._cache[block] = table.to_batches()[0]
+            capacity, held = self.window + max(self.block_sizes), sum(map(len, self._cache.values()))
+            while held - len(oldest := next(iter(self._cache.values()))) >= capacity:
+                del self._cache[next(iter(self._cache))]
+                held -= len(oldest)
         return self._cache[block]
 
     def where(self, row: int) -> str:
@@ -192,15 +194,13 @@ class StreamedPointSet:
         return hashlib.blake2b(repr(footers).encode(), digest_size=16).hexdigest()
 
 
-def _take(
-    batch_of: Callable[[int], pa.RecordBatch], starts: np.ndarray, rows: np.ndarray, schema: pa.Schema
-) -> pa.Table:
+def _take(batch_of: Callable[[int], pa.RecordBatch], starts: np.ndarray, rows: np.ndarray) -> pa.Table:
     """Take rows of record batches; batch i begins with row `starts[i]`. Neighbors are taken in one slice."""
     places = np.searchsorted(starts, rows, side="right") - 1
     cuts = ((np.diff(rows) != 1) | (np.diff(places) != 0)).nonzero()[0] + 1
-    runs = itertools.pairwise([0, *cuts.tolist(), len(rows)] if len(rows) else [])
+    runs = itertools.pairwise([0, *cuts.tolist(), len(rows)])
     pieces = [batch_of(places[first]).slice(rows[first] - starts[places[first]], stop - first) for first, stop in runs]
-    return pa.Table.from_batches(pieces, schema)
+    return pa.Table.from_batches(pieces)
 
 
 def columns_of(table: pa.Table, columns: dict[str, str]) -> dict:
@@ -358,7 +358,7 @@ def _all_parquet(files: dict[str, list[str]]) -> bool:
     return bool(files) and all(file.endswith(".parquet") for shards in files.values() for file in shards)
 
 
-def _parquet_file(file: str, footer: pa.parquet.FileMetaData | None = None) -> pa.parquet.ParquetFile:
+def _open_parquet(file: str, footer: pa.parquet.FileMetaData | None = None) -> pa.parquet.ParquetFile:
     if "://" not in file:
         return pa.parquet.ParquetFile(file, memory_map=True, metadata=footer)
     import fsspec
@@ -368,9 +368,4 @@ def _parquet_file(file: str, footer: pa.parquet.FileMetaData | None = None) -> p
 
 def _read_footer(file: str) -> pa.parquet.FileMetaData:
     with one_line_errors(f"{file}: damaged parquet"):
-        return _parquet_file(file).metadata
-
-
-def _empty(footer: pa.parquet.FileMetaData, columns: list[str]) -> pa.Table:
-    schema = footer.schema.to_arrow_schema()
-    return pa.schema([field for field in schema if field.name in columns]).empty_table()
+        return _open_parquet(file).metadata

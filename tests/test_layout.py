@@ -34,7 +34,7 @@ MAY_IMPORT = {
 }
 BELOW_TRAINING = tuple(room for room in MAY_IMPORT if room != KERNELS)
 for _room, _below in {
-    "data": "synthetic", "synthetic": "data", "prepare": "data synthetic", "run": "data", "measure": "data run",
+    "data": "", "synthetic": "", "prepare": "data synthetic", "run": "data", "measure": "data run",
     "report": "data run measure", "tasks": "data run measure report",
 }.items():  # fmt: skip
     MAY_IMPORT[f"act_training.{_room}"] = (*BELOW_TRAINING, *(f"act_training.{below}" for below in _below.split()))

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from act_training.data.keyed_random import RandomStream
 from act_training.measure.corruptions import (
     CORRUPTIONS,
     _angle_of_uniform_rotation,
@@ -68,9 +69,9 @@ def test_what_stands_in_front_hides_what_is_behind():
     # where a slanted view passes beside it.
     grid = torch.rand(400, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
     plates = torch.cat([torch.cat([grid, torch.full((400, 1), z)], dim=1) for z in (-0.2, 0.2)])
-    keys = MANY[:40]
-    left = corrupt(plates.expand(40, -1, -1), keys, "occlusion", 0.5, 0)
-    views = _directions(keys, 0, 103)
+    keys = MANY[:100]
+    left = corrupt(plates.expand(100, -1, -1), keys, "occlusion", 0.5, 0)
+    views = _directions(keys, 0, RandomStream.VIEW)
     steep = views[:, 2].abs() > 0.9
     assert steep.sum() >= 3
     nearer = (left[steep, :, 2] > 0) == (views[steep, 2] > 0).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""Which rows are held out of train: the column to learn, and how its rows are divided."""
+"""Validation rows held out of the training split, for each kind of label."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,27 +10,30 @@ from act_training.data.point_sets import PointSet
 
 @dataclass(frozen=True)
 class LabelColumn:
-    """The column to learn, and how rows are held out of train: (rows, share, seed) -> kept and held out."""
+    """Column to learn, and the function that splits its set into train and validation rows."""
 
     column: str
-    hold_out: Callable[[PointSet, float, int], tuple[np.ndarray, np.ndarray]]
-    repeats_points: bool = False  # in clouds with fewer than the groups need, which else are bad rows
+    hold_out: Callable[[PointSet, float, int], tuple[np.ndarray, np.ndarray]]  # of (point_set, share, seed)
+    repeats_points: bool = False  # True if a cloud with fewer points than the groups need is no bad row
 
 
 def hold_out_any(point_set: PointSet, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows kept and held out, drawn from all."""
+    """Split off a random share of all rows. Returns train and validation rows."""
     order = np.random.default_rng([seed, 1]).permutation(len(point_set))
     count = min(len(point_set) - 1, max(1, round(share * len(point_set))))
     return np.sort(order[count:]), np.sort(order[:count])
 
 
 def hold_out_by_class(point_set: PointSet, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same share of each class."""
+    """Split off the same share of each class. Returns train and validation rows."""
     return split_rows(point_set.labels(), share, seed)
 
 
 def split_rows(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows kept and held out, the latter about `share` of each class, at least one of each class of two or more."""
+    """Split off about `share` of each class, at least one row of each class of two or more.
+
+    Returns train and validation rows.
+    """
     random, held_out = np.random.default_rng([seed, 7]), []
     for label in np.unique(labels):
         rows = random.permutation((labels == label).nonzero()[0])

@@ -9,11 +9,9 @@ import math
 import torch
 from torch import Tensor
 
-from act_training.data.keyed_random import keyed_bits, keyed_uniform
+from act_training.data.keyed_random import RandomStream, keyed_bits, keyed_uniform
 from modeling_act.errors import InputError
 
-# Streams of random numbers, apart from those of `keyed_random`.
-NOISE, LOST, HOLE, VIEW, AXIS, ANGLE = range(100, 106)
 CORRUPTIONS = {  # what the numbers are stands in `corrupt`
     "jitter": (0.01, 0.02, 0.05),
     "dropout": (0.25, 0.5, 0.75),
@@ -37,20 +35,22 @@ def corrupt(points: Tensor, keys: Tensor, name: str, strength: float, seed: int,
     if name == "jitter":
         return points + strength * radius_of(points)[:, None, None] * _normal(keys, points.shape[1], seed)
     if name == "dropout":
-        return _keep(points, keyed_uniform(keys, points.shape[1], seed, LOST), strength)
+        return _keep(points, keyed_uniform(keys, points.shape[1], seed, RandomStream.LOST), strength)
     if name == "local_dropout":
         rows = torch.arange(len(points), device=points.device)
-        middle = points[rows, keyed_bits(keys, 1, seed, HOLE)[:, 0] % points.shape[1]]
+        middle = points[rows, keyed_bits(keys, 1, seed, RandomStream.HOLE)[:, 0] % points.shape[1]]
         return _keep(points, (points - middle.unsqueeze(1)).square().sum(-1).neg(), strength)
     if name == "occlusion":
-        return _keep(points, _depth_behind(points, _directions(keys, seed, VIEW)), strength)
+        return _keep(points, _depth_behind(points, _directions(keys, seed, RandomStream.VIEW)), strength)
     if name == "rotation_up":
         axis = torch.eye(3)["xyz".index(up_axis)].to(points)
-        angle = keyed_uniform(keys, 1, seed, ANGLE, -1.0, 1.0)[:, 0] * math.radians(strength)
+        angle = keyed_uniform(keys, 1, seed, RandomStream.ANGLE, -1.0, 1.0)[:, 0] * math.radians(strength)
         return rotate(points, axis.expand(len(points), 3), angle)
     if name == "rotation_any":
-        angle = _angle_of_uniform_rotation(keyed_uniform(keys, 1, seed, ANGLE)[:, 0], math.radians(strength))
-        return rotate(points, _directions(keys, seed, AXIS), angle)
+        angle = _angle_of_uniform_rotation(
+            keyed_uniform(keys, 1, seed, RandomStream.ANGLE)[:, 0], math.radians(strength)
+        )
+        return rotate(points, _directions(keys, seed, RandomStream.AXIS), angle)
     raise InputError(f"a corruption must be one of {', '.join(CORRUPTIONS)}, got {name!r}")
 
 
@@ -98,7 +98,7 @@ def _depth_behind(points: Tensor, view: Tensor) -> Tensor:
 
 def _normal(keys: Tensor, num_points: int, seed: int) -> Tensor:
     """(batch, points, 3), from pairs of uniform numbers (Box and Muller)."""
-    first, second = keyed_uniform(keys, 6 * num_points, seed, NOISE).chunk(2, dim=1)
+    first, second = keyed_uniform(keys, 6 * num_points, seed, RandomStream.NOISE).chunk(2, dim=1)
     values = (-2 * torch.log1p(-first)).sqrt() * (2 * math.pi * second).cos()
     return values.unflatten(1, (num_points, 3))
 

@@ -195,9 +195,7 @@ def class_names(column: str, *point_sets: PointSet) -> list[str]:
 def check_targets(column: str, point_set: PointSet, num_classes: int) -> str:
     """Check that all values of a column name one of the classes (or are ignored points); return their digest."""
     digest = hashlib.blake2b(digest_size=8)
-    for start in range(0, len(point_set), 256):
-        rows = range(start, min(start + 256, len(point_set)))
-        columns = point_set.read(rows)
+    for rows, columns in point_set.iterate_columns():
         values, counts = columns[column] if isinstance(columns[column], tuple) else (columns[column], None)
         if column == "point_labels" and (wrong := (counts != columns["points"][1]).nonzero()[0]).size:
             place = wrong[0]
@@ -219,8 +217,8 @@ def check_targets(column: str, point_set: PointSet, num_classes: int) -> str:
 def _values_of(column: str, point_set: PointSet) -> np.ndarray:
     if column == "label":
         return point_set.labels()
-    parts = [point_set.read(range(start, min(start + 256, len(point_set)))) for start in range(0, len(point_set), 256)]
-    return np.concatenate([part[column][0] if isinstance(part[column], tuple) else part[column] for part in parts])
+    parts = (columns[column] for _, columns in point_set.iterate_columns())
+    return np.concatenate([part[0] if isinstance(part, tuple) else part for part in parts])
 
 
 def warn_of_missing_classes(train: np.ndarray, validation: np.ndarray, names: list[str]) -> None:

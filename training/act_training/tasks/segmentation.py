@@ -36,9 +36,7 @@ def parts_of_categories(point_sets: list[PointSet]) -> tuple[list[str], list[lis
     names = class_names(column, *point_sets)
     parts = [set() for _ in names]
     for point_set in point_sets:
-        for start in range(0, len(point_set), 256):
-            rows = range(start, min(start + 256, len(point_set)))
-            columns = point_set.read(rows)
+        for rows, columns in point_set.iterate_columns():
             values, counts = columns["point_labels"]
             for row, kind, labels in zip(rows, columns[column], np.split(values, counts.cumsum()[:-1]), strict=True):
                 if not 0 <= kind < len(names):
@@ -78,8 +76,8 @@ def places_of(point_set: PointSet) -> list[tuple[str, np.ndarray]]:
 def class_weights_of(point_set: PointSet, num_classes: int) -> Tensor:
     """Weights (num_classes,): the cube root of how much rarer each class is than the most frequent one."""
     counts = np.zeros(num_classes)
-    for start in range(0, len(point_set), 256):
-        labels, _ = point_set.read(range(start, min(start + 256, len(point_set))))["point_labels"]
+    for _, columns in point_set.iterate_columns():
+        labels, _ = columns["point_labels"]
         counts += np.bincount(labels[labels != IGNORED], minlength=num_classes)
     return torch.from_numpy(np.cbrt(counts.max() / counts.clip(1))).float()
 

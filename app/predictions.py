@@ -8,7 +8,6 @@ import torch
 from reading import OpenCloud, open_cloud
 from torch import nn
 
-from modeling_act.cli.reconstruction import reconstruct
 from modeling_act.errors import InputError
 from modeling_act.hub.load_model import SEGMENTERS, load_model
 from modeling_act.inference import processor_of
@@ -157,12 +156,13 @@ def rebuild(models: Models, cloud: OpenCloud, seed: int) -> list[ShownCloud]:
     student = models.pretraining
     model = student or models.teacher
     points = processor_of(model)(cloud.points, **given(model))["points"]
-    (made,) = reconstruct(models.teacher, points, student, seed)
     if student is None:
+        (made,) = models.teacher.reconstruct(points)
         return [
             ShownCloud(made["input"].numpy(), "the original"),
             ShownCloud(made["reconstruction"].numpy(), "rebuilt"),
         ]
+    (made,) = student.reconstruct(points, models.teacher, seed=seed)
     share = 1 - int(student.config.mask_ratio * student.config.num_groups) / student.config.num_groups
     names = {"visible": f"{share:.0%} stays visible", "reconstruction": "rebuilt from it", "input": "the original"}
     return [ShownCloud(made[key].numpy(), name) for key, name in names.items()]

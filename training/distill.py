@@ -28,7 +28,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from modeling_act import ACTStudentConfig, ACTStudentForPreTraining, ACTTeacher
-from modeling_act.cli.reconstruction import reconstruct
 from modeling_act.errors import InputError
 from modeling_act.point_ops import PointGroups
 
@@ -116,7 +115,7 @@ class Target:
             seen = torch.cat([self(teacher.group(points)).flatten(0, 1) for points in clouds.split(64)])
             self.mean, self.deviation = seen.mean(0), seen.std(0).clamp_min(1e-6)
             # Whoever has the finished student can draw what it predicts.
-            config.target_mean, config.target_deviation = self.mean.tolist(), self.deviation.tolist()
+            config.target_mean, config.target_std = self.mean.tolist(), self.deviation.tolist()
         if options.cache_targets:
             batches = validation_batches(run.data.train, 64, run.sampling, run.device)
             batches = tqdm(batches, desc="teacher", total=-(-len(run.data.train) // 64), unit="batch", leave=False)
@@ -148,7 +147,7 @@ def num_hidden(config: ACTStudentConfig) -> int:
 def draw(student: ACTStudentForPreTraining, target: Target, batch: dict[str, Tensor], seed: int) -> list[dict]:
     """Panels of a picture for each of a few clouds."""
     mask = hide(student, batch["keys"], student.group(batch["points"]), seed)
-    return reconstruct(target.teacher, batch["points"], student, bool_masked_pos=mask)
+    return student.reconstruct(batch["points"], target.teacher, mask)
 
 
 def open_probe_set(options: DistillArguments, run: TrainingRun, min_points: int) -> PointSet:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -339,8 +340,8 @@ def main(arguments: list[str] | None = None) -> int:
             write(teacher, options.teacher_output, options)
         elif teacher is not None:
             print("dvae_tokenizer.* not written: the teacher; give --teacher_output to keep it")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError, StrictDataclassError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     except (KeyError, IndexError) as error:
         print(f"error: {options.checkpoint} lacks what belongs at {error}", file=sys.stderr)
     else:

@@ -1,4 +1,4 @@
-"""Names that mean harm: of clouds on the command line, in an index, in a page; and what a processor's file may say."""
+"""Malicious names of clouds: on the command line, in an index, in a page; and a processor that names code."""
 
 import json
 import os
@@ -142,17 +142,20 @@ def test_addresses_are_named_by_their_last_part(address):
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "message"),
     [
-        {"names": ["a"] * 500, "about": ["model"]},
-        {"names": [["a"]] * 500},
-        {"names": {"a": 1}},
+        ({"names": ["a", "b"], "about": ["model"]}, "is damaged"),
+        ({"names": [["a"], "b"]}, "relative paths"),
+        ({"names": ["../a", "b"]}, "relative paths"),
+        ({"names": {"a": 1, "b": 2}}, "is damaged"),
+        ({"names": ["a", "a"]}, "two clouds have one name"),
     ],
 )
-def test_an_index_that_says_other_things_is_refused(tmp_path, content):
+def test_an_index_with_other_content_is_refused(tmp_path, content, message):
+    """Its names are as many as its vectors, so that nothing but their content is wrong."""
     ShapeIndex.build(tmp_path, ["a", "b"], torch.eye(2), {"probe": [1.0, 0.0]})
     (tmp_path / "index.json").write_text(json.dumps({"about": {}} | content))
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=message):
         ShapeIndex.load(tmp_path)
 
 
@@ -172,43 +175,14 @@ def test_headers_of_an_index_are_held_against_its_file(tmp_path):
         ShapeIndex.load(tmp_path)
 
 
-PROCESSORS = [
-    {"num_points": 10**12},
-    {"num_points": -1},
-    {"num_points": 1.5},
-    {"num_points": "1024"},
-    {"num_points": True},
-    {"num_points": None},
-    {"num_points": [1]},
-    {"point_sampling": "__import__"},
-    {"point_sampling": ["random"]},
-    {"normalize": "no"},
-    {"up_axis": {}},
-    {"unit": "parsec"},
-    {"block_size": float("nan")},
-    {"block_size": -1},
-    {"take": "nothing"},
-    {"to_dict": {}},
-    {"__class__": "os"},
-]
-
-
-@pytest.mark.parametrize("fields", PROCESSORS, ids=str)
-def test_a_processor_is_what_its_file_may_say(tmp_path, fields):
-    ACTPointCloudProcessor(64).save_pretrained(tmp_path)
-    file = tmp_path / "preprocessor_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
-    with limited_memory(), pytest.raises(ValueError, match=f"`?{next(iter(fields))}`?") as caught:
-        ACTPointCloudProcessor.from_pretrained(tmp_path)
-    assert str(caught.value).isprintable() and len(str(caught.value)) < 300
-
-
 def test_a_processor_runs_no_code_of_its_folder(tmp_path):
     ACTPointCloudProcessor(64).save_pretrained(tmp_path / "model")
     file = tmp_path / "model" / "preprocessor_config.json"
-    told = json.loads(file.read_text()) | {"auto_map": {"AutoFeatureExtractor": "evil.Evil"}}
+    content = json.loads(file.read_text()) | {"auto_map": {"AutoFeatureExtractor": "evil.Evil"}}
     evil = f"open({str(tmp_path / 'marker')!r}, 'w')\nclass Evil:\n    pass\n".encode()
     shutil.rmtree(tmp_path / "model")
-    folder = write_folder(tmp_path / "model", {"preprocessor_config.json": json.dumps(told).encode(), "evil.py": evil})
+    folder = write_folder(
+        tmp_path / "model", {"preprocessor_config.json": json.dumps(content).encode(), "evil.py": evil}
+    )
     assert ACTPointCloudProcessor.from_pretrained(folder).num_points == 64
     assert not (tmp_path / "marker").exists()

@@ -60,7 +60,7 @@ class ACTFourierPosition(nn.Module):
     def forward(self, places: Tensor) -> Tensor:
         # Products and sums, no matrix product: autocast would round the phases.
         phases = 2 * math.pi * (places.unsqueeze(-1) * self.frequencies).sum(-2)
-        return torch.cat([phases.sin(), phases.cos()], dim=-1)
+        return torch.cat([phases.sin(), phases.cos()], dim=-1).to(self.frequencies.dtype)
 
 
 class ACTDetectionAttention(nn.Module):

@@ -10,7 +10,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from act_training.report.pictures import curve_svg, finite_panels
-from act_training.run.files import write_text
+from act_training.run.checkpoints import write_text
 from act_training.run.process import describe_versions
 from modeling_act.viewer.page import VIEWER_SCRIPT, VIEWER_STYLE, ViewerCloud, pack_clouds
 

@@ -1,4 +1,4 @@
-"""Reads pretrained Transformers of transformers and timm into the canonical block of `modeling_act_backbone.py`.
+"""Reads pretrained Transformers of transformers and timm into the canonical block of `modeling_act_teacher.py`.
 
 A family needs no code of its own: its parameters are recognised by the names in `ROLES`, and whatever no role and no
 entry of `DROPPED` names is an error, as is a block that differs from the canonical one. Used by
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from .configuration_act_teacher import ACTTeacherConfig
-from .modeling_act_backbone import ACTBackbone
+from .modeling_act_teacher import ACTBackbone
 
 # Where the library normalises: before each branch, or after adding it.
 PRE_NORM = {

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import torch
-from act_training.report.html import write_report
+from act_training.report.run_folder import write_report
 from act_training.run.process import hide_progress_bars_of_weights
 from act_training.synthetic.everyday_shapes import generate_shapes
 from transformers import BertModel

@@ -30,8 +30,8 @@ from act_training.measure.frozen_features import (
     resolve_pooling,
 )
 from act_training.measure.metrics import class_table, classification_metrics, confusion_matrix
-from act_training.report.html import write_report
 from act_training.report.pictures import save_confusion_matrix, save_feature_map
+from act_training.report.run_folder import write_report
 from act_training.run.arguments import check_disjoint, parse_arguments
 from act_training.run.checkpoints import name_in_errors, write_text
 from act_training.run.optimization import calibrate_batch_norm

@@ -16,6 +16,8 @@ from huggingface_hub import (
     CommitOperationDelete,
     EvalResultEntry,
     HfApi,
+    ModelCard,
+    ModelCardData,
     eval_result_entries_to_yaml,
     get_token,
 )
@@ -33,6 +35,7 @@ except ImportError as error:
 # Published beside the weights and the modules that the configurations name. Everything else stays on this machine.
 SETTINGS = ("config.json", "preprocessor_config.json", "recipe.yaml", "metrics.json")
 ALLOWED = (*SETTINGS, "README.md", "report.html", "pictures/*.png", ".eval_results/*.yaml")
+CARD_TEMPLATE = Path(__file__).with_name("card_template.md")
 INDEX = "model.safetensors.index.json"
 MAIN_METRICS = ("instance_miou", "miou", "map_25", "accuracy")  # the first that a run measured is its result
 TOKEN = re.compile(r"(?<![A-Za-z0-9_])hf_[A-Za-z0-9]{20,}")
@@ -41,6 +44,26 @@ ROOTS = "home|root|Users|tmp|var|private|mnt|media|data|datasets|scratch|work|wo
 LOCAL_PATH = re.compile(
     rf"(?<![\w./~$}}<>:+=-])(?:/(?:{ROOTS})/[^\s\"'`<>)\\]+|[A-Za-z]:\\{{1,2}}[A-Za-z_][^\s\"'`<>]*)"
 )
+
+
+def make_card(
+    title: str,
+    text: str,
+    usage: str,
+    metrics: dict[str, float],
+    measured: str,
+    test: dict[str, float] | None = None,
+    license: str | None = None,
+) -> str:
+    """Render a model card with the numbers of metrics.json and the licence of the weights.
+
+    `measured` says which weights `metrics` belong to; without a `license` the card says that nobody stated one.
+    """
+    data = ModelCardData(library_name="transformers", license=license, tags=["point-cloud", "act"])
+    card = ModelCard.from_template(
+        data, str(CARD_TEMPLATE), title=title, text=text, usage=usage, metrics=metrics, measured=measured, test=test
+    )
+    return str(card)
 
 
 def check_folder(folder: str | Path, repo_id: str | None = None) -> dict[str, Path | bytes]:

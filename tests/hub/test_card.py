@@ -2,7 +2,7 @@
 
 from huggingface_hub import ModelCard
 
-from modeling_act.hub.card import make_card
+from modeling_act.hub.publishing import make_card
 
 
 def render(**options) -> ModelCard:

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d import Axes3D
 from mpl_toolkits.mplot3d.art3d import Line3DCollection
 
-from modeling_act.box_ops import box_corners
 from modeling_act.errors import InputError
+from modeling_act.modeling_act_detection import box_corners
 from modeling_act.viewer.page import VALUE_COLORS, bounding_ball, label_colors
 
 PANEL_SIZE = 320  # pixels of a cloud

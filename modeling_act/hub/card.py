@@ -16,7 +16,7 @@ def make_card(
     test: dict[str, float] | None = None,
     license: str | None = None,
 ) -> str:
-    """Render a model card with the numbers of metrics.json and the licence of the weights.
+    """Render a model card with the numbers of metrics.json and the license of the weights.
 
     `measured` says which weights `metrics` belong to; without a `license` the card says that nobody stated one.
     """

@@ -8,7 +8,6 @@ import torch
 from reading import OpenCloud, open_cloud
 from torch import nn
 
-from modeling_act.cli.reconstruction import reconstruct
 from modeling_act.errors import InputError
 from modeling_act.hub.load_model import SEGMENTERS, load_model
 from modeling_act.inference import processor_of
@@ -153,9 +152,11 @@ def rebuild(models: Models, cloud: OpenCloud, seed: int) -> list[ViewerCloud]:
     student = models.pretraining
     model = student or models.teacher
     points = processor_of(model)(cloud.points, **up_axis(model))["points"]
-    (made,) = reconstruct(models.teacher, points, student, seed)
     names = {"input": "original", "reconstruction": "rebuilt"}
-    if student is not None:
+    if student is None:
+        (clouds,) = models.teacher.reconstruct(points)
+    else:
+        (clouds,) = student.reconstruct(points, models.teacher, seed=seed)
         share = 1 - int(student.config.mask_ratio * student.config.num_groups) / student.config.num_groups
         names = {"visible": f"{share:.0%} visible", "reconstruction": "rebuilt from it", "input": "original"}
-    return [ViewerCloud(made[key].numpy(), name) for key, name in names.items()]
+    return [ViewerCloud(clouds[key].numpy(), name) for key, name in names.items()]

@@ -1,7 +1,7 @@
-"""Boxes in space in plain torch: corners, overlap of turned boxes, the points inside, suppression of repeated ones.
+"""3D box operations in plain torch: corners, overlap of rotated boxes, points inside, non-maximum suppression.
 
-A box is 7 numbers: center x, y, z, full size along its own three axes, and the angle in radians by which it is turned
-about the upright z axis, from x to y. Used by the detection model and its metric; knows nothing of them.
+A box is 7 numbers: center x, y, z, full size along its own three axes, and its rotation in radians about the upright z
+axis, from x to y. Used by the detection model and its metric; knows nothing of them.
 """
 
 import torch
@@ -30,7 +30,7 @@ def box_corners(boxes: Tensor) -> Tensor:
 
 
 def axis_aligned(boxes: Tensor) -> Tensor:
-    """The smallest boxes of angle 0 around boxes (..., 7)."""
+    """Compute the smallest boxes of angle 0 around boxes (..., 7)."""
     check_boxes(boxes)
     cosine, sine = boxes[..., 6].cos().abs(), boxes[..., 6].sin().abs()
     length, width, height = boxes[..., 3:6].unbind(-1)
@@ -39,34 +39,34 @@ def axis_aligned(boxes: Tensor) -> Tensor:
 
 
 def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Volume shared over volume covered of all pairs, (..., n, 7), (..., m, 7) -> (..., n, m); differentiable."""
-    shared, covered, _ = _overlap(boxes, others)
-    return shared / covered
+    """Compute the intersection over union of all pairs, (..., n, 7), (..., m, 7) -> (..., n, m); differentiable."""
+    intersection, union, _ = _overlap(boxes, others)
+    return intersection / union
 
 
 def generalized_box_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """The overlap, less what neither of a pair covers of the smallest box around both, as a share of that box: between
-    -1 and 1, with a gradient where they do not touch; shapes as in `box_iou`.
+    """Compute the generalized IoU of all pairs, between -1 and 1, with a gradient for boxes that do not touch; shapes
+    as in `box_iou`.
 
-    The box around them is turned as the other one is. It is the usual one where nothing is turned; an axis-aligned box
-    around turned ones would make equal boxes less than perfect, and a loss pull them apart.
+    The enclosing box has the rotation of the other box. An axis-aligned one around rotated boxes would make equal
+    boxes less than perfect, and a loss would pull them apart; without rotation both are the same.
     """
-    shared, covered, enclosing = _overlap(boxes, others)
-    return shared / covered - (enclosing - covered) / enclosing
+    intersection, union, enclosing = _overlap(boxes, others)
+    return intersection / union - (enclosing - union) / enclosing
 
 
 def points_in_boxes(points: Tensor, boxes: Tensor) -> Tensor:
-    """Which points lie in or on which boxes: (..., points, 3), (..., n, 7) -> (..., n, points)."""
+    """Find the points in or on each box: (..., points, 3), (..., n, 7) -> (..., n, points)."""
     check_boxes(boxes)
     offsets = points.unsqueeze(-3) - boxes[..., :3].unsqueeze(-2)  # (..., n, points, 3)
-    x, y = _turn(offsets[..., 0], offsets[..., 1], -boxes[..., 6:7])
+    x, y = _rotate(offsets[..., 0], offsets[..., 1], -boxes[..., 6:7])
     half = boxes[..., 3:6].unsqueeze(-2) / 2
     return (x.abs() <= half[..., 0]) & (y.abs() <= half[..., 1]) & (offsets[..., 2].abs() <= half[..., 2])
 
 
 def suppress_overlapping(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, valid: Tensor) -> Tensor:
-    """Which boxes to keep, (scenes, n): from the highest score on, a valid box is dropped if it overlaps one that is
-    kept, of the same label and scene, by more than `iou`. Boxes (scenes, n, 7), everything else (scenes, n)."""
+    """Select boxes by non-maximum suppression, (scenes, n): a valid box is dropped if one of higher score, of the same
+    label and scene, is selected and overlaps it by more than `iou`. Boxes (scenes, n, 7), all others (scenes, n)."""
     order = scores.where(valid, -torch.inf).argsort(dim=1, descending=True, stable=True)
     boxes = boxes.take_along_dim(order.unsqueeze(2), 1)
     labels, keep = labels.gather(1, order), valid.gather(1, order)
@@ -78,39 +78,39 @@ def suppress_overlapping(boxes: Tensor, scores: Tensor, labels: Tensor, iou: flo
 
 
 def _overlap(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each pair the volume they share, the volume they cover, and that of the box around them that is turned as the
-    other one is."""
+    """Compute pairwise intersection, union and enclosing volume; the enclosing box has the other box's rotation."""
     check_boxes(boxes)
     check_boxes(others, "others")
     kind = torch.promote_types(boxes.dtype, torch.float32)
     boxes, others = boxes.to(kind).unsqueeze(-2), others.to(kind).unsqueeze(-3)  # (..., n, 1, 7), (..., 1, m, 7)
-    boxes, half = _seen_from(boxes, others), others[..., 3:6] / 2
+    boxes, half = _relative_to(boxes, others), others[..., 3:6] / 2
     aligned = axis_aligned(boxes)
     low, high = aligned[..., :3] - aligned[..., 3:6] / 2, aligned[..., :3] + aligned[..., 3:6] / 2  # (..., n, m, 3)
     height = torch.minimum(high[..., 2], half[..., 2]) - torch.maximum(low[..., 2], -half[..., 2])
-    shared = _shared_area(boxes, half) * height.clamp_min(0)
+    intersection = _intersection_area(boxes, half) * height.clamp_min(0)
     smallest = torch.finfo(kind).tiny
-    covered = (boxes[..., 3:6].prod(-1) + others[..., 3:6].prod(-1) - shared).clamp_min(smallest)
+    union = (boxes[..., 3:6].prod(-1) + others[..., 3:6].prod(-1) - intersection).clamp_min(smallest)
     enclosing = (torch.maximum(high, half) - torch.minimum(low, -half)).prod(-1).clamp_min(smallest)
-    return shared, covered, enclosing
+    return intersection, union, enclosing
 
 
-def _seen_from(boxes: Tensor, others: Tensor) -> Tensor:
-    """Boxes in coordinates in which the other box of each pair lies at the origin and is not turned."""
+def _relative_to(boxes: Tensor, others: Tensor) -> Tensor:
+    """Transform boxes to coordinates in which the other box of each pair is at the origin and not rotated."""
     x, y, z = (boxes[..., :3] - others[..., :3]).unbind(-1)
-    x, y = _turn(x, y, -others[..., 6])
+    x, y = _rotate(x, y, -others[..., 6])
     sizes = boxes[..., 3:6].expand(*x.shape, 3)
     return torch.cat([torch.stack([x, y, z], dim=-1), sizes, (boxes[..., 6] - others[..., 6]).unsqueeze(-1)], dim=-1)
 
 
-def _shared_area(boxes: Tensor, half: Tensor) -> Tensor:
-    """Area common to the footprints of boxes (..., 7) and the rectangles |x| <= a, |y| <= b, of which `half` (..., 3)
-    holds a and b.
+def _intersection_area(boxes: Tensor, half: Tensor) -> Tensor:
+    """Compute the area common to footprints of boxes (..., 7) and rectangles |x| <= a, |y| <= b.
 
-    The height of what is shared at x is that of the footprint's upper edges, clamped to [-b, b], less that of its
+    `half` (..., 3) holds a and b.
+
+    At x, the height of the intersection is that of the footprint's upper edges, clamped to [-b, b], minus that of its
     lower ones. So the area is a sum over the footprint's four edges: the integral of the clamped height over the part
     of the edge within |x| <= a, a linear function with at most two bends. It needs no polygon, holds for every
-    position, and is continuous in all numbers.
+    position, and is continuous.
     """
     start = _footprints(boxes)  # (..., 4, 2)
     stop = start.roll(-1, dims=-2)
@@ -122,8 +122,8 @@ def _shared_area(boxes: Tensor, half: Tensor) -> Tensor:
     first = y0 + (y1 - y0) * (left - x0) / run
     last = y0 + (y1 - y0) * (right - x0) / run
 
-    # Along the part, from 0 to 1: outside the band until `enter`, inside until `leave`. How the integral changes with
-    # these two is nothing, as a clamp does not jump, so they carry no gradient.
+    # Along the part, from 0 to 1: outside the band until `enter`, inside until `leave`. The derivative of the integral
+    # by these two is zero, as a clamp does not jump, so they carry no gradient.
     with torch.no_grad():
         rise = _nonzero(last - first)
         bends = torch.stack([(-limit_y - first) / rise, (limit_y - first) / rise]).clamp_(0, 1)
@@ -137,11 +137,11 @@ def _shared_area(boxes: Tensor, half: Tensor) -> Tensor:
 def _footprints(boxes: Tensor) -> Tensor:
     """(..., 7) -> (..., 4, 2), corners as seen from above, counter-clockwise."""
     corners = boxes[..., None, 3:5] * boxes.new_tensor(_SQUARE)
-    x, y = _turn(corners[..., 0], corners[..., 1], boxes[..., 6:7])
+    x, y = _rotate(corners[..., 0], corners[..., 1], boxes[..., 6:7])
     return boxes[..., None, :2] + torch.stack([x, y], dim=-1)
 
 
-def _turn(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+def _rotate(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
     cosine, sine = angle.cos(), angle.sin()
     return cosine * x - sine * y, sine * x + cosine * y
 

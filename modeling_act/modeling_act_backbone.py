@@ -1,7 +1,7 @@
-"""The Transformer in the middle of the teacher: one canonical block that holds any pretrained family.
+"""Transformer inside the teacher: one canonical block that holds any pretrained family.
 
-`backbone_families.py` reads a pretrained model into it. Tokens are groups, so patch embeddings, class tokens and image
-positions of the original have no place here; every block gets the groups' own positions instead.
+`backbone_families.py` reads a pretrained model into it. Tokens are groups, so the original's patch embeddings, class
+tokens and image positions are left out; every block adds the groups' own positions instead.
 """
 
 import torch
@@ -15,7 +15,7 @@ from .configuration_act_teacher import ACTTeacherConfig
 
 
 class ACTAffine(nn.Module):
-    """ResMLP's stand-in for a norm: a scale and a shift per channel."""
+    """Scale and shift of each channel, which ResMLP has in place of a norm."""
 
     def __init__(self, hidden_size: int, eps: float = 0.0):
         super().__init__()
@@ -55,8 +55,8 @@ class ACTBackboneAttention(nn.Module):
         query = self.query_norm(self.query(hidden_states).unflatten(2, (self.num_heads, self.head_dim)))
         keys_values = self.key_value(hidden_states)
         if prompts is not None:
-            # What attention makes of a prompt is thrown away after every block, so a prompt needs no query.
-            keys_values = _lead(self.key_value(prompts), keys_values)
+            # The attention output of a prompt is dropped after every block, so a prompt needs no query.
+            keys_values = _prepend(self.key_value(prompts), keys_values)
         key, value = keys_values.unflatten(2, (2, self.num_heads, self.head_dim)).unbind(2)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         context, weights = attend(self, attention, query, self.key_norm(key), value, **kwargs)
@@ -64,7 +64,7 @@ class ACTBackboneAttention(nn.Module):
 
 
 class ACTTokenMixer(nn.Module):
-    """MLP-Mixer's and ResMLP's mixing across a fixed number of tokens: prompts, then groups."""
+    """Mixing across a fixed number of tokens, prompts then groups, of MLP-Mixer and ResMLP."""
 
     def __init__(self, config: ACTTeacherConfig):
         super().__init__()
@@ -79,12 +79,12 @@ class ACTTokenMixer(nn.Module):
             self.mix = nn.Linear(num_tokens, num_tokens)
 
     def forward(self, hidden_states: Tensor, prompts: Tensor | None = None, **kwargs) -> tuple[Tensor, None]:
-        tokens = hidden_states if prompts is None else _lead(prompts, hidden_states)
+        tokens = hidden_states if prompts is None else _prepend(prompts, hidden_states)
         return self.mix(tokens.transpose(1, 2)).transpose(1, 2)[:, -hidden_states.shape[1] :], None
 
 
 class ACTBackboneLayer(GradientCheckpointingLayer):
-    """One block. Without dropout: what is frozen is also deterministic."""
+    """Transformer block without dropout: a frozen one is deterministic."""
 
     def __init__(self, config: ACTTeacherConfig):
         super().__init__()
@@ -125,30 +125,30 @@ class ACTBackbone(nn.Module):
     def forward(
         self, hidden_states: Tensor, positions: Tensor, prompts: tuple[list[Tensor], list[Tensor]], **kwargs
     ) -> Tensor:
-        """Groups (batch, groups, hidden_size) and their positions through every block; prompts come and go inside."""
+        """Pass groups (batch, groups, hidden_size) and their positions through every block, and drop the prompts."""
         num_groups = hidden_states.shape[1]
         layer_prompts = [None] * len(self.layers)
-        # Under autocast the residual stream keeps the precision of the weights: groups differ little from each other.
+        # Under autocast the residual stream keeps the weights' dtype: groups differ little from each other.
         hidden_states = self.input_norm(hidden_states.to(self.layers[0].mlp.fc1.weight.dtype))
         if self.prompt_type != "none":
             tokens, prompt_positions = prompts
             tokens = [self.input_norm(tokens[0]), *tokens[1:]]
             if self.prompt_type == "deep":
                 layer_prompts = [token + position for token, position in zip(tokens, prompt_positions, strict=True)]
-            else:  # shallow prompts are tokens like any other, from the first block to the last
-                hidden_states, positions = _lead(tokens[0], hidden_states), _lead(prompt_positions[0], positions)
+            else:  # shallow prompts are ordinary tokens in all blocks
+                hidden_states, positions = _prepend(tokens[0], hidden_states), _prepend(prompt_positions[0], positions)
         for layer, layer_prompt in zip(self.layers, layer_prompts, strict=True):
             hidden_states = layer(hidden_states, positions, layer_prompt, **kwargs)
         return self.norm(hidden_states[:, -num_groups:])
 
 
-def _lead(prompts: Tensor, tokens: Tensor) -> Tensor:
-    """Prompts (batch or 1, prompts, ...) before the tokens (batch, tokens, ...) of every cloud."""
+def _prepend(prompts: Tensor, tokens: Tensor) -> Tensor:
+    """Prepend prompts (batch or 1, prompts, ...) to the tokens (batch, tokens, ...) of every cloud."""
     return torch.cat([prompts.expand(tokens.shape[0], -1, -1), tokens], dim=1)
 
 
 class ACTPrompts(nn.Module):
-    """Learned prompt tokens with positions of their own; "deep": other ones for every block."""
+    """Learned prompt tokens with positions of their own; "deep" has new ones for every block."""
 
     def __init__(self, config: ACTTeacherConfig):
         super().__init__()
@@ -163,9 +163,9 @@ class ACTPrompts(nn.Module):
             self.deep_positions = nn.Parameter(torch.empty(shape))
 
     def forward(self, batch_size: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Tokens and positions of each block that gets new ones, each (batch or 1, prompts, hidden_size).
+        """Return tokens and positions for each block with new prompts, each (batch or 1, prompts, hidden_size).
 
-        Dropout falls on each cloud's tokens separately; without it the whole batch shares one copy.
+        Dropout is applied to each cloud's tokens separately; without it the whole batch shares one copy.
         """
         if self.prompt_type == "none":
             return [], []

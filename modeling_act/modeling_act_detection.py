@@ -1,7 +1,7 @@
-"""`ACTStudentForObjectDetection`: boxes around the objects of a scene, by a decoder after 3DETR over a student.
+"""`ACTStudentForObjectDetection`: boxes around the objects of a scene, by a decoder after 3DETR on top of a student.
 
-Each box query starts from one of the student's groups, attends to the others and to all groups, and tells a class or
-"no object", and a box. In training, as many queries as there are boxes are matched with them, one to one.
+Each query starts from one of the student's groups, attends to the other queries and to all groups, and predicts a
+class or "no object", and a box. Training matches queries and boxes one to one.
 """
 
 import math
@@ -22,21 +22,21 @@ from .box_ops import check_boxes, generalized_box_iou, points_in_boxes, suppress
 from .configuration_act_student import ACTStudentConfig
 from .modeling_act_student import ACTStudent, ACTStudentPreTrainedModel
 
-# 3DETR's for ScanNet; those of center and size are of distances in units of the scene's extents.
+# 3DETR's for ScanNet; distances of center and size are in units of the scene's extents.
 LOSS_WEIGHTS = {"class": 1.0, "center": 5.0, "size": 1.0, "giou": 1.0, "angle_class": 0.1, "angle": 0.5}
-NO_OBJECT_WEIGHT = 0.25  # in the class loss, of the many queries that match no box
-CLASS_COST, GIOU_COST = 1.0, 2.0  # of a match
-FEWEST_POINTS = 5  # in a box that counts
+NO_OBJECT_WEIGHT = 0.25  # in the class loss, for the many queries without a box
+CLASS_COST, GIOU_COST = 1.0, 2.0  # for matching
+MIN_POINTS = 5  # in a box
 
 
 @dataclass
 class ACTDetectionOutput(ModelOutput):
     """
-    loss: of the matched boxes and of all classes, summed over the decoder's layers, where boxes are given.
-    losses: the parts of the last layer's loss, weighted, without gradient.
+    loss: of the matched boxes and of all classes, summed over the decoder's layers, if boxes are given.
+    losses: weighted parts of the last layer's loss, without gradient.
     logits: (batch, queries, num_labels + 1), "no object" last.
     boxes: center, size and angle, (batch, queries, 7), as in `box_ops`.
-    auxiliary_logits, auxiliary_boxes: the same of the layers before the last, (layers - 1, batch, queries, ...).
+    auxiliary_logits, auxiliary_boxes: the same for the layers before the last, (layers - 1, batch, queries, ...).
     hidden_states, attentions: of the encoder, on request.
     """
 
@@ -51,7 +51,7 @@ class ACTDetectionOutput(ModelOutput):
 
 
 class ACTFourierPosition(nn.Module):
-    """Waves of random directions and lengths over a scene that fills the unit cube, (..., 3) -> (..., dim)."""
+    """Random Fourier features of positions in a scene scaled to the unit cube, (..., 3) -> (..., dim)."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -60,7 +60,7 @@ class ACTFourierPosition(nn.Module):
     def forward(self, places: Tensor) -> Tensor:
         # Products and sums, no matrix product: autocast would round the phases.
         phases = 2 * math.pi * (places.unsqueeze(-1) * self.frequencies).sum(-2)
-        return torch.cat([phases.sin(), phases.cos()], dim=-1)
+        return torch.cat([phases.sin(), phases.cos()], dim=-1).to(self.frequencies.dtype)
 
 
 class ACTDetectionAttention(nn.Module):
@@ -85,7 +85,7 @@ class ACTDetectionAttention(nn.Module):
 
 
 class ACTDetectionLayer(GradientCheckpointingLayer):
-    """Queries look at each other and at the scene; where something is enters questions and keys, not what is read."""
+    """Decoder layer: queries attend to each other and to the scene. Positions are added to queries and keys only."""
 
     def __init__(self, config: ACTStudentConfig):
         super().__init__()
@@ -129,13 +129,13 @@ class ACTDetectionDecoder(nn.Module):
     def forward(
         self, tokens: Tensor, centers: Tensor, low: Tensor, extents: Tensor, num_queries: int
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Tokens (batch, groups, width) at centers (batch, groups, 3), of scenes whose lowest corners and extents are
-        given, both (batch, 1, 3) -> logits, boxes and angles, as `_decode_angles` reads them, of every layer: (layers,
-        batch, queries, ...)."""
+        """Decode tokens (batch, groups, width) at centers (batch, groups, 3) of scenes with lowest corners and extents
+        (batch, 1, 3): logits, boxes and angles of every layer, (layers, batch, queries, ...). Angles are as in
+        `_decode_angles`."""
         tokens = self.projection(tokens)
         token_positions = self.position_embedding((centers - low) / extents)
-        # Centers come from farthest point sampling, of which the first ones are a coarser one. 3DETR's queries begin
-        # with zeros; these know their group.
+        # The first centers of farthest point sampling are a coarser sampling. 3DETR's queries start as zeros, these as
+        # their groups.
         queries, places = tokens[:, :num_queries], centers[:, :num_queries]
         query_positions = self.query_position(token_positions[:, :num_queries])
         states = []
@@ -148,29 +148,29 @@ class ACTDetectionDecoder(nn.Module):
         logits = self.class_head(states).to(kind)
         middles = places + self.center_head(states).to(kind)
         sizes = self.size_head(states).to(kind).sigmoid() * extents
-        angles, turned = None, torch.zeros_like(sizes[..., :1])
+        angles, angle = None, torch.zeros_like(sizes[..., :1])
         if self.angle_head is not None:
             angles = self.angle_head(states).to(kind).unflatten(-1, (2, self.num_angle_bins))
-            turned = self._decode_angles(angles)
-        return logits, torch.cat([middles, sizes, turned], dim=-1), angles
+            angle = self._decode_angles(angles)
+        return logits, torch.cat([middles, sizes, angle], dim=-1), angles
 
     def _decode_angles(self, angles: Tensor) -> Tensor:
-        """From (..., 2, bins), which of equal parts of a turn, and how far from its middle in units of half a part,
-        the angle (..., 1) of the likeliest part."""
+        """Decode scores of angle bins and offsets from their centers in half bins, (..., 2, bins), to the angle (...,
+        1) of the likeliest bin."""
         scores, offsets = angles.unbind(-2)
-        part = scores.argmax(-1, keepdim=True)
-        return (2 * part + offsets.gather(-1, part)) * (math.pi / self.num_angle_bins)
+        best = scores.argmax(-1, keepdim=True)
+        return (2 * best + offsets.gather(-1, best)) * (math.pi / self.num_angle_bins)
 
 
 def make_mlp(in_dim: int, out_dim: int, dropout: float = 0.0) -> nn.Sequential:
-    hidden = [nn.Linear(in_dim, in_dim), nn.ReLU(), nn.Dropout(dropout)]
-    return nn.Sequential(
-        *hidden, nn.Linear(in_dim, in_dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(in_dim, out_dim)
-    )
+    layers = []
+    for _ in range(2):
+        layers += [nn.Linear(in_dim, in_dim), nn.ReLU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers, nn.Linear(in_dim, out_dim))
 
 
 class ACTStudentForObjectDetection(ACTStudentPreTrainedModel):
-    """A class and a box for each object of a scene, whose points are in metres, z up."""
+    """Student with a detection decoder: a class and a box for each object of a scene, in metres, z up."""
 
     _no_split_modules = [*ACTStudentPreTrainedModel._no_split_modules, "ACTDetectionDecoder"]
 
@@ -178,7 +178,7 @@ class ACTStudentForObjectDetection(ACTStudentPreTrainedModel):
         super().__init__(config)
         if config.num_queries > config.num_groups:
             raise ValueError(
-                "`num_queries` must not exceed `num_groups`, at whose centers they begin, got "
+                "`num_queries` must not exceed `num_groups`, at whose centers they start, got "
                 f"{config.num_queries} and {config.num_groups}"
             )
         self.student = ACTStudent(config, use_cls_token=False)
@@ -203,26 +203,26 @@ class ACTStudentForObjectDetection(ACTStudentPreTrainedModel):
         box_labels: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ACTDetectionOutput:
-        """Points (batch, points, 3); boxes (batch, most boxes, 7) of labels (batch, most boxes), -1 where a scene has
-        fewer."""
+        """Detect objects in points (batch, points, 3); with boxes (batch, max boxes, 7) and labels (batch, max boxes),
+        -1 where a scene has fewer."""
         encoded = self.student(points, **kwargs)
         low, high = points.amin(1, keepdim=True), points.amax(1, keepdim=True)  # (batch, 1, 3)
         extents = (high - low).clamp_min(1e-3)
         tokens, num_queries = encoded.last_hidden_state, self.config.num_queries
-        logits, found, angles = self.detector(tokens, encoded.centers, low, extents, num_queries)
+        logits, predicted, angles = self.detector(tokens, encoded.centers, low, extents, num_queries)
         loss = losses = None
         if boxes is not None:
             check_targets(boxes, box_labels, logits)
-            losses = detection_losses(logits, found, angles, boxes, box_labels, extents)
+            losses = detection_losses(logits, predicted, angles, boxes, box_labels, extents)
             loss = sum(part.sum() for part in losses.values())
             losses = {name: part[-1].detach() for name, part in losses.items()}
         return ACTDetectionOutput(
             loss=loss,
             losses=losses,
             logits=logits[-1],
-            boxes=found[-1],
+            boxes=predicted[-1],
             auxiliary_logits=logits[:-1],
-            auxiliary_boxes=found[:-1],
+            auxiliary_boxes=predicted[:-1],
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
@@ -236,32 +236,31 @@ class ACTStudentForObjectDetection(ACTStudentPreTrainedModel):
         nms_iou: float | None = 0.25,
         every_class: bool = False,
     ) -> list[dict[str, Tensor]]:
-        """For each scene `scores` (n,), `labels` (n,) and `boxes` (n, 7), the highest score first.
+        """Select boxes: for each scene `scores` (n,), `labels` (n,) and `boxes` (n, 7), the highest score first.
 
-        Kept are boxes that hold an object with a probability above `threshold`, five of the `points` (batch, points,
-        3) if these are given, and of overlapping ones of a class the likeliest. A score is the probability of an
-        object times that of its class. `every_class` offers each box as all classes, with the score of each, which is
-        how benchmarks count.
+        Selected are boxes with an object probability above `threshold`, that hold five of the `points` (batch, points,
+        3) if these are given, and the likeliest of overlapping ones of a class. A score is the probability of an
+        object times that of its class. `every_class` returns each box once a class, as benchmarks evaluate them.
         """
         shares = output.logits.softmax(-1)
         objects, shares = 1 - shares[..., -1], shares[..., :-1]  # (batch, queries), (batch, queries, num_labels)
         keep = objects > threshold
         if points is not None:
             counts = [points_in_boxes(*scene).sum(-1) for scene in zip(points, output.boxes, strict=True)]
-            keep &= torch.stack(counts) >= FEWEST_POINTS
+            keep &= torch.stack(counts) >= MIN_POINTS
         best, labels = shares.max(-1)
         if nms_iou is not None:
             keep = suppress_overlapping(output.boxes, objects, labels, nms_iou, keep)
         scenes = []
-        for scene, kept in enumerate(keep):
-            boxes, scores, names = output.boxes[scene, kept], (best * objects)[scene, kept], labels[scene, kept]
+        for scene, mask in enumerate(keep):
+            boxes, scores, classes = output.boxes[scene, mask], (best * objects)[scene, mask], labels[scene, mask]
             if every_class:
                 num_labels = shares.shape[-1]
-                scores = (shares * objects.unsqueeze(-1))[scene, kept].flatten()
-                names = torch.arange(num_labels, device=scores.device).repeat(len(boxes))
+                scores = (shares * objects.unsqueeze(-1))[scene, mask].flatten()
+                classes = torch.arange(num_labels, device=scores.device).repeat(len(boxes))
                 boxes = boxes.repeat_interleave(num_labels, dim=0)
             order = scores.argsort(descending=True, stable=True)
-            scenes.append({"scores": scores[order], "labels": names[order], "boxes": boxes[order]})
+            scenes.append({"scores": scores[order], "labels": classes[order], "boxes": boxes[order]})
         return scenes
 
 
@@ -271,10 +270,10 @@ class ACTStudentForObjectDetection(ACTStudentPreTrainedModel):
 def check_targets(boxes: Tensor, box_labels: Tensor | None, logits: Tensor) -> None:
     check_boxes(boxes)
     if boxes.ndim != 3 or boxes.shape[0] != logits.shape[1]:
-        raise ValueError(f"`boxes` must have shape ({logits.shape[1]}, most boxes, 7), got {tuple(boxes.shape)}")
+        raise ValueError(f"`boxes` must have shape ({logits.shape[1]}, max boxes, 7), got {tuple(boxes.shape)}")
     if box_labels is None or box_labels.shape != boxes.shape[:2] or box_labels.is_floating_point():
-        came = "none" if box_labels is None else f"{box_labels.dtype} of shape {tuple(box_labels.shape)}"
-        raise ValueError(f"`box_labels` must be integers of shape {tuple(boxes.shape[:2])}, got {came}")
+        kind = "none" if box_labels is None else f"{box_labels.dtype} of shape {tuple(box_labels.shape)}"
+        raise ValueError(f"`box_labels` must be integers of shape {tuple(boxes.shape[:2])}, got {kind}")
     readable = box_labels.device.type == "cpu" and box_labels.numel() > 0
     if readable and int(box_labels.max()) >= logits.shape[-1] - 1:
         raise ValueError(f"`box_labels` must be below num_labels={logits.shape[-1] - 1}, got {int(box_labels.max())}")
@@ -283,23 +282,23 @@ def check_targets(boxes: Tensor, box_labels: Tensor | None, logits: Tensor) -> N
 def detection_losses(
     logits: Tensor, boxes: Tensor, angles: Tensor | None, true_boxes: Tensor, labels: Tensor, extents: Tensor
 ) -> dict[str, Tensor]:
-    """The weighted parts of each layer's loss, (layers,): of classes over all queries, of boxes the sum over the
-    matched ones, divided by the number of boxes in the batch. Shapes as in `ACTDetectionDecoder` and its model."""
+    """Compute the weighted parts of each layer's loss, (layers,): of classes over all queries, of boxes the sum over
+    the matched ones, divided by the number of boxes in the batch. Shapes as in `ACTDetectionDecoder` and its model."""
     true_boxes = true_boxes.to(boxes.dtype)
     num_layers, num_boxes = len(logits), (labels >= 0).sum().clamp_min(1)
     layer, scene, query, target = match(logits.detach(), boxes.detach(), true_boxes, labels)
 
-    wanted = torch.full(logits.shape[:3], logits.shape[-1] - 1, device=logits.device)
-    wanted[layer, scene, query] = labels[scene, target].long()
-    weights = torch.where(wanted == logits.shape[-1] - 1, NO_OBJECT_WEIGHT, 1.0)
-    entropy = nn.functional.cross_entropy(logits.flatten(0, 2), wanted.flatten(), reduction="none")
+    target_classes = torch.full(logits.shape[:3], logits.shape[-1] - 1, device=logits.device)
+    target_classes[layer, scene, query] = labels[scene, target].long()
+    weights = torch.where(target_classes == logits.shape[-1] - 1, NO_OBJECT_WEIGHT, 1.0)
+    entropy = nn.functional.cross_entropy(logits.flatten(0, 2), target_classes.flatten(), reduction="none")
     losses = {"class": (entropy.view_as(weights) * weights).sum((1, 2)) / weights.sum((1, 2))}
 
-    found, true, scale = boxes[layer, scene, query], true_boxes[scene, target], extents[scene, 0]
+    matched, true, scale = boxes[layer, scene, query], true_boxes[scene, target], extents[scene, 0]
     parts = {
-        "center": ((found - true)[:, :3].abs() / scale).sum(1),
-        "size": ((found - true)[:, 3:6].abs() / scale).sum(1),
-        "giou": 1 - generalized_box_iou(found.unsqueeze(1), true.unsqueeze(1)).flatten(),
+        "center": ((matched - true)[:, :3].abs() / scale).sum(1),
+        "size": ((matched - true)[:, 3:6].abs() / scale).sum(1),
+        "giou": 1 - generalized_box_iou(matched.unsqueeze(1), true.unsqueeze(1)).flatten(),
     }
     if angles is not None:
         parts |= angle_losses(angles[layer, scene, query], true[:, 6])
@@ -309,27 +308,27 @@ def detection_losses(
 
 
 def angle_losses(angles: Tensor, true: Tensor) -> dict[str, Tensor]:
-    """Of angles (pairs, 2, bins) as the decoder tells them, and true ones (pairs,)."""
+    """Compute the losses of predicted angles (pairs, 2, bins), as in `_decode_angles`, and true ones (pairs,)."""
     (scores, offsets), width = angles.unbind(1), 2 * math.pi / angles.shape[2]
-    part = (true / width).round().long()
-    offset = 2 * (true / width - part)  # in -1..1
-    part = part.remainder(angles.shape[2])
+    target_bin = (true / width).round().long()
+    offset = 2 * (true / width - target_bin)  # in -1..1
+    target_bin = target_bin.remainder(angles.shape[2])
     return {
-        "angle_class": nn.functional.cross_entropy(scores, part, reduction="none"),
-        "angle": nn.functional.huber_loss(offsets.gather(1, part[:, None])[:, 0], offset, reduction="none"),
+        "angle_class": nn.functional.cross_entropy(scores, target_bin, reduction="none"),
+        "angle": nn.functional.huber_loss(offsets.gather(1, target_bin[:, None])[:, 0], offset, reduction="none"),
     }
 
 
 def match(logits: Tensor, boxes: Tensor, true_boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Which query of which layer and scene stands for which box, (pairs,) each, ordered by layer: the assignment of
-    least cost, one query a box."""
+    """Match queries and boxes one to one at least cost: indices of layer, scene, query and box, (pairs,) each, ordered
+    by layer."""
     try:
         from scipy.optimize import linear_sum_assignment
     except ImportError as error:
         raise ImportError("matching boxes in training needs scipy: pip install scipy") from error
     chosen = labels.clamp_min(0).long()[None, :, None].expand(*logits.shape[:3], -1)
     cost = -GIOU_COST * generalized_box_iou(boxes, true_boxes) - CLASS_COST * logits.softmax(-1).gather(-1, chosen)
-    # A network that diverged is told by its loss, not by its matches.
+    # The loss, not the matching, must report that a network diverged.
     cost, present = cost.nan_to_num().cpu().numpy(), (labels >= 0).cpu().numpy()
     pairs = [torch.empty(4, 0, dtype=torch.int64)]
     for layer, scenes in enumerate(cost):

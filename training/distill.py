@@ -26,7 +26,6 @@ from act_training.tasks.pretraining import TeacherTargets, evaluate_distillation
 from torch import Tensor
 
 from modeling_act import ACTStudentConfig, ACTStudentForPreTraining, ACTTeacher
-from modeling_act.cli.reconstruction import reconstruct
 from modeling_act.errors import InputError
 from modeling_act.point_ops import PointGroups
 
@@ -149,7 +148,7 @@ def main(arguments: list[str]) -> None:
 
     def draw_samples() -> list[dict]:
         mask = make_mask(samples["keys"], student.group(samples["points"]))
-        return reconstruct(teacher, samples["points"], student, bool_masked_pos=mask)
+        return student.reconstruct(samples["points"], teacher, mask)
 
     if run.global_step == 0 or run.finished:
         validate()

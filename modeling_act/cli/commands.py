@@ -16,7 +16,7 @@ from ..hub.load_model import SEGMENTERS, load_model, read_config
 from ..inference import encode, processor_of, run_on_clouds
 from ..point_ops import chamfer_l1
 from ..point_prediction import label_points, number_of_category
-from ..processing_act import turn
+from ..processing_act import to_up_axis
 from ..readers.cloud import read_cloud
 from ..search.shape_index import ShapeIndex, check_usearch, probe_cloud
 from ..viewer.page import ViewerCloud, label_colors, viewer_page
@@ -174,8 +174,6 @@ def segment(options: argparse.Namespace) -> None:
 
 
 def reconstruct(options: argparse.Namespace) -> None:
-    from .reconstruction import reconstruct as run
-
     if options.teacher is None and options.student is None:
         raise InputError("reconstruct needs --teacher, --student or both")
     teacher = load_model(options.teacher, "ACTTeacher") if options.teacher else None
@@ -185,7 +183,8 @@ def reconstruct(options: argparse.Namespace) -> None:
 
     def use(name: str, path: str) -> None:
         taken = processor.take(path, name=name, **processor_options(options))
-        made = run(teacher, taken.points.unsqueeze(0).to(models[0].device), student, options.seed)[0]
+        cloud = taken.points.unsqueeze(0).to(models[0].device)
+        (made,) = student.reconstruct(cloud, teacher, seed=options.seed) if student else teacher.reconstruct(cloud)
         for part, points in made.items():
             placed = points.cpu() * taken.scale + taken.center  # where the cloud was
             write_ply(path_below(options.out, name, f".{part}.ply"), placed.numpy())
@@ -218,7 +217,7 @@ def view(options: argparse.Namespace) -> None:
 
     def use(name: str, path: str) -> None:
         cloud = read_cloud(path, seed=options.seed)
-        points = turn(torch.from_numpy(cloud.points), options.up_axis, "y")
+        points = to_up_axis(torch.from_numpy(cloud.points), options.up_axis, "y")
         clouds.append(ViewerCloud(points.numpy(), name, colors=cloud.colors))
 
     one_by_one(list_clouds(options.inputs), options, use)

@@ -19,7 +19,6 @@ from modeling_act import (
 )
 from modeling_act.__main__ import main
 from modeling_act.cli.commands import COMMANDS
-from modeling_act.cli.reconstruction import reconstruct
 from modeling_act.cli.tables import check_table, list_clouds, path_below, write_table
 from modeling_act.hub.load_model import load_model
 from modeling_act.point_ops import chamfer_l1
@@ -136,7 +135,7 @@ def test_reconstruct(run, models, shapes):
     )
     scale = (given - given.mean(1)).norm(dim=-1).max()
     assert alone["chamfer_l1"] == pytest.approx((chamfer_l1(made, given) / scale).item(), rel=1e-4)
-    assert "is needed to draw" in run(
+    assert "needs its teacher" in run(
         "reconstruct", shapes, "--student", models / "pretraining", "--out", "x", "--quiet", code=1
     )
 
@@ -185,7 +184,7 @@ def test_clouds_that_cannot_be_read(run, models, shapes, capsys):
         (["encode", "nothing.ply", "--model", "STUDENT", "--out", "x.npz"], "nothing.ply: there is no such file"),
         (["encode", "SHAPES", "--model", "EMPTY", "--out", "x.npz"], "no model can be read from there"),
         (["encode", "SHAPES", "--model", "TEACHER", "--out", "x.npz"], "holds ACTTeacher, where ACTStudent is needed"),
-        (["encode", "SHAPES", "--model", "STUDENT", "--out", "x.npz", "--up_axis", "z"], "does not say which axis"),
+        (["encode", "SHAPES", "--model", "STUDENT", "--out", "x.npz", "--up_axis", "z"], "does not know which axis"),
         (["classify", "SHAPES", "--model", "STUDENT"], "holds ACTStudent, where ACTStudentForPointCloudClassif"),
         (["similar", "SHAPES", "--index", "EMPTY"], "is no index; python -m modeling_act encode SHAPES --index"),
         (["reconstruct", "SHAPES", "--out", "x"], "reconstruct needs --teacher, --student or both"),
@@ -301,6 +300,6 @@ def test_a_reconstruction_leaves_the_modes_of_both(models):
     teacher = ACTTeacher.from_pretrained(models / "teacher").train()
     student = ACTStudentForPreTraining.from_pretrained(models / "pretraining").train()
     points = ACTPointCloudProcessor(64)(np.random.default_rng(0).normal(size=(100, 3)))["points"]
-    reconstruct(teacher, points)
-    reconstruct(teacher, points, student)
+    teacher.reconstruct(points)
+    student.reconstruct(points, teacher)
     assert all(module.training for model in (teacher, student) for module in model.modules())

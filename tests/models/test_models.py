@@ -125,6 +125,22 @@ def test_bf16_autocast_stays_close_to_fp32(name):
             assert error <= (1e-1 if key == "logits" and name == "teacher" else 2e-2), f"{key}: {error}"
 
 
+def test_the_residual_stream_of_the_student_keeps_its_dtype_under_autocast():
+    """With a projection and without a class token, only the cast before the first layer promotes the tokens."""
+    model = ACTStudent(small_student_config(use_cls_token=False, embedding_dim=12)).eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(torch.randn(2, 64, 3), output_hidden_states=True)
+    assert {states.dtype for states in output.hidden_states} == {torch.float32}
+
+
+@pytest.mark.parametrize("prompt_type", ["deep", "none"])
+def test_the_residual_stream_of_the_teacher_keeps_its_dtype_under_autocast(prompt_type):
+    model = ACTTeacher(small_teacher_config(prompt_type=prompt_type)).eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(torch.randn(2, 64, 3), output_hidden_states=True)
+    assert {states.dtype for states in output.hidden_states} == {torch.float32}
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_bf16_autocast_trains(name):
     model, inputs = build(name)
@@ -146,6 +162,7 @@ def test_gradient_checkpointing_changes_nothing(name):
     for checkpointing in (False, True):
         if checkpointing:
             model.gradient_checkpointing_enable()
+            assert model.is_gradient_checkpointing
         model.zero_grad()
         given = {"code_mode": "soft"} if name == "teacher" else {}
         output = model(**inputs, **given)
@@ -176,7 +193,7 @@ def test_student_outputs():
 
 
 @pytest.mark.parametrize("visible_only", [False, True])
-def test_hidden_groups_reach_only_the_batch_statistics(visible_only):
+def test_masked_groups_reach_only_the_batch_statistics(visible_only):
     model = ACTStudent(small_student_config(embed_visible_only=visible_only, drop_path_rate=0.0)).train()
     groups = model.group(torch.randn(2, 64, 3))
     mask = torch.zeros(groups.centers.shape[:2], dtype=torch.bool)
@@ -189,7 +206,7 @@ def test_hidden_groups_reach_only_the_batch_statistics(visible_only):
 
 
 def test_student_sees_only_visible_groups():
-    """What is hidden does not show in the output, in training only through batch statistics."""
+    """Masked groups do not change the output, in training only through batch statistics."""
     model, inputs = build("student")
     model.eval()
     groups = model.group(inputs["points"])
@@ -230,7 +247,7 @@ def test_masks():
     generator = torch.Generator().manual_seed(3)
     mask = sample_mask(centers, 12, "random", generator)
     assert mask.sum(1).eq(12).all()
-    assert (mask.float().mean(0) - 0.75).abs().max() < 0.1  # every place is hidden as often
+    assert (mask.float().mean(0) - 0.75).abs().max() < 0.1  # every place is masked as often
     assert torch.equal(mask, sample_mask(centers, 12, "random", torch.Generator().manual_seed(3)))
     assert not torch.equal(mask, sample_mask(centers, 12, "random", generator))
     block = sample_mask(centers, 5, "block", torch.Generator().manual_seed(3))
@@ -266,6 +283,64 @@ def test_groups_are_shared_and_the_teacher_stays_outside():
     drawn = [student(points, features, generator=torch.Generator().manual_seed(1)) for _ in range(2)]
     assert torch.equal(drawn[0].mask, drawn[1].mask) and drawn[0].loss == drawn[1].loss
     assert not any("teacher" in key for key in student.state_dict())
+
+
+@pytest.mark.parametrize("target", ["teacher", "standardized", "backbone", "coordinates"])
+def test_reconstruct_replaces_the_masked_groups(target):
+    """Against the same steps written out, of one cloud; visible groups stay as they are."""
+    teacher = ACTTeacher(small_teacher_config()).eval()
+    sizes = {"teacher": 20, "standardized": 20, "backbone": 12, "coordinates": 24}
+    scaling = {"target_mean": [0.5] * sizes[target], "target_std": [2.0] * sizes[target]}
+    config = small_student_config(
+        target=target, teacher_dim=sizes[target], **scaling if target in ("standardized", "backbone") else {}
+    )
+    student = ACTStudentForPreTraining(config).train()
+    points, mask = torch.randn(2, 64, 3), torch.arange(16).ge(4).expand(2, -1)
+    clouds = student.reconstruct(points, None if target == "coordinates" else teacher, mask)
+    assert student.training and student.student.training
+    student.eval()
+    groups = student.group(points)
+    with torch.no_grad():
+        predicted = student(groups=groups, bool_masked_pos=mask).predicted_features
+        if target == "coordinates":
+            decoded = predicted.unflatten(2, (8, 3))
+        else:
+            of_backbone = target == "backbone"
+            features = teacher.get_teacher_features(groups=groups, of_backbone=of_backbone)
+            mean, std = (0.5, 2.0) if config.target_mean else (0.0, 1.0)
+            length = ((features - mean) / std).norm(dim=-1).mean()
+            features[:, 4:] = torch.nn.functional.normalize(predicted, dim=-1) * length * std + mean
+            features[:, :4] = ((features[:, :4] - mean) / std) * std + mean
+            decoded = teacher.decode_features(features, groups.centers, of_backbone)[:, 4:]
+    whole = groups.neighborhoods + groups.centers.unsqueeze(2)
+    for place, cloud in enumerate(clouds):
+        assert torch.equal(cloud["input"], points[place])
+        assert torch.equal(cloud["visible"], whole[place, :4].flatten(0, 1))
+        assert torch.equal(cloud["reconstruction"][:32], cloud["visible"])
+        expected = (decoded[place] + groups.centers[place, 4:, None]).flatten(0, 1)
+        torch.testing.assert_close(cloud["reconstruction"][32:], expected, rtol=1e-4, atol=1e-4)
+    drawn = [
+        student.reconstruct(points, None if target == "coordinates" else teacher, seed=seed) for seed in (0, 0, 1)
+    ]
+    assert torch.equal(drawn[0][0]["visible"], drawn[1][0]["visible"])
+    assert not torch.equal(drawn[0][0]["visible"], drawn[2][0]["visible"])
+
+
+def test_reconstruct_checks_its_teacher():
+    student, points = ACTStudentForPreTraining(small_student_config()), torch.randn(1, 64, 3)
+    with pytest.raises(ValueError, match="target='teacher' needs its teacher"):
+        student.reconstruct(points)
+    with pytest.raises(ValueError, match=r"must share groups, .* got \(16, 8, 20\) and \(16, 8, 24\)"):
+        student.reconstruct(points, ACTTeacher(small_teacher_config(feature_dim=24)))
+    student.config.target = "coordinates"
+    with pytest.raises(ValueError, match="target='coordinates' needs no teacher"):
+        student.reconstruct(points, ACTTeacher(small_teacher_config()))
+    (cloud,) = ACTTeacher(small_teacher_config()).reconstruct(points)
+    assert {name: part.shape for name, part in cloud.items()} == {
+        "input": (64, 3),
+        "visible": (64, 3),
+        "reconstruction": (128, 3),
+    }
 
 
 def test_code_modes():

@@ -1,4 +1,4 @@
-"""Names that mean harm: of clouds on the command line, in an index, in a page; and what a processor's file may say."""
+"""Malicious names of clouds: on the command line, in an index, in a page; and a processor that names code."""
 
 import json
 import os
@@ -167,9 +167,11 @@ def test_a_processor_is_what_its_file_may_say(tmp_path, fields):
 def test_a_processor_runs_no_code_of_its_folder(tmp_path):
     ACTPointCloudProcessor(64).save_pretrained(tmp_path / "model")
     file = tmp_path / "model" / "preprocessor_config.json"
-    told = json.loads(file.read_text()) | {"auto_map": {"AutoFeatureExtractor": "evil.Evil"}}
+    content = json.loads(file.read_text()) | {"auto_map": {"AutoFeatureExtractor": "evil.Evil"}}
     evil = f"open({str(tmp_path / 'marker')!r}, 'w')\nclass Evil:\n    pass\n".encode()
     shutil.rmtree(tmp_path / "model")
-    folder = write_folder(tmp_path / "model", {"preprocessor_config.json": json.dumps(told).encode(), "evil.py": evil})
+    folder = write_folder(
+        tmp_path / "model", {"preprocessor_config.json": json.dumps(content).encode(), "evil.py": evil}
+    )
     assert ACTPointCloudProcessor.from_pretrained(folder).num_points == 64
     assert not (tmp_path / "marker").exists()

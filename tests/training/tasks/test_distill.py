@@ -46,8 +46,8 @@ def test_features_of_the_backbone_can_be_the_target(inputs, tmp_path):
     output = teacher(points)
     features = teacher.get_teacher_features(points, of_backbone=True)
     assert torch.equal(features, output.backbone_features)
-    torch.testing.assert_close(teacher.draw(features, output.centers, of_backbone=True), output.fine_points)
-    torch.testing.assert_close(teacher.draw(output.teacher_features, output.centers), output.fine_points)
+    torch.testing.assert_close(teacher.decode_features(features, output.centers, of_backbone=True), output.fine_points)
+    torch.testing.assert_close(teacher.decode_features(output.teacher_features, output.centers), output.fine_points)
 
 
 def test_the_probe_scores_the_frozen_student_on_rows_held_out(inputs, tmp_path):

@@ -151,7 +151,7 @@ def test_standardized_targets_have_mean_0_and_std_1(point_set, teacher, tmp_path
     torch.testing.assert_close(
         standardized.flatten(0, 1).std(0), torch.ones(standardized.shape[-1]), atol=1e-3, rtol=0
     )
-    mean, std = torch.tensor(config.target_mean), torch.tensor(config.target_deviation)
+    mean, std = torch.tensor(config.target_mean), torch.tensor(config.target_std)
     torch.testing.assert_close(standardized * std + mean, features, atol=1e-5, rtol=1e-4)
 
 

@@ -55,7 +55,7 @@ def make_card(
     test: dict[str, float] | None = None,
     license: str | None = None,
 ) -> str:
-    """Render a model card with the numbers of metrics.json and the licence of the weights.
+    """Render a model card with the numbers of metrics.json and the license of the weights.
 
     `measured` says which weights `metrics` belong to; without a `license` the card says that nobody stated one.
     """
@@ -159,11 +159,6 @@ def without_local_paths(value):
     return value
 
 
-def one_line(error: Exception) -> str:
-    """Join the message of an error into one line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _weights(folder: Path) -> list[Path]:
     """List the weight files of a folder: one file, or an index and its shards, all of them whole."""
     paths = [folder / "model.safetensors"]
@@ -176,7 +171,7 @@ def _weights(folder: Path) -> list[Path]:
         try:
             safe_open(path, framework="np")
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{path}: damaged or missing weights ({one_line(error)})") from error
+            raise InputError(f"{path}: damaged or missing weights ({_one_line(error)})") from error
     return paths
 
 
@@ -201,7 +196,7 @@ def _read(path: Path):
         text = path.read_text(encoding="utf-8")
         return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: damaged ({one_line(error)})") from error
+        raise InputError(f"{path}: damaged ({_one_line(error)})") from error
 
 
 def _check_private(name: str, content: bytes, folder: Path) -> None:
@@ -216,6 +211,10 @@ def _check_private(name: str, content: bytes, folder: Path) -> None:
             raise InputError(f"{name}, line {number}: holds the local path {paths[0]}; remove it")
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 @contextmanager
 def _hub_errors(problem: str) -> Iterator[None]:
     """Turn any error of the client into one line. The client says what to do, except where the Hub does not answer."""
@@ -228,4 +227,4 @@ def _hub_errors(problem: str) -> Iterator[None]:
         response = getattr(cause, "response", None)
         failed = isinstance(cause, HTTPError) and (response is None or response.status_code >= 500)
         advice = "; the Hub is out of reach or out of order: check the network and HF_ENDPOINT, or try again later"
-        raise InputError(f"{problem} ({one_line(cause)}){advice * failed}") from error
+        raise InputError(f"{problem} ({_one_line(cause)}){advice * failed}") from error

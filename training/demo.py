@@ -61,29 +61,26 @@ def main() -> None:
     teacher, student, twin, comparison = (
         folder / name for name in ("teacher", "distilled", "point_mae_twin", "comparison")
     )
-    distill = (
-        f"--config={recipes / 'demo_distill.yaml'}", f"--max_train_steps={options.distill_steps}",
-        f"--seed={options.seed}", "--overwrite_output_dir",
-    )  # fmt: skip
+    common = f"--seed={options.seed}", "--overwrite_output_dir"
+    distill = f"--config={recipes / 'demo_distill.yaml'}", f"--max_train_steps={options.distill_steps}", *common
     stages = [
         (
             "a teacher autoencodes shapes through two layers of MiniLM", "autoencode.py",
-            f"--config={recipes / 'demo_autoencode.yaml'}", f"--max_train_steps={options.autoencode_steps}",
-            f"--seed={options.seed}", "--overwrite_output_dir", f"--backbone={folder / 'minilm'}",
-            f"--output_dir={teacher}",
+            f"--config={recipes / 'demo_autoencode.yaml'}", f"--max_train_steps={options.autoencode_steps}", *common,
+            f"--backbone={folder / 'minilm'}", f"--output_dir={teacher}",
         ),
         (
-            "a student learns the teacher's features", "distill.py",
-            *distill, "--target=backbone", f"--teacher={teacher}", "--cache_targets", f"--output_dir={student}",
+            "a student learns to predict the teacher's features", "distill.py",
+            *distill, f"--teacher={teacher}", f"--output_dir={student}",
         ),
         (
-            "its Point-MAE twin learns coordinates", "distill.py",
-            *distill, "--target=coordinates", f"--output_dir={twin}",
+            "a twin of the student learns to predict coordinates, as Point-MAE", "distill.py",
+            *distill, "--target=coordinates", "--cache_targets=false", f"--output_dir={twin}",
         ),
         (
-            "linear probes of both and of the network untrained", "evaluate.py",
+            "linear probes of both and of the network untrained", "evaluate.py", f"--seed={options.seed}",
             "--student", str(student), str(twin), "--untrained", "--tasks=probe", "--dataset_name=everyday_shapes",
-            f"--shapes_per_class={SHAPES_PER_CLASS}", f"--seed={options.seed}", f"--output_dir={comparison}",
+            f"--shapes_per_class={SHAPES_PER_CLASS}", f"--output_dir={comparison}",
         ),
     ]  # fmt: skip
     print(f"ACT in {len(stages)} stages: about five minutes of CPU time on one core, longer on a busy machine.")

@@ -12,6 +12,7 @@ Nothing is chosen on --split. Points are sampled as a model's folder says, unles
 
 import json
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,15 +22,24 @@ from act_training.data.batches import validation_batches
 from act_training.data.checks import check_point_set
 from act_training.data.keyed_random import Sampling
 from act_training.data.point_sets import PointSet, open_point_set
-from act_training.measure import robustness
 from act_training.measure.frozen_features import (
     CLASSIFIERS,
     embed,
-    measure_features,
+    fit_and_predict,
     nearest_shape_accuracy,
     resolve_pooling,
 )
-from act_training.measure.metrics import class_table, classification_metrics, confusion_matrix
+from act_training.measure.metrics import class_table, classification_metrics, confusion_matrix, retrieval_map
+from act_training.measure.robustness import (
+    CORRUPTIONS,
+    corrupted_views,
+    latency_table,
+    num_points_left,
+    plain_view,
+    predict_logits,
+    read_rows,
+    training_view,
+)
 from act_training.report.pictures import save_confusion_matrix, save_feature_map
 from act_training.report.run_folder import write_report
 from act_training.run.arguments import check_disjoint, parse_arguments
@@ -65,7 +75,7 @@ class EvaluateArguments:
     seed: int = field(default=0, metadata={"help": "of points, views, corruptions, fits and the untrained network"})
     cpu: bool = field(default=False, metadata={"help": "ignore accelerators"})
     votes: int | None = field(default=None, metadata={"help": "views whose logits are averaged"})
-    robustness: bool = field(default=False, metadata={"help": ", ".join(robustness.CORRUPTIONS)})
+    robustness: bool = field(default=False, metadata={"help": ", ".join(CORRUPTIONS)})
     up_axis: Literal["y", "z"] = field(default="y", metadata={"help": "axis of rotation_up"})
     latency: bool = field(default=False, metadata={"help": "milliseconds from points to logits"})
     fit_split: str = field(default="train", metadata={"help": "split that classifiers are fitted to"})
@@ -104,8 +114,8 @@ def load(name: str, kind: str, options: EvaluateArguments) -> tuple[ACTStudent, 
         getattr(processor if getattr(options, flag) is None else options, flag)
         for flag in ("num_points", "point_sampling", "normalize")
     )
-    max_drop = max(robustness.CORRUPTIONS["dropout"]) if options.robustness else 0
-    fewest, required = robustness.num_points_left(num_points, max_drop), required_points(model.config)
+    max_drop = max(CORRUPTIONS["dropout"]) if options.robustness else 0
+    fewest, required = num_points_left(num_points, max_drop), required_points(model.config)
     if fewest < required:
         rest = f", of which --robustness leaves {fewest}," if options.robustness else ""
         raise InputError(f"{num_points} points{rest} are fewer than the {required} that the groups need")
@@ -113,26 +123,19 @@ def load(name: str, kind: str, options: EvaluateArguments) -> tuple[ACTStudent, 
     return model.to(device), Sampling(num_points, options.seed, normalize, method)
 
 
-def open_split(split: str, options: EvaluateArguments) -> PointSet:
-    return open_point_set(options.dataset_name, split, options.dataset_config_name)
-
-
-def check_rows(
-    point_set: PointSet, split: str, min_points: int, num_classes: int, options: EvaluateArguments
-) -> PointSet:
-    good, problems, _ = check_point_set(point_set, min_points, num_classes, options.skip_bad)
-    report_skipped(problems, options.output_dir / f"skipped_{split}.txt")
-    return good
-
-
-def first_of_each_class(point_set: PointSet, count: int) -> PointSet:
-    labels = point_set.labels()
-    rows = [(labels == label).nonzero()[0][:count] for label in np.unique(labels)]
-    return point_set.select(np.sort(np.concatenate(rows)))
+def open_rows(
+    options: EvaluateArguments, min_points: int, splits: list[str], config: ACTStudentConfig | None = None
+) -> tuple[list[str], list[PointSet]]:
+    """Open and check the rows of splits; return the names of the classes too, which a classifier's must equal."""
+    point_sets = [open_point_set(options.dataset_name, split, options.dataset_config_name) for split in splits]
+    names = match_class_names(config, point_sets[0]) if config else class_names("label", *point_sets)
+    for index, split in enumerate(splits):
+        point_sets[index], problems, _ = check_point_set(point_sets[index], min_points, len(names), options.skip_bad)
+        report_skipped(problems, options.output_dir / f"skipped_{split}.txt")
+    return names, point_sets
 
 
 def match_class_names(config: ACTStudentConfig, point_set: PointSet) -> list[str]:
-    """Return the names of the classes, which must agree if both the model and the set have names."""
     labels = range(config.num_labels)
     own = [config.id2label[label] for label in labels]
     is_unnamed = own in ([f"LABEL_{label}" for label in labels], [str(label) for label in labels])
@@ -146,116 +149,114 @@ def match_class_names(config: ACTStudentConfig, point_set: PointSet) -> list[str
 def evaluate_model(options: EvaluateArguments) -> tuple[dict, np.ndarray, np.ndarray, list[dict]]:
     """Measure a classifier; return the entries of metrics.json, labels, features, and clouds for the report."""
     model, sampling = load(options.model, "ACTStudentForPointCloudClassification", options)
-    point_set = open_split(options.split, options)
-    names = match_class_names(model.config, point_set)
-    point_set = check_rows(point_set, options.split, required_points(model.config), len(names), options)
-    labels, plain = point_set.labels(), robustness.plain_view(sampling)
+    names, (point_set,) = open_rows(options, required_points(model.config), [options.split], model.config)
+    labels, plain = point_set.labels(), partial(plain_view, sampling=sampling)
 
-    def predict(*views) -> np.ndarray:
-        return robustness.predict_logits(model, point_set, options.batch_size, views).argmax(1).numpy()
+    def measure(*views) -> tuple[dict[str, float], np.ndarray]:
+        predicted = predict_logits(model, point_set, options.batch_size, views).argmax(1).numpy()
+        return classification_metrics(labels, predicted), predicted
 
     def draw(row: int, view) -> np.ndarray:
-        return view(robustness.read_rows(point_set, range(row, row + 1), torch.device("cpu")))[0].numpy()
+        return view(read_rows(point_set, range(row, row + 1), torch.device("cpu")))[0].numpy()
 
-    predicted = predict(plain)
-    metrics, tables = classification_metrics(labels, predicted), {"classes": class_table(labels, predicted, names)}
+    metrics, predicted = measure(plain)
+    tables = {"classes": class_table(labels, predicted, names)}
     mistakes = {
         f"row {row}: {names[labels[row]]}, taken for {names[predicted[row]]}": draw(row, plain)
         for row in (labels != predicted).nonzero()[0][:4].tolist()
     }
     clouds = [mistakes] if mistakes else []
     if options.votes:
-        voted = predict(*robustness.voting_views(sampling, options.votes))
-        values = classification_metrics(labels, voted)
-        metrics |= {f"{name}_{options.votes}_votes": value for name, value in values.items()}
+        views = [partial(training_view, sampling=sampling, epoch=epoch) for epoch in range(options.votes)]
+        metrics |= {f"{name}_{options.votes}_votes": value for name, value in measure(*views)[0].items()}
     if options.robustness:
-        tables["robustness"] = robustness.robustness_table(
-            lambda view: classification_metrics(labels, predict(view)), sampling, options.up_axis
-        )
-        views = {"as it is": plain}
-        for name, (_, strength, _) in robustness.CORRUPTIONS.items():
-            views[f"{name} {strength:g}"] = robustness.corrupted_view(sampling, name, strength, options.up_axis)
-        clouds.append({name: draw(0, view) for name, view in views.items()})
+        views = corrupted_views(sampling, options.up_axis)
+        tables["robustness"] = [
+            {"corruption": name, "strength": strength, **measure(view)[0]}
+            for (name, strength), view in tqdm(views.items(), desc="robustness", leave=False)
+        ]
+        drawn = [("none", 0.0), *((name, strengths[1]) for name, strengths in CORRUPTIONS.items())]
+        clouds.append({f"{name} {strength:g}": draw(0, views[name, strength]) for name, strength in drawn})
     if options.latency:
-        rows = range(min(options.batch_size, len(labels)))
-        points = plain(robustness.read_rows(point_set, rows, model.device))
-        tables["latency"] = robustness.latency_table(model, points, sorted({1, options.batch_size}))
+        points = plain(read_rows(point_set, range(min(options.batch_size, len(labels))), model.device))
+        tables["latency"] = latency_table(model, points, sorted({1, options.batch_size}))
     record = {
         "metrics": metrics, "rows": len(labels), "points": asdict(sampling), "tables": tables, "classes": names,
         "confusions": {"confusion": confusion_matrix(labels, predicted, len(names))},
     }  # fmt: skip
-    return record, labels, embed(model.student, point_set, sampling, options.batch_size), clouds
+    features = embed(model.student, point_set, sampling, options.batch_size)
+    return record, labels, features, clouds
 
 
 def evaluate_students(options: EvaluateArguments) -> tuple[dict, np.ndarray, np.ndarray, list[dict]]:
     """Measure the features of students; return the same of the first one, with the results of all."""
     networks = [(Path(name).name, *load(name, "ACTStudent", options)) for name in options.student]
     _, student, sampling = networks[0]
-    splits = {split: open_split(split, options) for split in (options.fit_split, options.split)}
-    names, min_points = class_names("label", *splits.values()), max(required_points(n.config) for _, n, _ in networks)
-    fit_set, test_set = (check_rows(rows, split, min_points, len(names), options) for split, rows in splits.items())
+    min_points = max(required_points(network.config) for _, network, _ in networks)
+    names, (fit_set, test_set) = open_rows(options, min_points, [options.fit_split, options.split])
     if options.shapes_per_class:
-        fit_set = first_of_each_class(fit_set, options.shapes_per_class)
+        rows = [(fit_set.labels() == label).nonzero()[0][: options.shapes_per_class] for label in range(len(names))]
+        fit_set = fit_set.select(np.sort(np.concatenate(rows)))
     if options.untrained:
         torch.manual_seed(options.seed)
         untrained = ACTStudent(student.config).to(student.device)
         batches = validation_batches(fit_set, 32, sampling, student.device)
         calibrate_batch_norm(untrained, lambda batch: untrained(batch["points"]), batches)
         networks.append(("untrained", untrained, sampling))
-    fit_labels, labels, results, first = fit_set.labels(), test_set.labels(), [], None
+    labels, fit_labels, results, entries = test_set.labels(), fit_set.labels(), [], []
     for name, network, network_sampling in tqdm(networks, desc="students", leave=False):
         fit_features, features = (
             embed(network, rows, network_sampling, options.batch_size, options.layer, options.pooling)
             for rows in (fit_set, test_set)
         )
-        metrics, predictions = measure_features(
-            options.tasks, fit_features, fit_labels, features, labels, options.seed
-        )
-        scores = {
-            task: metrics[f"{task}_map" if task == "retrieval" else f"{task}_accuracy"] for task in options.tasks
-        }
-        results.append({"student": name, **scores})
-        first = first or (metrics, predictions, features)
-    baseline = nearest_shape_accuracy(fit_set, test_set, sampling)
-    results.append({"student": "1-NN on shape statistics", **dict.fromkeys(predictions, baseline)})
-    metrics, predictions, features = first
-    tables = {f"classes by {task}": class_table(labels, each, names) for task, each in predictions.items()}
-    record = {
-        "metrics": metrics, "results": results, "rows": len(labels), "fitted": len(fit_set),
+        result, metrics, tables, confusions = {"student": name}, {}, {}, {}
+        for task in options.tasks:
+            if task == "retrieval":
+                standardized = (features - fit_features.mean(0)) / fit_features.std(0).clip(1e-6)
+                result[task] = metrics["retrieval_map"] = retrieval_map(standardized, labels)
+                continue
+            predicted, choice = fit_and_predict(task, fit_features, fit_labels, features, options.seed)
+            values = classification_metrics(labels, predicted) | {"neighbors" if task == "knn" else "penalty": choice}
+            result[task] = values["accuracy"]
+            metrics |= {f"{task}_{key}": value for key, value in values.items()}
+            tables[f"classes by {task}"] = class_table(labels, predicted, names)
+            confusions[task] = confusion_matrix(labels, predicted, len(names))
+        results.append(result)
+        entries.append(({"metrics": metrics, "tables": tables, "confusions": confusions}, features))
+    record, features = entries[0]
+    accuracy = nearest_shape_accuracy(fit_set, test_set, sampling)
+    results.append({"student": "1-NN on shape statistics"} | dict.fromkeys(record["confusions"], accuracy))
+    record["tables"] = {"students": results} | record["tables"]
+    record |= {
+        "results": results, "rows": len(labels), "fitted": len(fit_set), "points": asdict(sampling), "classes": names,
         "layer": options.layer or "last", "pooling": resolve_pooling(student, options.layer, options.pooling),
-        "points": asdict(sampling), "tables": {"students": results, **tables}, "classes": names,
-        "confusions": {task: confusion_matrix(labels, each, len(names)) for task, each in predictions.items()},
     }  # fmt: skip
     return record, labels, features, []
 
 
 def main(arguments: list[str]) -> None:
     options = parse_arguments(EvaluateArguments, __doc__, arguments)
-    pictures = options.output_dir / "pictures"
+    folder, pictures = options.output_dir, options.output_dir / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     record, labels, features, clouds = evaluate_model(options) if options.model else evaluate_students(options)
-    confusions = record.pop("confusions")
-    record["confusions"] = {name: confusion.tolist() for name, confusion in confusions.items()}
-    record["options"] = asdict(options) | {"output_dir": str(options.output_dir)}
-    details = record["options"] | {name: record[name] for name in record.keys() & {"rows", "fitted", "points"}}
-    with name_in_errors(options.output_dir):
+    confusions, flags = record["confusions"], asdict(options) | {"output_dir": str(folder)}
+    images = {name: pictures / f"{name}.png" for name in (*confusions, "features")}
+    with name_in_errors(folder):
         for name, confusion in confusions.items():
-            save_confusion_matrix(pictures / f"{name}.png", confusion, record["classes"], name)
-        save_feature_map(pictures / "features.png", features, labels, record["classes"])
-        images = {name: pictures / f"{name}.png" for name in (*confusions, "features")}
-        write_text(
-            options.output_dir / "metrics.json", json.dumps(record | {"versions": describe_versions()}, indent=1)
-        )
-        title = f"{Path(options.model or options.student[0]).name} on {Path(options.dataset_name).name}"
-        write_report(
-            options.output_dir / "report.html", f"{title} ({options.split})", record["metrics"], [], clouds,
-            record["tables"], images, details,
-        )  # fmt: skip
+            save_confusion_matrix(images[name], confusion, record["classes"], name)
+        save_feature_map(images["features"], features, labels, record["classes"])
+        record["confusions"] = {name: confusion.tolist() for name, confusion in confusions.items()}
+        record |= {"options": flags, "versions": describe_versions()}
+        write_text(folder / "metrics.json", json.dumps(record, indent=1))
+        network = Path(options.model or options.student[0]).name
+        title = f"{network} on {Path(options.dataset_name).name} ({options.split})"
+        details = flags | {name: record[name] for name in ("rows", "points")}
+        write_report(folder / "report.html", title, record["metrics"], [], clouds, record["tables"], images, details)
     if options.model:
         print(json.dumps(record["metrics"]))
     for row in record.get("results", ()):
         print(f"{row['student']:<26}" + "".join(f"  {task} {row[task]:6.1%}" for task in options.tasks if task in row))
-    print(f"{options.output_dir}: metrics.json, pictures, report.html")
+    print(f"{folder}: metrics.json, pictures, report.html")
 
 
 if __name__ == "__main__":

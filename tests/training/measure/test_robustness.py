@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from act_training.data.keyed_random import RandomStream
 from act_training.measure.robustness import (
     CORRUPTIONS,
-    VIEW,
     _quantile_of_rotation_angle,
     _sample_directions,
     corrupt,
@@ -70,9 +70,9 @@ def test_occlusion_drops_points_behind_others():
     # Two parallel plates, seen at steep angles: the one that is nearer to the eye stays, but for its border.
     grid = torch.rand(400, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
     plates = torch.cat([torch.cat([grid, torch.full((400, 1), z)], dim=1) for z in (-0.2, 0.2)])
-    row_ids = MANY_ROW_IDS[:40]
-    rest = corrupt(plates.expand(40, -1, -1), row_ids, "occlusion", 0.5, 0)
-    views = _sample_directions(row_ids, 0, VIEW)
+    row_ids = MANY_ROW_IDS[:100]
+    rest = corrupt(plates.expand(100, -1, -1), row_ids, "occlusion", 0.5, 0)
+    views = _sample_directions(row_ids, 0, RandomStream.VIEW)
     steep = views[:, 2].abs() > 0.9
     assert steep.sum() >= 3
     nearer = (rest[steep, :, 2] > 0) == (views[steep, 2] > 0).unsqueeze(1)

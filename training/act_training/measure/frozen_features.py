@@ -16,7 +16,6 @@ from torch import Tensor
 
 from act_training.data.batches import validation_batches
 from act_training.data.keyed_random import Sampling
-from act_training.measure.metrics import classification_metrics, retrieval_map
 from act_training.run.run_data import split_rows
 from modeling_act import ACTStudent
 from modeling_act.errors import InputError
@@ -109,49 +108,24 @@ def probe_accuracy(
     return {"accuracy": float((predicted == labels[held_out]).mean()), "penalty": penalty}
 
 
-def measure_features(
-    tasks: list[str],
-    fit_features: np.ndarray,
-    fit_labels: np.ndarray,
-    features: np.ndarray,
-    labels: np.ndarray,
-    seed: int,
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Metrics of features by several tasks (classifiers and retrieval), and each classifier's predictions."""
-    metrics, predictions = {}, {}
-    for task in tasks:
-        if task == "retrieval":
-            standardized = (features - fit_features.mean(0)) / fit_features.std(0).clip(1e-6)
-            metrics["retrieval_map"] = retrieval_map(standardized, labels)
-            continue
-        predictions[task], hyperparameter = fit_and_predict(task, fit_features, fit_labels, features, seed)
-        values = classification_metrics(labels, predictions[task])
-        values["neighbors" if task == "knn" else "penalty"] = hyperparameter
-        metrics |= {f"{task}_{name}": value for name, value in values.items()}
-    return metrics, predictions
-
-
 def nearest_shape_accuracy(fit_set, test_set, sampling: Sampling) -> float:
     """Accuracy of the nearest neighbor by standardized shape statistics, a baseline without a network."""
-    fit_statistics, statistics = (
-        np.concatenate([
-            shape_statistics(batch["points"].numpy())
-            for batch in validation_batches(point_set, 256, sampling, torch.device("cpu"))
-        ])
-        for point_set in (fit_set, test_set)
-    )  # fmt: skip
-    classifier = make_pipeline(StandardScaler(), KNeighborsClassifier(1)).fit(fit_statistics, fit_set.labels())
-    return float(classifier.score(statistics, test_set.labels()))
+    statistics = []
+    for point_set in (fit_set, test_set):
+        batches = validation_batches(point_set, 256, sampling, torch.device("cpu"))
+        statistics.append(np.concatenate([shape_statistics(batch["points"].numpy()) for batch in batches]))
+    classifier = make_pipeline(StandardScaler(), KNeighborsClassifier(1)).fit(statistics[0], fit_set.labels())
+    return float(classifier.score(statistics[1], test_set.labels()))
 
 
 def shape_statistics(points: np.ndarray) -> np.ndarray:
-    """Features (batch, 23) of clouds (batch, points, 3) that need no network.
+    """Shape statistics (batch, 22) of clouds (batch, points, 3) with y up.
 
-    Covariance spectrum, height, moments of the height, and histograms of height and distance from the up axis.
+    Spectrum of the covariance, extent and moments of the height, histograms of height and distance to the up axis.
     """
     height, radius = points[..., 1], np.linalg.norm(points[..., [0, 2]], axis=-1)
     spectrum = np.linalg.eigvalsh(np.einsum("bni,bnj->bij", points, points) / points.shape[1])
-    columns = [spectrum, np.ptp(height, axis=1)[:, None], height.std(1)[:, None], (height**3).mean(1)[:, None]]
+    columns = [spectrum, np.stack([np.ptp(height, axis=1), height.std(1), (height**3).mean(1)], axis=1)]
     for values, lowest in ((height, -1), (radius, 0)):
         edges = np.linspace(lowest, 1, 9)
         columns.append(np.stack([np.histogram(row, edges)[0] / len(row) for row in values]))

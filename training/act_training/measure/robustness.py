@@ -13,7 +13,6 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from act_training.data.batches import VALIDATION_EPOCH, read_batch
@@ -135,6 +134,41 @@ def _quantile_of_rotation_angle(share: Tensor, max_angle: float) -> Tensor:
     return high.to(share.dtype)
 
 
+def plain_view(batch: dict[str, Tensor], sampling: Sampling) -> Tensor:
+    """View of validation."""
+    return sample_points(batch, sampling)["points"]
+
+
+def training_view(batch: dict[str, Tensor], sampling: Sampling, epoch: int) -> Tensor:
+    """View of training: a random subset of each cloud, scaled and shifted."""
+    row_ids = torch.stack([torch.full_like(batch["keys"][:, 0], epoch), batch["keys"][:, 1]], dim=1)
+    points = sample_points(batch | {"keys": row_ids}, sampling, training=True)["points"]
+    return augment(points, row_ids, sampling.seed, ("scale_shift",))
+
+
+def corrupted_view(batch: dict[str, Tensor], sampling: Sampling, name: str, strength: float, up_axis: str) -> Tensor:
+    """View of a corrupted cloud, which is put into the unit sphere after the corruption, as a scan would be."""
+    points = corrupt(plain_view(batch, sampling), batch["keys"], name, strength, sampling.seed, up_axis)
+    return to_unit_sphere(points) if sampling.normalize is True else points
+
+
+def corrupted_views(sampling: Sampling, up_axis: str) -> dict[tuple[str, float], View]:
+    """Views by corruption and strength; the first, ("none", 0.0), is the plain view."""
+    views = {("none", 0.0): partial(plain_view, sampling=sampling)}
+    for name, strengths in CORRUPTIONS.items():
+        for strength in strengths:
+            views[name, strength] = partial(
+                corrupted_view, sampling=sampling, name=name, strength=strength, up_axis=up_axis
+            )
+    return views
+
+
+def read_rows(point_set, rows: range, device: torch.device) -> dict[str, Tensor]:
+    """Read the batch of these rows, with the row ids of validation."""
+    batch = read_batch(point_set, [(VALIDATION_EPOCH, row) for row in rows])
+    return {name: values.to(device) for name, values in batch.items()}
+
+
 @torch.no_grad()
 def predict_logits(model: PreTrainedModel, point_set, batch_size: int, views: Sequence[View]) -> Tensor:
     """Logits (rows, num_labels) of all rows, averaged over views."""
@@ -145,56 +179,11 @@ def predict_logits(model: PreTrainedModel, point_set, batch_size: int, views: Se
     return torch.cat(logits)
 
 
-def read_rows(point_set, rows: range, device: torch.device) -> dict[str, Tensor]:
-    """Read the batch of these rows, with the row ids of validation."""
-    batch = read_batch(point_set, [(VALIDATION_EPOCH, row) for row in rows])
-    return {name: values.to(device) for name, values in batch.items()}
-
-
-def plain_view(sampling: Sampling) -> View:
-    """View of validation."""
-    return lambda batch: sample_points(batch, sampling)["points"]
-
-
-def voting_views(sampling: Sampling, count: int) -> list[View]:
-    """Views of training: random subsets of the clouds, scaled and shifted."""
-
-    def view(batch: dict[str, Tensor], epoch: int) -> Tensor:
-        row_ids = torch.stack([torch.full_like(batch["keys"][:, 0], epoch), batch["keys"][:, 1]], dim=1)
-        points = sample_points(batch | {"keys": row_ids}, sampling, training=True)["points"]
-        return augment(points, row_ids, sampling.seed, ("scale_shift",))
-
-    return [partial(view, epoch=epoch) for epoch in range(count)]
-
-
-def corrupted_view(sampling: Sampling, name: str, strength: float, up_axis: str) -> View:
-    """View of a corrupted cloud, which is put into the unit sphere after the corruption, as a scan would be."""
-
-    def view(batch: dict[str, Tensor]) -> Tensor:
-        points = plain_view(sampling)(batch)
-        points = corrupt(points, batch["keys"], name, strength, sampling.seed, up_axis)
-        return to_unit_sphere(points) if sampling.normalize is True else points
-
-    return view
-
-
-def robustness_table(measure: Callable[[View], dict], sampling: Sampling, up_axis: str) -> list[dict]:
-    """Metrics that `measure` returns for the plain view, then for each corruption at each strength."""
-    table = [{"corruption": "none", "strength": 0.0, **measure(plain_view(sampling))}]
-    settings = [(name, strength) for name, strengths in CORRUPTIONS.items() for strength in strengths]
-    for name, strength in tqdm(settings, desc="robustness", leave=False):
-        view = corrupted_view(sampling, name, strength, up_axis)
-        table.append({"corruption": name, "strength": strength, **measure(view)})
-    return table
-
-
 @torch.no_grad()
 def latency_table(model: PreTrainedModel, points: Tensor, batch_sizes: list[int], repeats: int = 30) -> list[dict]:
     """Milliseconds from points (clouds, points, 3) to logits, both on the device: median, first and last decile."""
-    device = points.device
-    gpu = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if gpu else f"{device.type}, {torch.get_num_threads()} threads"
-    table = []
+    table, cpu = [], f"cpu, {torch.get_num_threads()} threads"
+    device = torch.cuda.get_device_name(points.device) if points.is_cuda else cpu
     for batch_size in batch_sizes:
         batch, times = points[torch.arange(batch_size) % len(points)], []
         for _ in range(3 + repeats):
@@ -203,5 +192,5 @@ def latency_table(model: PreTrainedModel, points: Tensor, batch_sizes: list[int]
             times.append(1000 * (time.perf_counter() - start))
         tenth, median, nine_tenths = np.percentile(times[3:], (10, 50, 90)).tolist()  # after a warm-up
         row = {"batch_size": batch_size, "milliseconds": median, "tenth": tenth, "nine_tenths": nine_tenths}
-        table.append(row | {"clouds_per_second": 1000 * batch_size / median, "device": name})
+        table.append(row | {"clouds_per_second": 1000 * batch_size / median, "device": device})
     return table

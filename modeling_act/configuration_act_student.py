@@ -61,7 +61,6 @@ class ACTStudentConfig(PreTrainedConfig):
     """
 
     model_type = "act_student"
-    attribute_map = {"target_deviation": "target_std"}  # its former name
 
     num_groups: int = positive_int_field(default=64)
     group_size: int = positive_int_field(default=32)

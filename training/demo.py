@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import torch
-from act_training.report.html import write_report
+from act_training.report.run_folder import write_report
 from act_training.synthetic.everyday_shapes import generate_shapes
 from transformers import BertModel
 from transformers.utils import logging

@@ -31,8 +31,8 @@ from act_training.measure.frozen_features import (
     resolve_pooling,
 )
 from act_training.measure.metrics import class_table, classification_metrics, confusion_matrix, retrieval_map
-from act_training.report.html import write_report
 from act_training.report.pictures import save_confusion_matrix, save_feature_map
+from act_training.report.run_folder import write_report
 from act_training.run.arguments import check_disjoint, parse_arguments
 from act_training.run.checkpoints import name_in_errors, write_text
 from act_training.run.optimization import calibrate_batch_norm
@@ -98,9 +98,7 @@ def load(name: str, kind: str, options: EvaluateArguments) -> tuple[ACTStudent, 
         processor = ACTPointCloudProcessor.from_pretrained(name)
     except OSError:
         processor = ACTPointCloudProcessor()
-        warn(
-            f"{name} has no preprocessor_config.json: sampling {processor.num_points} points unless flags say otherwise"
-        )
+        warn(f"{name} has no preprocessor_config.json: sampling {processor.num_points} points unless flags differ")
     except (ValueError, TypeError) as error:
         raise InputError(f"{name}: preprocessor_config.json: {error}") from error
     num_points, method, normalize = (

@@ -42,7 +42,7 @@ def load_pickle(path: Path) -> object:
 
 
 def is_plain(value: object) -> bool:
-    """Whether a value is a dense tensor of which the file holds each number; a view can repeat one a billion times."""
+    """Check for a dense tensor of which the file holds each number; a view can repeat one a billion times."""
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.device.type != "cpu":
         return False
     return value.numel() * value.element_size() <= value.untyped_storage().nbytes()

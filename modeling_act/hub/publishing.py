@@ -16,6 +16,8 @@ from huggingface_hub import (
     CommitOperationDelete,
     EvalResultEntry,
     HfApi,
+    ModelCard,
+    ModelCardData,
     eval_result_entries_to_yaml,
     get_token,
 )
@@ -33,6 +35,7 @@ except ImportError as error:
 # Published beside the weights and the modules that the configurations name. Everything else stays on this machine.
 SETTINGS = ("config.json", "preprocessor_config.json", "recipe.yaml", "metrics.json")
 ALLOWED = (*SETTINGS, "README.md", "report.html", "pictures/*.png", ".eval_results/*.yaml")
+CARD_TEMPLATE = Path(__file__).with_name("card_template.md")
 INDEX = "model.safetensors.index.json"
 MAIN_METRICS = ("instance_miou", "miou", "map_25", "accuracy")  # the first that a run measured is its result
 TOKEN = re.compile(r"(?<![A-Za-z0-9_])hf_[A-Za-z0-9]{20,}")
@@ -41,6 +44,26 @@ ROOTS = "home|root|Users|tmp|var|private|mnt|media|data|datasets|scratch|work|wo
 LOCAL_PATH = re.compile(
     rf"(?<![\w./~$}}<>:+=-])(?:/(?:{ROOTS})/[^\s\"'`<>)\\]+|[A-Za-z]:\\{{1,2}}[A-Za-z_][^\s\"'`<>]*)"
 )
+
+
+def make_card(
+    title: str,
+    text: str,
+    usage: str,
+    metrics: dict[str, float],
+    measured: str,
+    test: dict[str, float] | None = None,
+    license: str | None = None,
+) -> str:
+    """Render a model card with the numbers of metrics.json and the license of the weights.
+
+    `measured` says which weights `metrics` belong to; without a `license` the card says that nobody stated one.
+    """
+    data = ModelCardData(library_name="transformers", license=license, tags=["point-cloud", "act"])
+    card = ModelCard.from_template(
+        data, str(CARD_TEMPLATE), title=title, text=text, usage=usage, metrics=metrics, measured=measured, test=test
+    )
+    return str(card)
 
 
 def check_folder(folder: str | Path, repo_id: str | None = None) -> dict[str, Path | bytes]:
@@ -136,11 +159,6 @@ def without_local_paths(value):
     return value
 
 
-def one_line(error: Exception) -> str:
-    """Join the message of an error into one line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _weights(folder: Path) -> list[Path]:
     """List the weight files of a folder: one file, or an index and its shards, all of them whole."""
     paths = [folder / "model.safetensors"]
@@ -153,7 +171,7 @@ def _weights(folder: Path) -> list[Path]:
         try:
             safe_open(path, framework="np")
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{path}: damaged or missing weights ({one_line(error)})") from error
+            raise InputError(f"{path}: damaged or missing weights ({_one_line(error)})") from error
     return paths
 
 
@@ -178,7 +196,7 @@ def _read(path: Path):
         text = path.read_text(encoding="utf-8")
         return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: damaged ({one_line(error)})") from error
+        raise InputError(f"{path}: damaged ({_one_line(error)})") from error
 
 
 def _check_private(name: str, content: bytes, folder: Path) -> None:
@@ -193,6 +211,10 @@ def _check_private(name: str, content: bytes, folder: Path) -> None:
             raise InputError(f"{name}, line {number}: holds the local path {paths[0]}; remove it")
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 @contextmanager
 def _hub_errors(problem: str) -> Iterator[None]:
     """Turn any error of the client into one line. The client says what to do, except where the Hub does not answer."""
@@ -205,4 +227,4 @@ def _hub_errors(problem: str) -> Iterator[None]:
         response = getattr(cause, "response", None)
         failed = isinstance(cause, HTTPError) and (response is None or response.status_code >= 500)
         advice = "; the Hub is out of reach or out of order: check the network and HF_ENDPOINT, or try again later"
-        raise InputError(f"{problem} ({one_line(cause)}){advice * failed}") from error
+        raise InputError(f"{problem} ({_one_line(cause)}){advice * failed}") from error

@@ -126,7 +126,7 @@ def text_rows(text: str) -> list[str]:
 
 
 def has_all_numbers(row: str) -> bool:
-    """Whether a list such as "3 0 1 2" is as long as its first number says."""
+    """Check that a list such as "3 0 1 2" is as long as its first number says."""
     words = row.split()
     return len(words) > float(words[0])
 

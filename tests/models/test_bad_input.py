@@ -90,8 +90,3 @@ def test_configurations_round_trip_as_json(tmp_path):
         config.save_pretrained(tmp_path)
         assert json.loads((tmp_path / "config.json").read_text())["model_type"] == config.model_type
         assert type(config).from_pretrained(tmp_path).to_dict() == config.to_dict()
-
-
-def test_a_field_keeps_its_former_name():
-    config = small_student_config(target_mean=[0.0] * 20, target_deviation=[2.0] * 20)
-    assert config.target_std == [2.0] * 20 and "target_deviation" not in config.to_dict()

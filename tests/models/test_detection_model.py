@@ -10,7 +10,6 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from modeling_act import ACTStudentConfig, ACTStudentForObjectDetection, ACTStudentForPreTraining
-from modeling_act.box_ops import box_iou, generalized_box_iou
 from modeling_act.modeling_act_detection import (
     CLASS_COST,
     GIOU_COST,
@@ -18,7 +17,9 @@ from modeling_act.modeling_act_detection import (
     NO_OBJECT_WEIGHT,
     ACTDetectionOutput,
     angle_losses,
+    box_iou,
     detection_losses,
+    generalized_box_iou,
     match,
 )
 from small_models import small_student_config
@@ -81,7 +82,7 @@ def test_save_and_load_is_bit_equal(bins, tmp_path):
     assert equal(loaded(**inputs), model(**inputs))
     auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
     assert auto_map["AutoModel"] == "modeling_act_detection.ACTStudentForObjectDetection"
-    assert {path.name for path in tmp_path.glob("*.py")} >= {"modeling_act_detection.py", "box_ops.py"}
+    assert {path.name for path in tmp_path.glob("*.py")} >= {"modeling_act_detection.py", "modeling_act_student.py"}
     assert AutoConfig.from_pretrained(tmp_path).num_angle_bins == bins
 
 

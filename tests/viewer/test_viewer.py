@@ -98,16 +98,14 @@ def test_a_browser_draws_turns_and_picks(tmp_path, webgl):
     shell = rng.normal(size=(3000, 3))
     shell /= np.linalg.norm(shell, axis=1, keepdims=True)
     points = np.concatenate([[(0, 0, 0)], shell[np.abs(shell[:, 1]) > 0.8]])  # two caps, and a point between them
-    labels = np.arange(len(points)).clip(max=1)
+    labels, names = np.arange(len(points)).clip(max=1), {0: "middle", 1: "cap"}
     page = tmp_path / "page.html"
-    page.write_text(
-        viewer_page([ViewerCloud(points, HOSTILE, labels=labels, label_names={0: "middle", 1: "cap"})], HOSTILE)
-    )
+    page.write_text(viewer_page([ViewerCloud(points, 3 * HOSTILE, labels=labels, label_names=names)], HOSTILE))
     with open_browser(800, 700, webgl=webgl) as driver:
         driver.get(page.as_uri())
         assert driver.title == HOSTILE
         name = driver.find_element("css selector", "figcaption b")
-        assert name.get_attribute("title") == name.text == HOSTILE and name.size["height"] < 30  # one line
+        assert name.get_attribute("title") == name.text == 3 * HOSTILE and name.size["height"] < 30  # one line
         canvas = driver.find_element("css selector", "canvas")
         pictures = [painted_pixels(driver, canvas)]
         assert canvas.get_attribute("data-drawn-by") == ("webgl" if webgl else "canvas") and len(pictures[0]) > 1000

@@ -10,7 +10,7 @@ from act_training.measure.detection_metrics import (
     precision_recall_area,
 )
 
-from modeling_act.box_ops import box_iou
+from modeling_act.modeling_act_detection import box_iou
 
 
 def box(x, size=2.0):

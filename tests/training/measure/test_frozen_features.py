@@ -7,13 +7,13 @@ from act_training.data.batches import validation_batches
 from act_training.data.keyed_random import Sampling
 from act_training.data.point_sets import PointSet
 from act_training.data.schema import build_dataset
-from act_training.data.splits import split_rows
 from act_training.measure.frozen_features import (
     CLASSIFIERS,
     embed,
     fit_and_predict,
     probe_accuracy,
 )
+from act_training.run.run_data import split_rows
 
 from modeling_act import ACTStudent
 from modeling_act.errors import InputError

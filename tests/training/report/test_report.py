@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from act_training.report.html import format_number, series_of, write_report
+from act_training.report.run_folder import format_number, series_of, write_report
 
 from browser import errors_of, needs_chromium, open_browser, painted_pixels
 from modeling_act.errors import InputError

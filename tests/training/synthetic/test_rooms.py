@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from act_training.synthetic.rooms import CLASS_NAMES, MIN_POINTS, NOISE, generate_rooms, is_visible
 
-from modeling_act.box_ops import box_iou, points_in_boxes
+from modeling_act.modeling_act_detection import box_iou, points_in_boxes
 
 ROOMS = generate_rooms(12, 1024, seed=3)
 

@@ -16,8 +16,8 @@ from datasets import DatasetDict
 from safetensors.torch import load_file
 
 from modeling_act import ACTStudentForObjectDetection
-from modeling_act.box_ops import axis_aligned, points_in_boxes
 from modeling_act.errors import InputError
+from modeling_act.modeling_act_detection import axis_aligned, points_in_boxes
 from training_runs import ROOT, copy_run, start
 
 RECIPE = {

@@ -6,8 +6,8 @@ import pytest
 import torch
 from act_training.data.keyed_random import Sampling
 from act_training.data.point_sets import open_point_set
-from act_training.data.splits import split_rows
 from act_training.measure.frozen_features import embed, probe_accuracy
+from act_training.run.run_data import split_rows
 from safetensors.torch import load_file
 
 from modeling_act import ACTStudent, ACTTeacher

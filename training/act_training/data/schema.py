@@ -1,7 +1,7 @@
 """Schema of point-cloud sets on `datasets`, converted from and to numpy without a Python object for each point.
 
 points (n, 3) float32, and where a set has them: normals and colors alike, point_labels (n,) int64, label and category
-(ClassLabel), name (str), boxes (m, 7) float32 (modeling_act/box_ops.py) and box_labels (m,). Clouds of one size make
+(ClassLabel), name (str), boxes (m, 7) float32 (center, size, angle) and box_labels (m,). Clouds of one size make
 fixed arrays, others ragged ones.
 """
 

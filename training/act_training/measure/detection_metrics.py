@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from modeling_act.box_ops import box_iou
 from modeling_act.errors import InputError
+from modeling_act.modeling_act_detection import box_iou
 
 THRESHOLDS = (0.25, 0.5)
 

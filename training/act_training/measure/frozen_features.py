@@ -16,7 +16,7 @@ from torch import Tensor
 
 from act_training.data.batches import validation_batches
 from act_training.data.keyed_random import Sampling
-from act_training.data.splits import split_rows
+from act_training.run.run_data import split_rows
 from modeling_act import ACTStudent
 from modeling_act.errors import InputError
 

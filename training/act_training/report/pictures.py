@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d import Axes3D
 from mpl_toolkits.mplot3d.art3d import Line3DCollection
 
-from modeling_act.box_ops import box_corners
 from modeling_act.errors import InputError
+from modeling_act.modeling_act_detection import box_corners
 from modeling_act.viewer.page import VALUE_COLORS, bounding_ball, label_colors
 
 PANEL_SIZE = 320  # pixels of a cloud
@@ -34,7 +34,8 @@ BOX_EDGES = [(0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0,
 
 def finite_panels(panels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the finite points (points, 3) of each panel, without the panels that have none."""
-    finite = {name: points[np.isfinite(points).all(axis=1)] for name, points in panels.items()}
+    arrays = {name: np.asarray(points) for name, points in panels.items()}
+    finite = {name: points[np.isfinite(points).all(axis=1)] for name, points in arrays.items()}
     return {name: points for name, points in finite.items() if len(points)}
 
 

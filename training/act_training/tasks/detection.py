@@ -12,8 +12,8 @@ from act_training.data.keyed_random import RandomStream, keyed_uniform
 from act_training.data.point_sets import PointSet
 from act_training.run.training_run import TrainingRun
 from modeling_act import ACTStudentForObjectDetection
-from modeling_act.box_ops import axis_aligned
 from modeling_act.errors import InputError
+from modeling_act.modeling_act_detection import axis_aligned
 
 AUGMENTATIONS = ("flip", "turn", "quarter_turn", "scale")
 MAX_TURN = math.radians(5)  # VoteNet's, and 3DETR's, for ScanNet

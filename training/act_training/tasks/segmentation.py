@@ -9,9 +9,8 @@ from torch import Tensor
 
 from act_training.data.point_sets import PointSet
 from act_training.data.schema import IGNORED, place_of_block
-from act_training.data.splits import hold_out_any, hold_out_by_class
 from act_training.measure.metrics import confusion_matrix, iou_table, part_ious, part_metrics, segmentation_metrics
-from act_training.run.run_data import class_names
+from act_training.run.run_data import class_names, hold_out_any, hold_out_by_class
 from act_training.run.training_run import TrainingRun
 from modeling_act.errors import InputError
 from modeling_act.point_prediction import predict_points, predict_scene

@@ -83,10 +83,10 @@ class RunData:
 
     def validation_batches(self, point_set: PointSet | None = None) -> Iterator[dict[str, Tensor]]:
         """Yield this process' rows of the validation set, or of another set; always the same points."""
-        return validation_batches(
-            self.validation if point_set is None else point_set, self.options.per_device_eval_batch_size,
-            self.sampling, self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes,
-        )  # fmt: skip
+        point_set = self.validation if point_set is None else point_set
+        size, accelerator = self.options.per_device_eval_batch_size, self.accelerator
+        share = accelerator.process_index, accelerator.num_processes
+        return validation_batches(point_set, size, self.sampling, accelerator.device, *share)
 
     def all_train_batches(self, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Yield all training rows in their order, with the points of --fixed_points."""

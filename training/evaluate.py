@@ -22,6 +22,7 @@ from act_training.data.batches import validation_batches
 from act_training.data.checks import check_point_set
 from act_training.data.keyed_random import Sampling
 from act_training.data.point_sets import PointSet, open_point_set
+from act_training.measure import robustness
 from act_training.measure.frozen_features import (
     CLASSIFIERS,
     embed,
@@ -30,16 +31,6 @@ from act_training.measure.frozen_features import (
     resolve_pooling,
 )
 from act_training.measure.metrics import class_table, classification_metrics, confusion_matrix, retrieval_map
-from act_training.measure.robustness import (
-    CORRUPTIONS,
-    corrupted_views,
-    latency_table,
-    num_points_left,
-    plain_view,
-    predict_logits,
-    read_rows,
-    training_view,
-)
 from act_training.report.pictures import save_confusion_matrix, save_feature_map
 from act_training.report.run_folder import write_report
 from act_training.run.arguments import check_disjoint, parse_arguments
@@ -75,7 +66,7 @@ class EvaluateArguments:
     seed: int = field(default=0, metadata={"help": "of points, views, corruptions, fits and the untrained network"})
     cpu: bool = field(default=False, metadata={"help": "ignore accelerators"})
     votes: int | None = field(default=None, metadata={"help": "views whose logits are averaged"})
-    robustness: bool = field(default=False, metadata={"help": ", ".join(CORRUPTIONS)})
+    robustness: bool = field(default=False, metadata={"help": ", ".join(robustness.CORRUPTIONS)})
     up_axis: Literal["y", "z"] = field(default="y", metadata={"help": "axis of rotation_up"})
     latency: bool = field(default=False, metadata={"help": "milliseconds from points to logits"})
     fit_split: str = field(default="train", metadata={"help": "split that classifiers are fitted to"})
@@ -107,15 +98,15 @@ def load(name: str, kind: str, options: EvaluateArguments) -> tuple[ACTStudent, 
         processor = ACTPointCloudProcessor.from_pretrained(name)
     except OSError:
         processor = ACTPointCloudProcessor()
-        warn(f"{name} has no preprocessor_config.json: sampling {processor.num_points} points unless flags say more")
+        warn(f"{name} has no preprocessor_config.json: sampling {processor.num_points} points unless flags differ")
     except (ValueError, TypeError) as error:
         raise InputError(f"{name}: preprocessor_config.json: {error}") from error
     num_points, method, normalize = (
         getattr(processor if getattr(options, flag) is None else options, flag)
         for flag in ("num_points", "point_sampling", "normalize")
     )
-    max_drop = max(CORRUPTIONS["dropout"]) if options.robustness else 0
-    fewest, required = num_points_left(num_points, max_drop), required_points(model.config)
+    max_drop = max(robustness.CORRUPTIONS["dropout"]) if options.robustness else 0
+    fewest, required = robustness.num_points_left(num_points, max_drop), required_points(model.config)
     if fewest < required:
         rest = f", of which --robustness leaves {fewest}," if options.robustness else ""
         raise InputError(f"{num_points} points{rest} are fewer than the {required} that the groups need")
@@ -150,14 +141,14 @@ def evaluate_model(options: EvaluateArguments) -> tuple[dict, np.ndarray, np.nda
     """Measure a classifier; return the entries of metrics.json, labels, features, and clouds for the report."""
     model, sampling = load(options.model, "ACTStudentForPointCloudClassification", options)
     names, (point_set,) = open_rows(options, required_points(model.config), [options.split], model.config)
-    labels, plain = point_set.labels(), partial(plain_view, sampling=sampling)
+    labels, plain = point_set.labels(), partial(robustness.plain_view, sampling=sampling)
 
     def measure(*views) -> tuple[dict[str, float], np.ndarray]:
-        predicted = predict_logits(model, point_set, options.batch_size, views).argmax(1).numpy()
+        predicted = robustness.predict_logits(model, point_set, options.batch_size, views).argmax(1).numpy()
         return classification_metrics(labels, predicted), predicted
 
     def draw(row: int, view) -> np.ndarray:
-        return view(read_rows(point_set, range(row, row + 1), torch.device("cpu")))[0].numpy()
+        return view(robustness.read_rows(point_set, range(row, row + 1), torch.device("cpu")))[0].numpy()
 
     metrics, predicted = measure(plain)
     tables = {"classes": class_table(labels, predicted, names)}
@@ -167,23 +158,22 @@ def evaluate_model(options: EvaluateArguments) -> tuple[dict, np.ndarray, np.nda
     }
     clouds = [mistakes] if mistakes else []
     if options.votes:
-        views = [partial(training_view, sampling=sampling, epoch=epoch) for epoch in range(options.votes)]
+        views = [partial(robustness.training_view, sampling=sampling, epoch=epoch) for epoch in range(options.votes)]
         metrics |= {f"{name}_{options.votes}_votes": value for name, value in measure(*views)[0].items()}
     if options.robustness:
-        views = corrupted_views(sampling, options.up_axis)
+        views = robustness.corrupted_views(sampling, options.up_axis)
         tables["robustness"] = [
             {"corruption": name, "strength": strength, **measure(view)[0]}
             for (name, strength), view in tqdm(views.items(), desc="robustness", leave=False)
         ]
-        drawn = [("none", 0.0), *((name, strengths[1]) for name, strengths in CORRUPTIONS.items())]
+        drawn = [("none", 0.0), *((name, strengths[1]) for name, strengths in robustness.CORRUPTIONS.items())]
         clouds.append({f"{name} {strength:g}": draw(0, views[name, strength]) for name, strength in drawn})
     if options.latency:
-        points = plain(read_rows(point_set, range(min(options.batch_size, len(labels))), model.device))
-        tables["latency"] = latency_table(model, points, sorted({1, options.batch_size}))
-    record = {
-        "metrics": metrics, "rows": len(labels), "points": asdict(sampling), "tables": tables, "classes": names,
-        "confusions": {"confusion": confusion_matrix(labels, predicted, len(names))},
-    }  # fmt: skip
+        points = plain(robustness.read_rows(point_set, range(min(options.batch_size, len(labels))), model.device))
+        tables["latency"] = robustness.latency_table(model, points, sorted({1, options.batch_size}))
+    confusions = {"confusion": confusion_matrix(labels, predicted, len(names))}
+    record = {"metrics": metrics, "tables": tables, "confusions": confusions, "classes": names}
+    record |= {"rows": len(labels), "points": asdict(sampling)}
     features = embed(model.student, point_set, sampling, options.batch_size)
     return record, labels, features, clouds
 
@@ -227,10 +217,9 @@ def evaluate_students(options: EvaluateArguments) -> tuple[dict, np.ndarray, np.
     accuracy = nearest_shape_accuracy(fit_set, test_set, sampling)
     results.append({"student": "1-NN on shape statistics"} | dict.fromkeys(record["confusions"], accuracy))
     record["tables"] = {"students": results} | record["tables"]
-    record |= {
-        "results": results, "rows": len(labels), "fitted": len(fit_set), "points": asdict(sampling), "classes": names,
-        "layer": options.layer or "last", "pooling": resolve_pooling(student, options.layer, options.pooling),
-    }  # fmt: skip
+    record |= {"results": results, "rows": len(labels), "fitted": len(fit_set), "points": asdict(sampling)}
+    pooling = resolve_pooling(student, options.layer, options.pooling)
+    record |= {"layer": options.layer or "last", "pooling": pooling, "classes": names}
     return record, labels, features, []
 
 

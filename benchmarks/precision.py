@@ -208,14 +208,15 @@ def summarize(records: list[dict], key: str, base: str, other: str, value: Calla
 
 def probe(folders: list[Path], num_points: int, shapes_per_class: int, results: ResultFile) -> dict[str, float]:
     """Accuracy of a linear probe on everyday_shapes' test split: the students by folder name, and one untrained."""
-    path = folders[0].parent / "probe.json"
+    output_dir = folders[0].parent / "probe"
     call(
-        "compare.py", "--students", *map(str, folders), "--dataset_name=everyday_shapes",
-        f"--num_points={num_points}", f"--shapes_per_class={shapes_per_class}", f"--output={path}",
+        "evaluate.py", "--student", *map(str, folders), "--untrained=true", "--tasks=probe",
+        f"--output_dir={output_dir}", "--dataset_name=everyday_shapes", f"--num_points={num_points}",
+        f"--shapes_per_class={shapes_per_class}",
     )  # fmt: skip
-    found = json.loads(path.read_text())
-    accuracies = {row["student"]: row["probe"] for row in found["results"]}
-    report(results, {"probe": accuracies, "fitted": found["fitted"], "scored": found["scored"]})
+    record = json.loads((output_dir / "metrics.json").read_text())
+    accuracies = {row["student"]: row["probe"] for row in record["results"]}
+    report(results, {"probe": accuracies, "fitted": record["fitted"], "scored": record["rows"]})
     return accuracies
 
 

@@ -1,21 +1,61 @@
-"""Layers that teacher and student share: mini-PointNet, position MLP, attention call, MLP, drop path."""
+"""What teacher and student share: the base class of all models, mini-PointNet, position MLP, attention, drop path."""
 
 import math
+import os
 from collections.abc import Callable
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 
+from .errors import InputError
 from .point_ops import PointGroups, group_points, max_of_products
 
-_POINTS_IN_CACHE = 2048  # rows of a mini-PointNet whose features, a few megabytes, a CPU keeps at hand
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "token", "revision", "subfolder")
+_POINTS_IN_CACHE = 2048  # rows of a mini-PointNet whose features, a few megabytes, stay in a CPU's cache
+
+
+class ACTPreTrainedModel(PreTrainedModel):
+    """Base class of teacher and students: cuts clouds into groups, and loads weights from safetensors only."""
+
+    main_input_name = "points"
+    accepts_loss_kwargs = False  # losses are means, whatever transformers' Trainer counts in `num_items_in_batch`
+    supports_gradient_checkpointing = True
+    _input_embed_layer = "group_embedding"
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, use_safetensors: bool = True, **kwargs
+    ):
+        """Same as `PreTrainedModel.from_pretrained`, but never reads a pickle in place of safetensors."""
+        if not use_safetensors:
+            raise InputError("ACT models are loaded from safetensors only; leave out `use_safetensors=False`")
+        hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        try:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, use_safetensors=True, **kwargs)
+        except SafetensorError as error:
+            raise InputError(f"{pretrained_model_name_or_path}: cannot be read as safetensors: {error}") from error
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model._hub_arguments = hub_arguments  # `processor_of` finds the processor with them
+        return loaded
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # In custom code, transformers skips modules without own parameters or with all of them loaded. `_init_weights`
+        # must see them to initialize what lies below, and spares loaded tensors by itself.
+        super()._initialize_weights(module)
+
+    def group(self, points: Tensor) -> PointGroups:
+        """Cut clouds (batch, points, 3) into the groups that teachers and students of equal sizes accept."""
+        return make_groups(self.config, points, None)
 
 
 def make_groups(config: PreTrainedConfig, points: Tensor | None, groups: PointGroups | None) -> PointGroups:
-    """The groups a model works on: those given, or `points` (batch, points, 3) cut as its configuration says."""
+    """Return `groups`, or cut `points` (batch, points, 3) as the configuration says."""
     if (points is None) == (groups is None):
         raise ValueError("give exactly one of `points` and `groups`")
     if groups is None:
@@ -24,9 +64,10 @@ def make_groups(config: PreTrainedConfig, points: Tensor | None, groups: PointGr
 
 
 class ACTPartLinear(nn.Module):
-    """A linear layer of a concatenation that is applied to one part at a time, each as often as it differs.
+    """Linear layer of a concatenation, applied to one part at a time: each part once for each of its values.
 
-    Its weights are used in its own call, as offloading needs. No `nn.Linear`, which adapters and quantisers replace.
+    Its weights are used in its own call, as offloading needs. Not an `nn.Linear`, which adapters and quantizers
+    replace.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True):
@@ -36,7 +77,7 @@ class ACTPartLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
     def forward(self, values: Tensor, start: int = 0) -> Tensor:
-        """Maps the input channels from `start` on; channel 0 brings the bias."""
+        """Map the input channels from `start` on; channel 0 brings the bias."""
         weight = self.weight[:, start : start + values.shape[-1]]
         # Rows in two dimensions: of three, torch makes a product for each cloud when the weight is a part of another.
         rows = nn.functional.linear(values.flatten(0, -2), weight, self.bias if start == 0 else None)
@@ -44,7 +85,7 @@ class ACTPartLinear(nn.Module):
 
 
 class ACTMaxLinear(nn.Module):
-    """A linear layer, and the maximum of its outputs over a group's points; as `ACTPartLinear`, no `nn.Linear`."""
+    """Linear layer, and the maximum of its outputs over a group's points; not an `nn.Linear`, as `ACTPartLinear`."""
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__()
@@ -58,7 +99,7 @@ class ACTMaxLinear(nn.Module):
 
 
 class ACTGroupEmbedding(nn.Module):
-    """Mini-PointNet: one feature for each group, by max over its points."""
+    """Mini-PointNet: one feature for each group, the maximum over its points."""
 
     def __init__(self, dims: list[int], embedding_dim: int):
         super().__init__()
@@ -73,8 +114,8 @@ class ACTGroupEmbedding(nn.Module):
     def forward(self, neighborhoods: Tensor, visible: Tensor | None = None) -> Tensor:
         """(batch, groups, group_size, 3) -> (batch, groups or visible groups, embedding_dim).
 
-        `visible` (batch, visible groups) names the groups to embed. In training the others still take part in the
-        batch statistics, as in the original, but the last layer is spared them.
+        `visible` (batch, visible groups) holds the indices of the groups to embed. In training the others still take
+        part in the batch statistics, as in the original, but skip the last layer.
         """
         if visible is not None and not self.training:
             neighborhoods, visible = select_groups(neighborhoods, visible), None
@@ -86,14 +127,14 @@ class ACTGroupEmbedding(nn.Module):
             if visible is not None:
                 features = select_groups(features.unflatten(0, (batch_size, num_groups)), visible).flatten(0, 1)
             return self.linear4(features).unflatten(0, (batch_size, -1))
-        # Part by part, so that what a layer leaves behind is still in the CPU's cache when the next one reads it.
+        # In parts, so that a layer's output is still in the CPU's cache when the next one reads it.
         parts = groups.split(max(1, _POINTS_IN_CACHE // group_size))
         pooled = [self.linear4(self._embed_points(part, *both)) for part in parts]
         return torch.cat(pooled).unflatten(0, (batch_size, num_groups))
 
     def _join_linear2_and_linear3(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Nothing bends between linear2 and the point's half of linear3, so both are one map of half the work: its
-        weight (hidden_dim, point_dim) and offset (hidden_dim,)."""
+        """Fold linear2 into the point half of linear3, half the work: weight (hidden_dim, point_dim) and offset
+        (hidden_dim,). No activation lies between them."""
         group_dim, point_dim = self.linear2.weight.shape
         basis = torch.eye(point_dim + 1, point_dim, dtype=like.dtype, device=like.device)  # unit vectors, and zero
         with torch.autocast(like.device.type, enabled=False):  # rounded once, where it is used
@@ -101,7 +142,7 @@ class ACTGroupEmbedding(nn.Module):
         return (images[:-1] - images[-1]).t(), images[-1]
 
     def _embed_points(self, groups: Tensor, weight: Tensor, offset: Tensor) -> Tensor:
-        """(groups, group_size, 3) -> (groups, group_size, hidden_dim). What no gradient needs is overwritten."""
+        """(groups, group_size, 3) -> (groups, group_size, hidden_dim). Works in place where no gradient needs it."""
         group_size = groups.shape[1]
         features = self.norm1(self.linear1(groups.flatten(0, 1))).relu_()
         whole = self.linear2(features.unflatten(0, (-1, group_size)))  # (groups, group_dim)
@@ -113,13 +154,13 @@ class ACTGroupEmbedding(nn.Module):
 
 
 def select_groups(values: Tensor, groups: Tensor) -> Tensor:
-    """(batch, groups, ...), (batch, kept) -> (batch, kept, ...)."""
+    """(batch, groups, ...), (batch, selected) -> (batch, selected, ...)."""
     rows = torch.arange(values.shape[0], device=values.device).unsqueeze(1)
     return values[rows, groups]
 
 
 class ACTPositionEmbedding(nn.Module):
-    """Where a group lies: an MLP of its center, (..., 3) -> (..., hidden_size)."""
+    """Position embedding of a group: an MLP of its center, (..., 3) -> (..., hidden_size)."""
 
     def __init__(self, position_dim: int, hidden_size: int):
         super().__init__()
@@ -132,7 +173,7 @@ class ACTPositionEmbedding(nn.Module):
 
 
 class ACTMLP(nn.Module):
-    """The MLP of a Transformer block; gated, and normalised inside, where the backbone has it so."""
+    """MLP of a Transformer block, optionally gated or with a norm inside."""
 
     def __init__(self, config: PreTrainedConfig, gated: bool = False, norm: nn.Module | None = None):
         super().__init__()
@@ -151,7 +192,7 @@ class ACTMLP(nn.Module):
 
 
 class ACTDropPath(nn.Module):
-    """Stochastic depth: in training, drops a branch for whole clouds and scales up the rest."""
+    """Stochastic depth: in training, drops the branch of whole clouds and scales up the rest."""
 
     def __init__(self, rate: float):
         super().__init__()
@@ -161,8 +202,8 @@ class ACTDropPath(nn.Module):
         if self.rate == 0 or not self.training:
             return branch
         keep = 1 - self.rate
-        kept = branch.new_empty(branch.shape[0], 1, 1).bernoulli_(keep)
-        return branch * kept.div_(keep)
+        mask = branch.new_empty(branch.shape[0], 1, 1).bernoulli_(keep)
+        return branch * mask.div_(keep)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"
@@ -173,7 +214,7 @@ def attend(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of (batch, tokens, heads, head_dim) through one of transformers' implementations.
 
-    Returns (batch, tokens, heads * head_dim), and the weights where the implementation has them.
+    Returns (batch, tokens, heads * head_dim), and the weights if the implementation returns them.
     """
     query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     context, weights = attention(module, query, key, value, None, scaling=query.shape[-1] ** -0.5, **kwargs)
@@ -189,7 +230,7 @@ def eager_attention_forward(
     scaling: float,
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
-    """Textbook attention, (batch, heads, tokens, head_dim) -> (batch, tokens, heads, head_dim); keeps the weights."""
+    """Textbook attention with weights, (batch, heads, tokens, head_dim) -> (batch, tokens, heads, head_dim)."""
     scores = (query * scaling) @ key.transpose(2, 3)
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -198,7 +239,7 @@ def eager_attention_forward(
 
 
 def init_torch_linear(linear: nn.Linear) -> None:
-    """What `nn.Linear` does by itself; sparing loaded weights."""
+    """Initialize as `nn.Linear` does by itself, but spare loaded weights."""
     init.kaiming_uniform_(linear.weight, a=math.sqrt(5))
     if linear.bias is not None:
         bound = 1 / math.sqrt(linear.in_features)

@@ -1,8 +1,8 @@
-"""Reads pretrained Transformers of transformers and timm into the canonical block of `modeling_act_backbone.py`.
+"""Pretrained Transformers of transformers and timm, converted to the canonical block of `modeling_act_teacher.py`.
 
-A family needs no code of its own: its parameters are recognised by the names in `ROLES`, and whatever no role and no
-entry of `DROPPED` names is an error, as is a block that differs from the canonical one. Used by
-`ACTTeacher.from_backbone` and the checkpoint converter.
+No family needs code of its own: `ROLES` maps its parameter names, `DROPPED` lists what is left out, and any other
+parameter is an error, as is a block that differs from the canonical one. Used by `ACTTeacher.from_backbone` and the
+checkpoint converter.
 """
 
 import os
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from .configuration_act_teacher import ACTTeacherConfig
-from .modeling_act_backbone import ACTBackbone
+from .modeling_act_teacher import ACTBackbone
 
-# Where the library normalises: before each branch, or after adding it.
+# Model types that normalize before each branch, or after adding it.
 PRE_NORM = {
     "vit", "deit", "beit", "data2vec-vision", "dinov2", "dinov2_with_registers", "dinov3_vit", "ijepa", "vit_mae",
     "vit_msn", "vivit", "videomae", "yolos", "audio-spectrogram-transformer", "clip_vision_model",
     "chinese_clip_vision_model", "siglip_vision_model", "siglip2_vision_model",
 }  # fmt: skip
 POST_NORM = {"bert", "roberta", "xlm-roberta", "camembert", "data2vec-text", "electra", "ernie", "distilbert"}
-# timm calls many different things Block, and lets any attention and MLP be put into one.
+# timm has many different classes named Block, which may hold any attention and MLP.
 TIMM_BLOCKS = {
     "timm.models.vision_transformer.Block", "timm.models.beit.Block", "timm.models.eva.EvaBlock",
     "timm.models.mlp_mixer.MixerBlock", "timm.models.mlp_mixer.ResBlock",
@@ -34,7 +34,7 @@ FINAL_NORMS = ("layernorm", "norm", "post_layernorm")
 INPUT_NORMS = ("pre_layrnorm", "norm_pre")
 OTHER_NORMS = ("fc_norm",)  # of pooled features
 
-# Canonical name -> the names it has inside a block of the libraries.
+# Canonical name -> its names inside a block of the libraries.
 ROLES = {
     "norm1": ("layernorm_before", "norm1", "layer_norm1", "ln_1", "attention.output.LayerNorm", "sa_layer_norm"),
     "norm2": ("layernorm_after", "norm2", "layer_norm2", "ln_2", "output.LayerNorm", "output_layer_norm"),
@@ -79,7 +79,7 @@ ROLES = {
     "value.bias": ("attn.v_bias",),
 }  # fmt: skip
 CANONICAL = {name: role for role, names in ROLES.items() for name in names}
-# Tied to an image's grid, which groups of points do not have.
+# Bound to an image's grid, which groups of points do not have.
 DROPPED = ("relative_position_bias_table", "relative_position_index")
 
 NORM_TYPES = {"LayerNorm": "layer_norm", "RMSNorm": "rms_norm", "RmsNorm": "rms_norm", "Affine": "affine"}
@@ -95,7 +95,7 @@ ACTIVATIONS = {
 def load_backbone(
     backbone: str | os.PathLike | nn.Module, pretrained: bool = True, trust_remote_code: bool = False, **hub
 ) -> tuple[dict, dict[str, Tensor]]:
-    """Fields of `ACTTeacherConfig` and weights of `ACTBackbone` for a model or the name of one."""
+    """Read fields of `ACTTeacherConfig` and weights of `ACTBackbone` from a model or the name of one."""
     if isinstance(backbone, nn.Module):
         if not pretrained:
             raise ValueError("`pretrained=False` takes the name of a model; a model itself is read with its weights")
@@ -113,7 +113,7 @@ def load_backbone(
 
 
 def is_timm_name(name: str) -> bool:
-    """timm's names ("vit_base_patch16_224") have no slash and an underscore; on the Hub they live under timm/."""
+    """Return whether a name is timm's: with an underscore and no slash, or below timm/ on the Hub."""
     if os.path.isdir(name):
         config = os.path.join(name, "config.json")
         if not os.path.isfile(config):
@@ -133,8 +133,8 @@ def load_timm(
             f"{name} is a timm model and timm cannot be imported ({error}). Install it with "
             "`pip install modeling_act[timm]`, with a torchvision build that matches your torch."
         ) from error
-    if given := [option for option, value in options.items() if value]:
-        raise ValueError(f"timm takes no {', '.join(given)}; the variables HF_TOKEN and HF_HUB_OFFLINE do that for it")
+    if unknown := [option for option, value in options.items() if value]:
+        raise ValueError(f"timm takes no {', '.join(unknown)}; set HF_TOKEN or HF_HUB_OFFLINE instead")
     if os.path.isdir(name):
         name = f"local-dir:{name}"
     elif name.startswith("timm/"):
@@ -154,7 +154,7 @@ def load_transformers(name: str, pretrained: bool, trust_remote_code: bool, **hu
     model, report = AutoModel.from_pretrained(
         name, dtype=torch.float32, output_loading_info=True, use_safetensors=True, **hub
     )
-    # transformers draws what a checkpoint lacks, and says so in a warning only
+    # transformers initializes missing weights at random, with no more than a warning
     parts = find_parts(getattr(model, "timm_model", None) or encoder_of(model))
     used = {id(weight) for part in parts if part is not None for weight in part.parameters()}
     absent = [key for key, weight in model.named_parameters() if key in report["missing_keys"] and id(weight) in used]
@@ -164,9 +164,9 @@ def load_transformers(name: str, pretrained: bool, trust_remote_code: bool, **hu
 
 
 def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
-    """The Transformer in a model with heads; of CLIP and SigLIP the image half."""
+    """Find the Transformer in a model with heads; in CLIP and SigLIP the image half."""
     if first_module(model, LAYERS) is None:
-        model = model.base_model  # not for a model with blocks of its own: DINOv3's lacks the final norm
+        model = model.base_model  # only if it has no blocks itself: DINOv3's base model lacks the final norm
     model = getattr(model, "vision_model", model)
     if model.config.model_type not in PRE_NORM | POST_NORM:
         raise ValueError(
@@ -214,7 +214,7 @@ def read_timm(model: nn.Module) -> tuple[dict, dict[str, Tensor]]:
 
 
 def activation_name(activation: nn.Module) -> str:
-    """transformers' name for one of timm's activations."""
+    """Return transformers' name for one of timm's activations."""
     name = type(activation).__name__
     if name not in ACTIVATIONS:
         raise ValueError(f"a backbone's activation must be one of {', '.join(ACTIVATIONS)}, got {name}")
@@ -228,18 +228,18 @@ def only(values: set, what: str) -> int | str:
 
 
 def find_parts(model: nn.Module) -> tuple[nn.Module, nn.Module | None, nn.Module | None]:
-    """Blocks, the norm before the first and the norm after the last."""
+    """Find the blocks, the norm before the first and the norm after the last."""
     layers = first_module(model, LAYERS)
     if layers is None:
         raise ValueError(f"{type(model).__name__} has no blocks under any of {', '.join(LAYERS)}")
     for name, module in model.named_children():
         if type(module).__name__ in NORM_TYPES and name not in FINAL_NORMS + INPUT_NORMS + OTHER_NORMS:
-            raise ValueError(f"{type(model).__name__}: whether the norm {name} belongs to the blocks is not known")
+            raise ValueError(f"{type(model).__name__}: the norm {name} is unknown")
     return layers, first_module(model, INPUT_NORMS), first_module(model, FINAL_NORMS)
 
 
 def read_model(model: nn.Module, fields: dict, kind: str) -> tuple[dict, dict[str, Tensor]]:
-    """Blocks and norms of either library, recognised by name."""
+    """Read blocks and norms of either library by their names."""
     layers, input_norm, final_norm = find_parts(model)
     weights = {}
     for index, layer in enumerate(layers):
@@ -255,8 +255,8 @@ def read_model(model: nn.Module, fields: dict, kind: str) -> tuple[dict, dict[st
 
 
 def read_block(state: dict[str, Tensor], where: str, gate_last: bool = False) -> dict[str, Tensor]:
-    """A block's parameters under their canonical names."""
-    found = {}
+    """Read a block's parameters under their canonical names."""
+    parameters = {}
     for name, tensor in flatten_affine(state):
         if name.endswith(DROPPED):
             continue
@@ -269,49 +269,51 @@ def read_block(state: dict[str, Tensor], where: str, gate_last: bool = False) ->
             raise ValueError(
                 f"{where}: parameter {name} of shape {tuple(tensor.shape)} has no place in the canonical block"
             )
-        if role in found:
+        if role in parameters:
             raise ValueError(f"{where}: parameter {name} takes the place {role} a second time")
-        found[role] = tensor
-    join_key_value(found)
-    split_packed_gate(found, gate_last)
-    return found
+        parameters[role] = tensor
+    join_key_value(parameters)
+    split_packed_gate(parameters, gate_last)
+    return parameters
 
 
 def flatten_affine(state: dict[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
-    """ResMLP's affine norms say alpha and beta, (1, 1, width), for weight and bias."""
+    """Rename alpha and beta, (1, 1, width), of ResMLP's affine norms to weight and bias."""
     names = {"alpha": "weight", "beta": "bias"}
     for name, tensor in state.items():
         stem, dot, end = name.rpartition(".")
         yield (f"{stem}{dot}{names[end]}", tensor.flatten()) if end in names else (name, tensor)
 
 
-def join_key_value(found: dict[str, Tensor]) -> None:
-    """Query, and key and value together, however the original holds them; a bias that only some have is zero."""
+def join_key_value(parameters: dict[str, Tensor]) -> None:
+    """Split or join parameters into query, and key with value; a bias that only some of them have is zero."""
     for end in ("weight", "bias"):
-        fused = found.pop(f"mixer.qkv.{end}", None)
-        parts = [found.pop(f"{role}.{end}", None) for role in ("query", "key", "value")]
+        fused = parameters.pop(f"mixer.qkv.{end}", None)
+        parts = [parameters.pop(f"{role}.{end}", None) for role in ("query", "key", "value")]
         if fused is not None:
             parts = fused.chunk(3)
         present = next((part for part in parts if part is not None), None)
         if present is not None:
             query, key, value = (torch.zeros_like(present) if part is None else part for part in parts)
-            found[f"mixer.query.{end}"], found[f"mixer.key_value.{end}"] = query, torch.cat([key, value])
+            parameters[f"mixer.query.{end}"], parameters[f"mixer.key_value.{end}"] = query, torch.cat([key, value])
 
 
-def split_packed_gate(found: dict[str, Tensor], gate_last: bool) -> None:
-    """One matrix for gate and value becomes two."""
-    packed = "mlp.packed" if "mlp.packed.weight" in found else "mlp.fc1"
-    width = found["mlp.fc2.weight"].shape[1]
+def split_packed_gate(parameters: dict[str, Tensor], gate_last: bool) -> None:
+    """Split one matrix for gate and value into two."""
+    packed = "mlp.packed" if "mlp.packed.weight" in parameters else "mlp.fc1"
+    width = parameters["mlp.fc2.weight"].shape[1]
     for end in ("weight", "bias"):
-        tensor = found.get(f"{packed}.{end}")
+        tensor = parameters.get(f"{packed}.{end}")
         if tensor is not None and tensor.shape[0] == 2 * width:
-            del found[f"{packed}.{end}"]
+            del parameters[f"{packed}.{end}"]
             first, second = tensor.chunk(2)
-            found[f"mlp.gate.{end}"], found[f"mlp.fc1.{end}"] = (second, first) if gate_last else (first, second)
+            parameters[f"mlp.gate.{end}"], parameters[f"mlp.fc1.{end}"] = (
+                (second, first) if gate_last else (first, second)
+            )
 
 
 def shape_fields(weights: dict[str, Tensor]) -> dict:
-    """What the shapes and names of canonical weights say of the configuration."""
+    """Derive configuration fields from the shapes and names of canonical weights."""
     first = "layers.0."
     intermediate = weights[first + "mlp.fc2.weight"].shape[1]
     fields = {
@@ -336,7 +338,7 @@ def shape_fields(weights: dict[str, Tensor]) -> dict:
 
 
 def norm_fields(layers: nn.Module, *norms: nn.Module | None) -> dict:
-    """Kind and epsilon of the norms, which must be the same throughout."""
+    """Read kind and epsilon of the norms, which must be the same throughout."""
     modules = [norm for norm in norms if norm is not None]
     for layer in layers:
         modules += [module for name, module in layer.named_modules() if "norm" in CANONICAL.get(name, "")]
@@ -352,7 +354,7 @@ def norm_fields(layers: nn.Module, *norms: nn.Module | None) -> dict:
 
 
 def fit_weights(weights: dict[str, Tensor], fields: dict, kind: str) -> None:
-    """Makes `weights` exactly those of the canonical model, or raises; a bias that the original lacks is zero."""
+    """Complete `weights` with zero for missing biases, and raise unless they then fit the canonical model."""
     num_groups = fields.get("num_mixer_tokens", 1)
     config = ACTTeacherConfig(**fields, num_groups=num_groups, dgcnn_neighbors=1, prompt_type="none")
     with torch.device("meta"):
@@ -370,7 +372,7 @@ def fit_weights(weights: dict[str, Tensor], fields: dict, kind: str) -> None:
 
 
 def first_module(model: nn.Module, paths: tuple[str, ...]) -> nn.Module | None:
-    """The first of `paths` that the model has; an identity counts as absent."""
+    """Find the first of `paths` that the model has; an identity counts as absent."""
     for path in paths:
         module = model
         for name in path.split("."):

@@ -1,10 +1,10 @@
-"""The one error that users are meant to see: a line that says what, where, what was expected, and what to do."""
+"""The error for wrong user input: one line that says what is wrong, where, and what to do."""
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong: a flag, a file, a row, a checkpoint. Scripts print one line, exit 1.
+    """Error in something the user passed: a flag, a file, a row, a checkpoint. Scripts print one line and exit with 1.
 
-    Names of files and of what is in them are the work of others: whatever a terminal would act upon is written out.
+    Names of files may be malicious: characters that a terminal would act upon are escaped.
     """
 
     def __init__(self, message: str):

@@ -1,9 +1,8 @@
-"""From clouds as a user has them to a student's features: of whole clouds, any number of them, and of every point.
+"""Inference on clouds as users have them: vectors of any number of clouds, and features of every point of one.
 
-What `ACTStudent.encode`, `encode_points` and `similarity` do; used as well by the pipelines and the command line.
+`ACTStudent.encode`, `encode_points` and `similarity` call it, as do the pipelines and the command line.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,21 +11,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
-from transformers.utils import logging
+from transformers.utils import FEATURE_EXTRACTOR_NAME, cached_file, logging
 
 from .errors import InputError
 from .point_ops import interpolate, interpolation_weights
 from .processing_act import ACTPointCloudProcessor, is_one_cloud, naming
-from .safe_loading import PROCESSOR_FILE, find_processor
 
 logger = logging.get_logger(__name__)
 
-POINTS_AT_A_TIME = 2**15  # of one cloud, while features are carried to its points
+POINTS_AT_A_TIME = 2**15  # of one cloud, when features are interpolated to its points
 
 
 class Encoded(NamedTuple):
-    """Clouds that went through a model together: their places among the inputs, what the model made of each, and why
-    others of them could not be read."""
+    """Output of a model for a batch of clouds: their places among the inputs, the values of each, and the errors of
+    clouds that could not be read."""
 
     places: list[int]
     values: Tensor
@@ -34,32 +32,28 @@ class Encoded(NamedTuple):
 
 
 def processor_of(model: nn.Module) -> ACTPointCloudProcessor:
-    """The processor that lies beside a model's weights; for a model that comes from nowhere, one of its sizes."""
-    processor = getattr(model, "_processor", None)
-    if processor is None:
-        model._processor = processor = _load_processor(model)
-    return processor
+    """Load the processor saved beside a model's weights; without one, create one that fits the model's sizes."""
+    if getattr(model, "_processor", None) is None:
+        model._processor = _load_processor(model)
+    return model._processor
 
 
 def _load_processor(model: nn.Module) -> ACTPointCloudProcessor:
     name = model.name_or_path
     if name:
-        if not hasattr(model, "_processor_file"):  # `from_pretrained` could not tell
-            model._processor_file = find_processor(name, {"revision": getattr(model.config, "_commit_hash", None)})
-        folder, file = os.path.split(model._processor_file or "")
-        if folder and not os.path.isdir(folder):
-            raise InputError(f"{folder}: held the model and its processor and is gone; give `processor`")
-        if file and os.path.isfile(model._processor_file):
-            return ACTPointCloudProcessor.from_pretrained(folder)
+        hub_arguments = getattr(model, "_hub_arguments", {})  # of `from_pretrained`: token, cache, revision, ...
+        if cached_file(name, FEATURE_EXTRACTOR_NAME, _raise_exceptions_for_missing_entries=False, **hub_arguments):
+            return ACTPointCloudProcessor.from_pretrained(name, **hub_arguments)
         logger.warning(
-            f"{name} has no {PROCESSOR_FILE}: 16 random points a group are taken of each cloud, in the unit sphere"
+            f"{name} has no {FEATURE_EXTRACTOR_NAME}: 16 random points a group are taken of each cloud, in the unit "
+            "sphere"
         )
     return ACTPointCloudProcessor(max(16 * model.config.num_groups, model.config.group_size))
 
 
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, and afterwards each of its modules in the mode that it had."""
+    """Put the model into eval mode, and afterwards restore the mode of each of its modules."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -70,16 +64,16 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model takes its points; weights that accelerate has laid aside are elsewhere."""
-    taken = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
-    return next(model.parameters()).device if taken is None else torch.device(taken)
+    """Return the device of a model's inputs, which weights that accelerate has offloaded are not on."""
+    device = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
+    return next(model.parameters()).device if device is None else torch.device(device)
 
 
-Row = tuple[int, Tensor | None, str | None]  # place of a cloud, and its points or why there are none
+Row = tuple[int, Tensor | None, str | None]  # place of a cloud, and its points or the error
 
 
 class _Clouds(Dataset):
-    """Read where the DataLoader wants them read, which may be a process that shares nothing with this one."""
+    """Data set of clouds that the DataLoader reads, perhaps in a process that shares nothing with this one."""
 
     def __init__(self, inputs: Any, take: Callable[..., Any], skip_bad: bool):
         self.inputs, self.take, self.skip_bad = inputs, take, skip_bad
@@ -94,7 +88,7 @@ class _Clouds(Dataset):
         try:
             return place, self.take(cloud, name=naming(cloud, place)).points, None
         except InputError as error:
-            # Raised where all is put together again: an error of a worker process comes with its whole trace.
+            # Raised in the main process: an error of a worker process comes with its whole trace.
             return place, None, str(error)
 
 
@@ -108,8 +102,8 @@ class _StreamOfClouds(IterableDataset):
 
 
 def _collate(rows: list[Row]) -> tuple[list[int], Tensor | None, dict[int, str]]:
-    """Places and points (clouds, num_points, 3) of clouds that could be read, and the problems of others. Of one
-    tensor: each takes a file descriptor on its way out of a worker."""
+    """Join rows: places and points (clouds, num_points, 3) of the clouds that were read, and the errors of others. One
+    tensor a batch, as each takes a file descriptor on its way out of a worker."""
     good = [(place, points) for place, points, _ in rows if points is not None]
     problems = {place: problem for place, _, problem in rows if problem is not None}
     return [place for place, _ in good], torch.stack([points for _, points in good]) if good else None, problems
@@ -129,7 +123,7 @@ def run_on_clouds(
     unit: str | None = None,
     skip_bad: bool = False,
 ) -> Iterator[Encoded]:
-    """`read(points)` of each of any number of clouds, in order, a batch at a time; memory does not grow with them.
+    """Yield `read(points)` for any number of clouds, in order, a batch at a time; memory does not grow with them.
 
     `read` gets points (clouds, num_points, 3) on the model's device, in inference mode, the model in eval mode.
     """
@@ -138,10 +132,10 @@ def run_on_clouds(
             f"`batch_size` must be positive and `num_workers` not negative, got {batch_size, num_workers}"
         )
     processor = processor or processor_of(model)
-    fewest = max(model.config.num_groups, model.config.group_size)
-    if processor.num_points < fewest:
+    min_points = max(model.config.num_groups, model.config.group_size)
+    if processor.num_points < min_points:
         raise InputError(
-            f"the processor takes {processor.num_points} points of a cloud, and the model's groups need {fewest}"
+            f"the processor takes {processor.num_points} points of a cloud, and the model's groups need {min_points}"
         )
 
     clouds = _Clouds(inputs, partial(processor.take, seed=seed, up_axis=up_axis, unit=unit), skip_bad)
@@ -166,16 +160,16 @@ def run_on_clouds(
 
 @contextmanager
 def _at(model: nn.Module, device: str | torch.device | None) -> Iterator[None]:
-    """The model on a device, and afterwards where it was."""
+    """Move the model to a device, and afterwards back."""
     if device is None:
         yield
         return
-    home = next(model.parameters()).device
+    previous = next(model.parameters()).device
     try:
         model.to(device)
         yield
     finally:
-        model.to(home)
+        model.to(previous)
 
 
 @torch.inference_mode()
@@ -198,7 +192,7 @@ def encode(student: nn.Module, inputs: Any, normalize: bool = True, show_progres
 
 
 def similarity(vectors: Tensor, others: Tensor) -> Tensor:
-    """Cosines (n, m) of vectors (n, width) and (m, width); of one vector or two a row, a column or a number less."""
+    """Compute cosines (n, m) of vectors (n, width) and (m, width); a single vector drops its dimension."""
     vectors, others = torch.as_tensor(vectors).float(), torch.as_tensor(others).float()
     if vectors.shape[-1:] != others.shape[-1:]:
         raise ValueError(f"vectors must be of one width, got {tuple(vectors.shape)} and {tuple(others.shape)}")
@@ -213,7 +207,7 @@ def encode_points(
     layers: list[int] | None = None,
     processor: ACTPointCloudProcessor | None = None,
     seed: int = 0,
-    **given,
+    **options,
 ) -> Tensor:
     """See `ACTStudent.encode_points`."""
     depth = student.config.num_hidden_layers
@@ -221,7 +215,7 @@ def encode_points(
     if not layers or not all(1 <= layer <= depth for layer in layers):
         raise ValueError(f"`layers` must name layers from 1 to {depth}, got {layers}")
     processor = processor or processor_of(student)
-    points = processor.read(cloud, seed, **given)
+    points = processor.read(cloud, seed, **options)
     taken = processor.take(points, seed)
     device = device_of(student)
     with in_eval_mode(student):
@@ -229,11 +223,11 @@ def encode_points(
         states = [student.norm(state)[:, -output.centers.shape[1] :] for state in output.layer_states]
     tokens = torch.cat(states, dim=-1)  # (1, groups, layers * hidden_size)
     parts = taken.place(points).split(POINTS_AT_A_TIME)
-    return torch.cat([_carry(tokens, output.centers, part.to(device)) for part in parts])
+    return torch.cat([_interpolate(tokens, output.centers, part.to(device)) for part in parts])
 
 
-def _carry(tokens: Tensor, centers: Tensor, points: Tensor) -> Tensor:
-    """Token features (1, groups, width) at points (n, 3) -> (n, width), on the CPU."""
+def _interpolate(tokens: Tensor, centers: Tensor, points: Tensor) -> Tensor:
+    """Interpolate token features (1, groups, width) at points (n, 3) -> (n, width), on the CPU."""
     weights, indices = interpolation_weights(points.unsqueeze(0), centers)
     return interpolate(tokens.float(), weights, indices)[0].cpu()
 

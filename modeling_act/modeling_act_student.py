@@ -1,12 +1,12 @@
 """`ACTStudent`, stage 2 and after: a plain Transformer over groups of points, its pretraining and its heads."""
 
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -22,6 +22,7 @@ from .act_layers import (
     ACTMaxLinear,
     ACTPartLinear,
     ACTPositionEmbedding,
+    ACTPreTrainedModel,
     attend,
     eager_attention_forward,
     init_torch_linear,
@@ -29,11 +30,11 @@ from .act_layers import (
     select_groups,
 )
 from .configuration_act_student import ACTStudentConfig
-from .inference import encode, encode_points, similarity
-from .point_ops import PointGroups, chamfer_l2, gather_points, interpolate, interpolation_weights
-from .safe_loading import ACTSafeLoading
+from .errors import InputError
+from .inference import encode, encode_points, in_eval_mode, similarity
+from .point_ops import PointGroups, chamfer_l2, gather_points, interpolate, interpolation_weights, sample_mask
 
-if TYPE_CHECKING:  # nothing here needs it, but so a saved folder carries the file that its config.json names
+if TYPE_CHECKING:  # unused here, but transformers then saves this file beside the model, whose config.json names it
     from .pipelines_act import ACTPointCloudPipeline  # noqa: F401
 
 
@@ -43,7 +44,7 @@ class ACTStudentOutput(ModelOutput):
     last_hidden_state: normalised tokens, (batch, 1 + visible groups, hidden_size); the class token first.
     pooler_output: [class token, maximum over the groups], (batch, 2 * hidden_size).
     centers: of all groups, (batch, groups, 3).
-    layer_states: outputs of the layers asked for by `read_layers`, before the final norm.
+    layer_states: outputs of the layers in `read_layers`, before the final norm.
     hidden_states: input of the first layer and outputs of all, before the final norm; on request.
     attentions: (batch, heads, tokens, tokens) for each layer; on request.
     """
@@ -59,9 +60,9 @@ class ACTStudentOutput(ModelOutput):
 @dataclass
 class ACTStudentForPreTrainingOutput(ModelOutput):
     """
-    loss: distance between predicted and teacher features of the masked groups, where teacher features are given.
+    loss: distance between predicted and teacher features of the masked groups, if teacher features are given.
     predicted_features: (batch, masked groups, teacher_dim), the masked groups in ascending order.
-    mask: (batch, groups), 1 where a group was hidden.
+    mask: (batch, groups), 1 where a group was masked.
     last_hidden_state: of the encoder, as in `ACTStudentOutput`.
     hidden_states, attentions: of the encoder, on request.
     """
@@ -77,7 +78,7 @@ class ACTStudentForPreTrainingOutput(ModelOutput):
 @dataclass
 class ACTPredictionOutput(ModelOutput):
     """
-    loss: cross-entropy, where labels are given.
+    loss: cross-entropy, if labels are given.
     logits: (batch, num_labels) of clouds, or (batch, points, num_labels) of points.
     hidden_states, attentions: of the encoder, on request.
     """
@@ -126,7 +127,7 @@ class ACTStudentLayer(GradientCheckpointingLayer):
 
 
 def make_layers(config: ACTStudentConfig, num_layers: int) -> nn.ModuleList:
-    """Layers whose drop path grows linearly from 0 to the configured rate."""
+    """Create layers whose drop path grows linearly from 0 to the configured rate."""
     rates = torch.linspace(0, config.drop_path_rate, num_layers, device="cpu").tolist()
     return nn.ModuleList([ACTStudentLayer(config, rate) for rate in rates])
 
@@ -156,29 +157,18 @@ class ACTStudentDecoder(nn.Module):
         return self.projection(self.norm(hidden_states[:, -num_masked:]))
 
 
-class ACTStudentPreTrainedModel(ACTSafeLoading, PreTrainedModel):
+class ACTStudentPreTrainedModel(ACTPreTrainedModel):
     config: ACTStudentConfig
     config_class = ACTStudentConfig
     base_model_prefix = "student"
-    main_input_name = "points"
-    accepts_loss_kwargs = False  # losses are means, whatever transformers' Trainer counts in `num_items_in_batch`
-    _input_embed_layer = "group_embedding"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_attention_backend = True
     _no_split_modules = ["ACTStudentLayer", "ACTGroupEmbedding", "ACTStudentDecoder", "ACTSegmentationHead"]
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\."]  # of pretraining, thrown away after it
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\."]  # used in pretraining only
     _can_record_outputs = {"hidden_states": ACTStudentLayer, "attentions": ACTStudentAttention}
-    _pipeline: tuple[str, str] | None = None  # the task of `transformers.pipeline` it serves, and who serves it
-
-    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        # Of custom code, transformers passes over modules without parameters of their own or with all of them loaded.
-        # `_init_weights` must see them to initialise what lies below, and spares loaded tensors by itself.
-        super()._initialize_weights(module)
+    _pipeline: tuple[str, str] | None = None  # a task of `transformers.pipeline`, and the class that serves it
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """As the original: truncated normal, Xavier in the decoder, and torch's default in what it leaves alone."""
+        """Initialize as the original: truncated normal, Xavier in the decoder, and torch's default elsewhere."""
         super()._init_weights(module)
         std = self.config.initializer_range
         if isinstance(module, (nn.Linear, ACTMaxLinear, ACTPartLinear)):
@@ -200,25 +190,21 @@ class ACTStudentPreTrainedModel(ACTSafeLoading, PreTrainedModel):
                 if isinstance(linear, nn.Linear):
                     init_torch_linear(linear)
 
-    def group(self, points: Tensor) -> PointGroups:
-        """Cuts clouds (batch, points, 3) into the groups that `forward` and a teacher of equal sizes accept."""
-        return make_groups(self.config, points, None)
-
     def save_pretrained(self, *args, **kwargs) -> None:
-        """As `PreTrainedModel.save_pretrained`; in remote code `AutoModel` is the encoder unless a head claims it."""
+        """Save the model and name its code; as remote code, `AutoModel` is the encoder unless a head claims it."""
         encoder = f"{ACTStudent.__module__.rpartition('.')[2]}.{ACTStudent.__name__}"
-        self.config.auto_map = {"AutoModel": encoder}  # and nothing left from the folder this model came from
+        self.config.auto_map = {"AutoModel": encoder}  # replaces the entries of the folder that this model came from
         if self._pipeline is not None:
-            task, served_by = self._pipeline
-            self.config.custom_pipelines = {task: {"impl": f"pipelines_act.{served_by}", "pt": ["AutoModel"]}}
+            task, pipeline_class = self._pipeline
+            self.config.custom_pipelines = {task: {"impl": f"pipelines_act.{pipeline_class}", "pt": ["AutoModel"]}}
         try:
             super().save_pretrained(*args, **kwargs)
         finally:
-            self.config.__dict__.pop("custom_pipelines", None)  # for others: see the configuration
+            self.config.__dict__.pop("custom_pipelines", None)  # for the folder only: see the configuration
 
 
 class ACTStudent(ACTStudentPreTrainedModel):
-    """The encoder. `use_cls_token` overrides the configuration where a head has no use for the class token."""
+    """Encoder of point clouds. `use_cls_token` overrides the configuration for heads that use no class token."""
 
     _pipeline = ("point-cloud-feature-extraction", "ACTPointCloudFeatureExtractionPipeline")
 
@@ -248,11 +234,11 @@ class ACTStudent(ACTStudentPreTrainedModel):
         read_layers: list[int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ACTStudentOutput:
-        """Encodes clouds (batch, points, 3), or `groups` cut from them.
+        """Encode clouds (batch, points, 3), or `groups` cut from them.
 
-        `bool_masked_pos` (batch, groups) hides groups where it is True, as many in each cloud; `visible_groups`
-        (batch, visible) says the same as indices, which spares a GPU reading the mask. `read_layers` (1-based) names
-        layers whose outputs are wanted.
+        `bool_masked_pos` (batch, groups) masks groups where it is True, as many in each cloud; `visible_groups`
+        (batch, visible) are the indices of the others, which a GPU need not wait for. `read_layers` (1-based) are the
+        layers whose outputs are returned as `layer_states`.
         """
         centers, neighborhoods = make_groups(self.config, points, groups)
         if bool_masked_pos is not None:
@@ -262,7 +248,7 @@ class ACTStudent(ACTStudentPreTrainedModel):
         else:
             tokens = self.group_embedding(neighborhoods, visible_groups)
         tokens = self.projection(tokens)
-        tokens = tokens.to(self.norm.weight.dtype)  # under autocast, the residual stream keeps the weights' precision
+        tokens = tokens.to(self.norm.weight.dtype)  # under autocast, the residual stream keeps the weights' dtype
         visible_centers = centers if visible_groups is None else gather_points(centers, visible_groups)
         positions = self.position_embedding(visible_centers)
         if self.cls_token is not None:
@@ -291,27 +277,24 @@ class ACTStudent(ACTStudentPreTrainedModel):
         num_workers: int = 0,
         **options,
     ) -> Tensor:
-        """A vector for each cloud, (clouds, 2 * hidden_size) on the CPU, or one (2 * hidden_size,) for one cloud.
+        """Encode clouds into vectors, (clouds, 2 * hidden_size) on the CPU, or one cloud into (2 * hidden_size,).
 
-        `inputs` are whatever `ACTPointCloudProcessor` takes, in a list or iterator of any length. Vectors come in
-        order, of length one if they are to be normalised. `num_workers` processes read and sample beside this one.
-        `options`: `seed` decides which points are taken; `up_axis` and `unit` tell how the clouds are given;
-        `processor` replaces the one beside the weights.
+        `inputs` are whatever `ACTPointCloudProcessor` takes, in a list or iterator of any length. With `normalize` the
+        vectors have length one. `num_workers` processes read and sample clouds. `options`: `seed` selects the points;
+        `up_axis` and `unit` of the clouds; `processor` replaces the one saved beside the weights.
         """
-        return encode(
-            self, inputs, normalize, show_progress, batch_size=batch_size, device=device, num_workers=num_workers,
-            **options,
-        )  # fmt: skip
+        options |= {"batch_size": batch_size, "device": device, "num_workers": num_workers}
+        return encode(self, inputs, normalize, show_progress, **options)
 
     def encode_points(self, cloud: Any, layers: list[int] | None = None, **options) -> Tensor:
-        """Features of every point of one cloud, (points, layers * hidden_size) on the CPU, those of the groups mixed
-        by distance; of a mesh, of the 8192 points that `ACTPointCloudProcessor.read` gives. `layers` (1-based) are
-        joined, by default the last one; `options` are `encode`'s `processor`, `seed`, `up_axis` and `unit`."""
+        """Compute features of every point of one cloud, (points, layers * hidden_size) on the CPU, interpolated from
+        the groups; for a mesh, of the 8192 points that `ACTPointCloudProcessor.read` samples. `layers` (1-based) are
+        concatenated, by default only the last; `options` are `encode`'s `processor`, `seed`, `up_axis` and `unit`."""
         return encode_points(self, cloud, layers, **options)
 
     @staticmethod
     def similarity(vectors: Tensor, others: Tensor) -> Tensor:
-        """Cosines (n, m) of vectors (n, width) and (m, width)."""
+        """Compute cosines (n, m) of vectors (n, width) and (m, width)."""
         return similarity(vectors, others)
 
     def _pool(self, tokens: Tensor) -> Tensor:
@@ -321,7 +304,7 @@ class ACTStudent(ACTStudentPreTrainedModel):
 
 
 class ACTStudentForPreTraining(ACTStudentPreTrainedModel):
-    """Masked distillation: sees some groups and predicts a teacher's features of the others."""
+    """Masked distillation: predicts a teacher's features of the masked groups from the visible ones."""
 
     def __init__(self, config: ACTStudentConfig):
         super().__init__(config)
@@ -340,9 +323,11 @@ class ACTStudentForPreTraining(ACTStudentPreTrainedModel):
         num_masked: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ACTStudentForPreTrainingOutput:
-        """`teacher_features` (batch, groups, teacher_dim) are what `ACTTeacher.get_teacher_features` gives for the
-        same `points` or `groups`. Without `bool_masked_pos` (batch, groups), `generator` draws the mask. How many
-        groups a mask hides in each cloud, `num_masked`, spares a GPU waiting until it is read."""
+        """Predict the masked groups of clouds (batch, points, 3), or of `groups` cut from them.
+
+        `teacher_features` (batch, groups, teacher_dim) come from `ACTTeacher.get_teacher_features` for the same
+        `points` or `groups`. Without `bool_masked_pos` (batch, groups), `generator` draws the mask. `num_masked` is
+        the number of groups that it masks in each cloud; a GPU then need not wait until the mask is read."""
         groups = make_groups(self.config, points, groups)
         centers = groups.centers
         if bool_masked_pos is None:
@@ -351,18 +336,23 @@ class ACTStudentForPreTraining(ACTStudentPreTrainedModel):
         else:
             num_masked = count_masked(bool_masked_pos, centers, self.config, num_masked)
         visible, masked = split_mask(bool_masked_pos, num_masked)
-        if 0 in (visible.shape[1], masked.shape[1]):
-            num_masked, num_groups = masked.shape[1], centers.shape[1]
-            raise ValueError(f"pretraining needs visible and masked groups, got {num_masked} of {num_groups} masked")
+        if num_masked in (0, centers.shape[1]):
+            raise ValueError(
+                f"pretraining needs visible and masked groups, got {num_masked} of {centers.shape[1]} masked"
+            )
 
         encoded = self.student(groups=groups, visible_groups=visible, **kwargs)
-        visible_states = encoded.last_hidden_state[:, -visible.shape[1] :]  # the class token stays behind
+        visible_states = encoded.last_hidden_state[:, -visible.shape[1] :]  # without the class token
         predicted = self.decoder(visible_states, gather_points(centers, visible), gather_points(centers, masked))
         loss = None
         if self.config.target == "coordinates":
             loss = coordinate_loss(predicted, groups.neighborhoods[bool_masked_pos])
         elif teacher_features is not None:
-            self._check_teacher_features(teacher_features, centers)
+            if teacher_features.shape != (expected := (*centers.shape[:2], self.config.teacher_dim)):
+                raise ValueError(
+                    "`teacher_features` must have shape (batch, num_groups, teacher_dim) = "
+                    f"{expected}, got {tuple(teacher_features.shape)}"
+                )
             target = gather_points(teacher_features, masked)
             loss = distillation_loss(predicted, target, self.config.loss_type)
         return ACTStudentForPreTrainingOutput(
@@ -374,38 +364,73 @@ class ACTStudentForPreTraining(ACTStudentPreTrainedModel):
             attentions=encoded.attentions,
         )
 
-    def _check_teacher_features(self, teacher_features: Tensor, centers: Tensor) -> None:
-        expected = (*centers.shape[:2], self.config.teacher_dim)
-        if teacher_features.shape != expected:
-            raise ValueError(
-                "`teacher_features` must have shape (batch, num_groups, teacher_dim) = "
-                f"{expected}, got {tuple(teacher_features.shape)}"
-            )
+    @torch.inference_mode()
+    def reconstruct(
+        self,
+        points: Tensor,
+        teacher: ACTPreTrainedModel | None = None,
+        bool_masked_pos: Tensor | None = None,
+        seed: int = 0,
+    ) -> list[dict[str, Tensor]]:
+        """Predict the masked groups of clouds (batch, points, 3) as points: for each cloud `input`, `visible` and
+        `reconstruction`, each (n, 3).
 
+        `teacher` decodes predicted features; a student that predicts coordinates takes none. Without `bool_masked_pos`
+        (batch, groups), `seed` draws a mask as in pretraining.
+        """
+        self._check_teacher(teacher)
+        generator = torch.Generator(points.device).manual_seed(seed)
+        groups = self.group(points)
+        with in_eval_mode(self), nullcontext() if teacher is None else in_eval_mode(teacher):
+            output = self(groups=groups, bool_masked_pos=bool_masked_pos, generator=generator)
+            mask = output.mask.bool()
+            decoded = self._decode_prediction(teacher, groups, mask, output.predicted_features.float())
+        whole = groups.neighborhoods + groups.centers.unsqueeze(2)  # (batch, groups, group_size, 3)
+        return [
+            {"input": cloud, "visible": parts[~masked].flatten(0, 1), "reconstruction": reconstruction}
+            for cloud, parts, masked, reconstruction in zip(points, whole, mask, decoded, strict=True)
+        ]
 
-def sample_mask(
-    centers: Tensor, num_masked: int, mask_type: str = "random", generator: torch.Generator | None = None
-) -> Tensor:
-    """Hides `num_masked` groups of each cloud: (batch, groups), True = hidden.
+    def _check_teacher(self, teacher: ACTPreTrainedModel | None) -> None:
+        """Raise unless the student predicts the features that this teacher computes of the same groups."""
+        config, own = self.config, None if teacher is None else teacher.config
+        if (own is None) != (config.target == "coordinates"):
+            needs = "its teacher, which decodes them" if own is None else "no teacher; leave it out"
+            raise InputError(f"a student that predicts target={config.target!r} needs {needs}")
+        if own is not None:
+            sizes = (config.num_groups, config.group_size, config.teacher_dim)
+            width = own.code_dim if config.target == "backbone" else own.feature_dim
+            if sizes != (expected := (own.num_groups, own.group_size, width)):
+                raise InputError(
+                    f"student and teacher must share groups, their size and width, got {sizes} and {expected}"
+                )
 
-    "random" draws them; "block" takes those nearest to a random center (batch, groups, 3), itself included.
-    """
-    batch_size, num_groups, _ = centers.shape
-    scores = torch.empty(batch_size, num_groups, device=centers.device).uniform_(generator=generator)
-    if mask_type == "block":
-        seed = scores.argmax(1, keepdim=True)
-        scores = (centers - gather_points(centers, seed)).float().square().sum(-1)
-    elif mask_type != "random":
-        raise ValueError(f"`mask_type` must be 'random' or 'block', got {mask_type!r}")
-    hidden = scores.argsort(dim=1, stable=True)[:, :num_masked]
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, hidden, True)
+    def _decode_prediction(
+        self, teacher: ACTPreTrainedModel | None, groups: PointGroups, mask: Tensor, predicted: Tensor
+    ) -> Tensor:
+        """Decode predictions (batch, masked groups, teacher_dim) and add visible groups: clouds (batch, points, 3)."""
+        centers, neighborhoods = groups
+        mask = mask[:, :, None, None]
+        if self.config.target == "coordinates":
+            decoded = neighborhoods.masked_scatter(mask, predicted.unflatten(2, (-1, 3)))
+        else:
+            of_backbone, mean, std = self.config.target == "backbone", 0.0, 1.0
+            features = teacher.get_teacher_features(groups=groups, of_backbone=of_backbone).float()
+            if self.config.target_mean is not None:
+                mean, std = features.new_tensor(self.config.target_mean), features.new_tensor(self.config.target_std)
+            features = (features - mean) / std
+            # A cosine loss leaves the length of a prediction open; the features' mean length replaces it.
+            length = features.norm(dim=-1).mean() / predicted.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+            features = features.masked_scatter(mask[..., 0], predicted * length) * std + mean
+            decoded = torch.where(mask, teacher.decode_features(features, centers, of_backbone), neighborhoods)
+        return (decoded + centers.unsqueeze(2)).flatten(1, 2)
 
 
 def count_masked(
     bool_masked_pos: Tensor, centers: Tensor, config: ACTStudentConfig, num_masked: int | None = None
 ) -> int:
-    """How many groups each cloud hides. A traced graph cannot read the mask: there it is `num_masked`, or else the
-    configured share."""
+    """Number of masked groups in each cloud. A traced graph cannot read the mask: there it is `num_masked`, or the
+    configured share of the groups."""
     if bool_masked_pos.dtype != torch.bool or bool_masked_pos.shape != centers.shape[:2]:
         raise ValueError(
             f"`bool_masked_pos` must be bool of shape {tuple(centers.shape[:2])}, True = masked, "
@@ -414,7 +439,7 @@ def count_masked(
     if torch.compiler.is_compiling() or (num_masked is not None and bool_masked_pos.device.type != "cpu"):
         if num_masked is None:
             num_masked = int(config.mask_ratio * centers.shape[1])
-        torch._assert_async((bool_masked_pos.sum(1) == num_masked).all(), f"the mask must hide {num_masked} groups")
+        torch._assert_async((bool_masked_pos.sum(1) == num_masked).all(), f"the mask must mask {num_masked} groups")
         return num_masked
     counts = bool_masked_pos.sum(1).tolist()
     if len(set(counts)) > 1:
@@ -425,14 +450,14 @@ def count_masked(
 
 
 def split_mask(bool_masked_pos: Tensor, num_masked: int) -> tuple[Tensor, Tensor]:
-    """Indices of the visible and of the masked groups, each ascending."""
+    """Return the indices of the visible and of the masked groups, each ascending."""
     order = bool_masked_pos.byte().argsort(dim=1, stable=True)
     num_visible = bool_masked_pos.shape[1] - num_masked
     return order[:, :num_visible], order[:, num_visible:]
 
 
 def distillation_loss(predicted: Tensor, target: Tensor, loss_type: str = "cosine") -> Tensor:
-    """Distance of features (batch, masked groups, teacher_dim), mean over groups and clouds."""
+    """Compute the mean distance of features (batch, masked groups, teacher_dim) over groups and clouds."""
     predicted, target = _at_least_float32(predicted), _at_least_float32(target.detach())
     if loss_type == "cosine":
         return 1 - nn.functional.cosine_similarity(predicted, target, dim=-1).mean()
@@ -444,8 +469,8 @@ def distillation_loss(predicted: Tensor, target: Tensor, loss_type: str = "cosin
 
 
 def coordinate_loss(predicted: Tensor, neighborhoods: Tensor) -> Tensor:
-    """Chamfer-L2 of predicted coordinates (batch, masked groups, 3 * group_size) and the points of the masked groups
-    (all masked groups, group_size, 3), Point-MAE's loss."""
+    """Compute Point-MAE's loss, the Chamfer-L2 distance of predictions (batch, masked groups, 3 * group_size) and the
+    points of the masked groups (all masked groups, group_size, 3)."""
     return chamfer_l2(_at_least_float32(predicted).flatten(0, 1).unflatten(1, (-1, 3)), neighborhoods)
 
 
@@ -454,26 +479,29 @@ def _at_least_float32(values: Tensor) -> Tensor:
 
 
 class ACTClassificationHead(nn.Module):
-    """[class token, max] to logits: one layer ("linear") or three ("mlp3")."""
+    """Classifier of pooled features [class token, max], of one layer ("linear") or three ("mlp3")."""
 
     def __init__(self, config: ACTStudentConfig):
         super().__init__()
         in_dim, dim = 2 * config.hidden_size, config.classifier_dim
-        if config.head == "linear":
-            self.layers = nn.Sequential(nn.Linear(in_dim, config.num_labels))
-        else:
-            self.layers = nn.Sequential(
-                nn.Linear(in_dim, dim), nn.BatchNorm1d(dim), nn.ReLU(), nn.Dropout(config.classifier_dropout),
-                nn.Linear(dim, dim), nn.BatchNorm1d(dim), nn.ReLU(), nn.Dropout(config.classifier_dropout),
-                nn.Linear(dim, config.num_labels),
-            )  # fmt: skip
+        layers = []
+        if config.head == "mlp3":
+            for width in (in_dim, dim):
+                layers += [
+                    nn.Linear(width, dim),
+                    nn.BatchNorm1d(dim),
+                    nn.ReLU(),
+                    nn.Dropout(config.classifier_dropout),
+                ]
+            in_dim = dim
+        self.layers = nn.Sequential(*layers, nn.Linear(in_dim, config.num_labels))
 
     def forward(self, pooled: Tensor) -> Tensor:
         return self.layers(pooled)
 
 
 class ACTStudentForPointCloudClassification(ACTStudentPreTrainedModel):
-    """One label for each cloud."""
+    """Student with a classification head: one label for each cloud."""
 
     _pipeline = ("point-cloud-classification", "ACTPointCloudClassificationPipeline")
 
@@ -493,9 +521,10 @@ class ACTStudentForPointCloudClassification(ACTStudentPreTrainedModel):
         label_smoothing: float = 0.0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ACTPredictionOutput:
-        """Clouds (batch, points, 3) and labels (batch,) -> logits (batch, num_labels). `features`, the student's
-        `pooler_output`, may be given for clouds that were encoded before. `label_smoothing` is the share of each
-        label that the loss spreads over all classes."""
+        """Classify clouds (batch, points, 3), with labels (batch,): logits (batch, num_labels).
+
+        `features`, the student's `pooler_output`, may replace clouds that were encoded before. `label_smoothing` is
+        the share of each label that the loss spreads over all classes."""
         encoded = ACTStudentOutput(pooler_output=features)
         if features is None:
             encoded = self.student(points, groups=groups, **kwargs)
@@ -505,7 +534,7 @@ class ACTStudentForPointCloudClassification(ACTStudentPreTrainedModel):
 
 
 class ACTSegmentationHead(nn.Module):
-    """Token features of several layers, propagated to every point, beside what describes the whole cloud."""
+    """Segmentation head: interpolates token features of several layers to every point, beside global features."""
 
     def __init__(self, config: ACTStudentConfig, num_layers: int, category_dim: int = 0):
         super().__init__()
@@ -526,7 +555,7 @@ class ACTSegmentationHead(nn.Module):
 
     def forward(self, points: Tensor, centers: Tensor, tokens: Tensor, category: Tensor | None = None) -> Tensor:
         """(batch, points, 3), (batch, groups, 3), (batch, groups, in_dim) -> (batch, points, num_labels)."""
-        # Both first layers are linear in what is repeated for many points, so they see it once, before it is repeated.
+        # Both first layers are linear in values that repeat for many points, so they map them before the repetition.
         weights, indices = interpolation_weights(points, centers)
         features = interpolate(self.propagate1(tokens, start=3), weights, indices)
         features = features + self.propagate1(points.to(tokens.dtype))
@@ -545,7 +574,7 @@ def _norm_relu(norm: nn.BatchNorm1d, features: Tensor) -> Tensor:
 
 
 class ACTStudentSegmenter(ACTStudentPreTrainedModel):
-    """What both segmentation models share: a student without class token, read at several depths."""
+    """Base of both segmentation models: a student without class token, read at several depths."""
 
     _pipeline = ("point-cloud-segmentation", "ACTPointCloudSegmentationPipeline")
 
@@ -572,7 +601,7 @@ class ACTStudentSegmenter(ACTStudentPreTrainedModel):
 
 
 class ACTStudentForSemanticSegmentation(ACTStudentSegmenter):
-    """One label for each point of a scene."""
+    """Student with a segmentation head: one label for each point of a scene."""
 
     def __init__(self, config: ACTStudentConfig):
         super().__init__(config)
@@ -586,13 +615,13 @@ class ACTStudentForSemanticSegmentation(ACTStudentSegmenter):
         class_weights: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ACTPredictionOutput:
-        """Points (batch, points, 3), labels (batch, points), -100 to ignore -> logits (batch, points, num_labels).
-        `class_weights` (num_labels,) weight the classes in the loss."""
+        """Segment points (batch, points, 3), with labels (batch, points), -100 to ignore: logits (batch, points,
+        num_labels). `class_weights` (num_labels,) weight the classes in the loss."""
         return self._segment(points, None, labels, class_weights, **kwargs)
 
 
 class ACTStudentForPartSegmentation(ACTStudentSegmenter):
-    """One part label for each point of an object whose category is known."""
+    """Student with a part segmentation head: one label for each point of an object of known category."""
 
     def __init__(self, config: ACTStudentConfig):
         super().__init__(config, config.category_dim)
@@ -609,7 +638,7 @@ class ACTStudentForPartSegmentation(ACTStudentSegmenter):
         class_weights: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ACTPredictionOutput:
-        """Points (batch, points, 3), category (batch,), the rest as above -> logits (batch, points, num_labels)."""
+        """Segment points (batch, points, 3) of objects of these categories (batch,); otherwise as above."""
         num_categories = self.config.num_categories
         if category is None:
             raise ValueError("part segmentation needs `category`, the object category of each cloud, shape (batch,)")
@@ -629,7 +658,7 @@ class ACTStudentForPartSegmentation(ACTStudentSegmenter):
 def prediction_loss(
     logits: Tensor, labels: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Cross-entropy of logits (..., num_labels) and labels (...); -100 is ignored."""
+    """Compute the cross-entropy of logits (..., num_labels) and labels (...); -100 is ignored."""
     if labels.shape != logits.shape[:-1] or labels.is_floating_point():
         raise ValueError(
             f"`labels` must be integers of shape {tuple(logits.shape[:-1])}, got {labels.dtype} {tuple(labels.shape)}"
@@ -645,7 +674,7 @@ def prediction_loss(
     return total / weights.sum().clamp_min(torch.finfo(logits.dtype).tiny)  # 0 where nothing counts
 
 
-# What a saved folder names for `trust_remote_code=True`, where the package is absent.
+# The classes that a saved folder names for `trust_remote_code=True`, if the package is not installed.
 ACTStudentForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 for _model in (
     ACTStudent,

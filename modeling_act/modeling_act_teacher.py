@@ -8,26 +8,30 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .act_layers import (
+    ACTMLP,
     ACTGroupEmbedding,
     ACTMaxLinear,
     ACTPartLinear,
     ACTPositionEmbedding,
+    ACTPreTrainedModel,
+    attend,
+    eager_attention_forward,
     init_torch_linear,
     make_groups,
 )
-from .backbone_families import load_backbone
 from .configuration_act_teacher import ACTTeacherConfig
-from .modeling_act_backbone import ACTAffine, ACTBackbone, ACTBackboneAttention, ACTBackboneLayer, ACTPrompts
+from .inference import in_eval_mode
 from .point_ops import PointGroups, chamfer_l1, gather_points, k_nearest_neighbors
-from .safe_loading import ACTSafeLoading
 
 CODE_MODES = ("gumbel", "soft", "argmax")
 
@@ -65,12 +69,176 @@ class ACTTeacherOutput(ModelOutput):
 
     @property
     def reconstruction(self) -> Tensor:
-        """The fine points of all groups where they lie in the cloud, (batch, groups * group_size, 3)."""
+        """Fine points of all groups at their places in the cloud, (batch, groups * group_size, 3)."""
         return (self.fine_points + self.centers.unsqueeze(2)).flatten(1, 2)
 
 
+class ACTAffine(nn.Module):
+    """Scale and shift of each channel, which ResMLP has in place of a norm."""
+
+    def __init__(self, hidden_size: int, eps: float = 0.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.bias = nn.Parameter(torch.zeros(hidden_size))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return torch.addcmul(self.bias, hidden_states, self.weight)
+
+
+NORMS = {"layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm, "affine": ACTAffine}
+
+
+def make_norm(config: ACTTeacherConfig, enabled: bool = True, size: int | None = None) -> nn.Module:
+    if not enabled:
+        return nn.Identity()
+    return NORMS[config.norm_type](size or config.hidden_size, eps=config.layer_norm_eps)
+
+
+class ACTBackboneAttention(nn.Module):
+    """Self-attention of the groups, with prompts as further keys and values."""
+
+    def __init__(self, config: ACTTeacherConfig):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.is_causal = False
+        self.query = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.key_value = nn.Linear(config.hidden_size, 2 * config.hidden_size, bias=config.qkv_bias)
+        self.query_norm = make_norm(config, config.qk_norm, self.head_dim)
+        self.key_norm = make_norm(config, config.qk_norm, self.head_dim)
+        self.norm = make_norm(config, config.attention_norm)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: Tensor, prompts: Tensor | None = None, **kwargs) -> tuple[Tensor, Tensor | None]:
+        query = self.query_norm(self.query(hidden_states).unflatten(2, (self.num_heads, self.head_dim)))
+        keys_values = self.key_value(hidden_states)
+        if prompts is not None:
+            # The attention output of a prompt is dropped after every block, so a prompt needs no query.
+            keys_values = _prepend(self.key_value(prompts), keys_values)
+        key, value = keys_values.unflatten(2, (2, self.num_heads, self.head_dim)).unbind(2)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        context, weights = attend(self, attention, query, self.key_norm(key), value, **kwargs)
+        return self.proj(self.norm(context)), weights
+
+
+class ACTTokenMixer(nn.Module):
+    """Mixing across a fixed number of tokens, prompts then groups, of MLP-Mixer and ResMLP."""
+
+    def __init__(self, config: ACTTeacherConfig):
+        super().__init__()
+        num_tokens = config.num_mixer_tokens
+        if config.token_mixer == "mlp":
+            self.mix = nn.Sequential(
+                nn.Linear(num_tokens, config.mixer_dim),
+                ACT2FN[config.hidden_act],
+                nn.Linear(config.mixer_dim, num_tokens),
+            )
+        else:
+            self.mix = nn.Linear(num_tokens, num_tokens)
+
+    def forward(self, hidden_states: Tensor, prompts: Tensor | None = None, **kwargs) -> tuple[Tensor, None]:
+        tokens = hidden_states if prompts is None else _prepend(prompts, hidden_states)
+        return self.mix(tokens.transpose(1, 2)).transpose(1, 2)[:, -hidden_states.shape[1] :], None
+
+
+class ACTBackboneLayer(GradientCheckpointingLayer):
+    """Transformer block without dropout: a frozen one is deterministic."""
+
+    def __init__(self, config: ACTTeacherConfig):
+        super().__init__()
+        self.post_norm = config.norm_position == "post"
+        self.norm1 = make_norm(config)
+        self.mixer = ACTBackboneAttention(config) if config.token_mixer == "attention" else ACTTokenMixer(config)
+        self.norm2 = make_norm(config)
+        self.mlp = ACTMLP(config, config.gated_mlp, make_norm(config, config.mlp_norm, config.intermediate_size))
+        self.layer_scale1 = nn.Parameter(torch.ones(config.hidden_size)) if config.use_layer_scale else None
+        self.layer_scale2 = nn.Parameter(torch.ones(config.hidden_size)) if config.use_layer_scale else None
+
+    def forward(self, hidden_states: Tensor, positions: Tensor, prompts: Tensor | None = None, **kwargs) -> Tensor:
+        """(batch, tokens, hidden_size) twice, (batch or 1, prompts, hidden_size) -> (batch, tokens, hidden_size)."""
+        hidden_states = hidden_states + positions
+        if self.post_norm:
+            hidden_states = self.norm1(hidden_states + self.mixer(hidden_states, prompts, **kwargs)[0])
+            return self.norm2(hidden_states + self.mlp(hidden_states))
+        prompts = None if prompts is None else self.norm1(prompts)
+        mixed, _ = self.mixer(self.norm1(hidden_states), prompts, **kwargs)
+        hidden_states = hidden_states + _scale(mixed, self.layer_scale1)
+        return hidden_states + _scale(self.mlp(self.norm2(hidden_states)), self.layer_scale2)
+
+
+def _scale(branch: Tensor, scale: Tensor | None) -> Tensor:
+    return branch if scale is None else branch * scale
+
+
+class ACTBackbone(nn.Module):
+    """Blocks and norms of a pretrained Transformer, and nothing else of it."""
+
+    def __init__(self, config: ACTTeacherConfig):
+        super().__init__()
+        self.input_norm = make_norm(config, config.input_norm)
+        self.layers = nn.ModuleList([ACTBackboneLayer(config) for _ in range(config.num_hidden_layers)])
+        self.norm = make_norm(config, config.final_norm)
+        self.prompt_type = config.prompt_type
+
+    def forward(
+        self, hidden_states: Tensor, positions: Tensor, prompts: tuple[list[Tensor], list[Tensor]], **kwargs
+    ) -> Tensor:
+        """Pass groups (batch, groups, hidden_size) and their positions through every block, and drop the prompts."""
+        num_groups = hidden_states.shape[1]
+        layer_prompts = [None] * len(self.layers)
+        # Under autocast the residual stream keeps the weights' dtype: groups differ little from each other.
+        hidden_states = self.input_norm(hidden_states.to(self.layers[0].mlp.fc1.weight.dtype))
+        if self.prompt_type != "none":
+            tokens, prompt_positions = prompts
+            tokens = [self.input_norm(tokens[0]), *tokens[1:]]
+            if self.prompt_type == "deep":
+                layer_prompts = [token + position for token, position in zip(tokens, prompt_positions, strict=True)]
+            else:  # shallow prompts are ordinary tokens in all blocks
+                hidden_states, positions = _prepend(tokens[0], hidden_states), _prepend(prompt_positions[0], positions)
+        for layer, layer_prompt in zip(self.layers, layer_prompts, strict=True):
+            hidden_states = layer(hidden_states, positions, layer_prompt, **kwargs)
+        return self.norm(hidden_states[:, -num_groups:])
+
+
+def _prepend(prompts: Tensor, tokens: Tensor) -> Tensor:
+    """Prepend prompts (batch or 1, prompts, ...) to the tokens (batch, tokens, ...) of every cloud."""
+    return torch.cat([prompts.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+
+
+class ACTPrompts(nn.Module):
+    """Learned prompt tokens with positions of their own; "deep" has new ones for every block."""
+
+    def __init__(self, config: ACTTeacherConfig):
+        super().__init__()
+        self.prompt_type = config.prompt_type
+        self.dropout = nn.Dropout(config.prompt_dropout)
+        if self.prompt_type != "none":
+            self.tokens = nn.Parameter(torch.empty(1, config.num_prompts, config.hidden_size))
+            self.positions = nn.Parameter(torch.empty(1, config.num_prompts, config.hidden_size))
+        if self.prompt_type == "deep":
+            shape = (config.num_hidden_layers - 1, config.num_prompts, config.hidden_size)
+            self.deep_tokens = nn.Parameter(torch.empty(shape))
+            self.deep_positions = nn.Parameter(torch.empty(shape))
+
+    def forward(self, batch_size: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Return tokens and positions for each block with new prompts, each (batch or 1, prompts, hidden_size).
+
+        Dropout is applied to each cloud's tokens separately; without it the whole batch shares one copy.
+        """
+        if self.prompt_type == "none":
+            return [], []
+        tokens, positions = self.tokens, self.positions
+        if self.prompt_type == "deep":
+            tokens, positions = torch.cat([tokens, self.deep_tokens]), torch.cat([positions, self.deep_positions])
+        tokens, positions = list(tokens.split(1)), list(positions.split(1))
+        if self.training and self.dropout.p > 0:
+            tokens = [self.dropout(token.expand(batch_size, -1, -1)) for token in tokens]
+        return tokens, positions
+
+
 class ACTGraphLayer(nn.Module):
-    """One DGCNN layer: a linear map of each edge [neighbour - group, group], a norm, and the max over the edges."""
+    """DGCNN layer: a linear map of each edge [neighbour - group, group], a norm, and the maximum over the edges."""
 
     def __init__(self, in_dim: int, out_dim: int):
         super().__init__()
@@ -108,13 +276,13 @@ class ACTGraphNetwork(nn.Module):
 
 
 def norm_and_activate(norm: nn.GroupNorm, values: Tensor) -> Tensor:
-    """Both (batch, rows, columns, channels), which torch normalises as it does a channels-last image: uncopied."""
+    """Normalize and activate (batch, rows, columns, channels), without a copy, as a channels-last image."""
     normed = norm(values.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     return nn.functional.leaky_relu(normed, 0.2, inplace=True)
 
 
 class ACTPointDecoder(nn.Module):
-    """FoldingNet: coarse points of a group from its feature, and a 2x2 grid folded onto each of them."""
+    """FoldingNet: predicts coarse points of a group from its feature, and folds a 2x2 grid onto each of them."""
 
     def __init__(self, config: ACTTeacherConfig):
         super().__init__()
@@ -144,18 +312,12 @@ class ACTPointDecoder(nn.Module):
         return coarse, fine.flatten(2, 3)
 
 
-class ACTTeacher(ACTSafeLoading, PreTrainedModel):
+class ACTTeacher(ACTPreTrainedModel):
     """Discrete point-cloud autoencoder around a pretrained Transformer; teaches `ACTStudentForPreTraining`."""
 
     config: ACTTeacherConfig
     config_class = ACTTeacherConfig
     base_model_prefix = "teacher"
-    main_input_name = "points"
-    accepts_loss_kwargs = False
-    _input_embed_layer = "group_embedding"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_attention_backend = True
     _no_split_modules = ["ACTBackboneLayer", "ACTPrompts", "ACTGroupEmbedding", "ACTGraphNetwork", "ACTPointDecoder"]
     _can_record_outputs = {"hidden_states": ACTBackboneLayer, "attentions": ACTBackboneAttention}
 
@@ -187,12 +349,14 @@ class ACTTeacher(ACTSafeLoading, PreTrainedModel):
         trust_remote_code: bool = False,
         **config,
     ) -> "ACTTeacher":
-        """A new teacher around a pretrained Transformer.
+        """Create a teacher around a pretrained Transformer.
 
         `backbone` is a Hub id or folder of a transformers or timm model, a timm name, or such a model itself.
-        `pretrained=False` keeps its architecture and draws its weights anew: the control every study needs. Everything
-        else sets fields of `ACTTeacherConfig`; those that describe the Transformer come from the backbone.
+        `pretrained=False` keeps its architecture but initializes its weights at random, as a control. Everything else
+        sets fields of `ACTTeacherConfig`; those that describe the Transformer come from the backbone.
         """
+        from .backbone_families import load_backbone  # which reads into `ACTBackbone` above
+
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         fields, weights = load_backbone(backbone, pretrained, trust_remote_code, **hub)
         if unknown := sorted(set(config) - set(ACTTeacherConfig.__dataclass_fields__)):
@@ -205,24 +369,19 @@ class ACTTeacher(ACTSafeLoading, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs) -> "ACTTeacher":
-        """As `PreTrainedModel.from_pretrained`, and frozen again: loading makes every parameter trainable."""
+        """Load the model and freeze its backbone again: loading makes every parameter trainable."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.freeze_backbone()
         return loaded
 
     def freeze_backbone(self) -> None:
-        """Stops training of the Transformer's weights (not of what lies before it) if the configuration says so."""
+        """Freeze the Transformer's weights, and no others, if the configuration says so."""
         self.backbone.requires_grad_(not self.config.freeze_backbone)
-
-    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        # Of custom code, transformers passes over modules without parameters of their own or with all of them loaded.
-        # `_init_weights` must see them to initialise what lies below, and spares loaded tensors by itself.
-        super()._initialize_weights(module)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """torch's own defaults for all point networks, as the original has them; the Transformer like any other."""
+        """Initialize point networks with torch's defaults, as in the original."""
         super()._init_weights(module)
         if isinstance(module, ACTTeacher):
             init.normal_(module.codebook)
@@ -243,10 +402,6 @@ class ACTTeacher(ACTSafeLoading, PreTrainedModel):
                 if isinstance(linear, (nn.Linear, ACTMaxLinear, ACTPartLinear)):
                     init_torch_linear(linear)
 
-    def group(self, points: Tensor) -> PointGroups:
-        """Cuts clouds (batch, points, 3) into the groups that `forward` and a student of equal sizes accept."""
-        return make_groups(self.config, points, None)
-
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -260,11 +415,12 @@ class ACTTeacher(ACTSafeLoading, PreTrainedModel):
         generator: torch.Generator | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ACTTeacherOutput:
-        """Autoencodes clouds (batch, points, 3), or `groups` cut from them.
+        """Autoencode clouds (batch, points, 3), or `groups` cut from them.
 
         `code_mode`: "gumbel", a softmax of noisy logits over `temperature` (the default in training); "soft", the
-        same without noise; "argmax", the most likely code (the default in evaluation). `generator` draws the noise.
-        `kl_over`: the codes of each "cloud" should be used equally, as in the paper, or those of the whole "batch".
+        same without noise; "argmax", the most likely code (the default in evaluation). The noise comes from
+        `generator`. `kl_over`: the KL term spreads the codes evenly over each "cloud", as in the paper, or over the
+        whole "batch".
         """
         centers, neighborhoods = make_groups(self.config, points, groups)
         neighbors = self._neighbors(centers)
@@ -301,8 +457,8 @@ class ACTTeacher(ACTSafeLoading, PreTrainedModel):
         generator: torch.Generator | None = None,
         of_backbone: bool = False,
     ) -> Tensor:
-        """What a student learns to predict, (batch, groups, feature_dim), without the point decoder; `of_backbone`:
-        those before the second DGCNN, (batch, groups, code_dim).
+        """Compute the features that a student learns to predict, (batch, groups, feature_dim), or with `of_backbone`
+        those before the second DGCNN, (batch, groups, code_dim). Skips the point decoder.
 
         Deterministic in eval mode. `code_mode="gumbel"` samples one code for each group, the authors' noisy targets.
         """
@@ -314,11 +470,22 @@ class ACTTeacher(ACTSafeLoading, PreTrainedModel):
         codes = self._select_codes(logits, None, code_mode, None)
         return self._transform(codes, centers, neighbors)[0 if of_backbone else 1]
 
-    def draw(self, features: Tensor, centers: Tensor, of_backbone: bool = False) -> Tensor:
-        """Points (batch, groups, group_size, 3) about their centers from what `get_teacher_features` gave."""
+    def decode_features(self, features: Tensor, centers: Tensor, of_backbone: bool = False) -> Tensor:
+        """Decode the output of `get_teacher_features` to points (batch, groups, group_size, 3) relative to centers."""
         if of_backbone:
             features = self.feature_network(features, self._neighbors(centers))
         return self.decoder(features)[1]
+
+    @torch.inference_mode()
+    def reconstruct(self, points: Tensor) -> list[dict[str, Tensor]]:
+        """Autoencode clouds (batch, points, 3): for each `input`, `visible`, both the cloud, and `reconstruction`, all
+        (n, 3), as from `ACTStudentForPreTraining.reconstruct`."""
+        with in_eval_mode(self):
+            decoded = self(points).reconstruction
+        return [
+            {"input": cloud, "visible": cloud, "reconstruction": output}
+            for cloud, output in zip(points, decoded, strict=True)
+        ]
 
     def _neighbors(self, centers: Tensor) -> Tensor:
         return k_nearest_neighbors(centers, centers, self.config.dgcnn_neighbors)[1]
@@ -340,12 +507,12 @@ class ACTTeacher(ACTSafeLoading, PreTrainedModel):
         return (logits / temperature).softmax(-1).to(self.codebook.dtype) @ self.codebook
 
     def _transform(self, codes: Tensor, centers: Tensor, neighbors: Tensor, **kwargs) -> tuple[Tensor, Tensor]:
-        """Codes through the Transformer and back, (batch, groups, code_dim), and through the second DGCNN."""
+        """Pass codes through the Transformer and back, (batch, groups, code_dim), and through the second DGCNN."""
         hidden_states = self.code_projection(codes)
         prompts = self.prompts(codes.shape[0])
         hidden_states = self.backbone(hidden_states, self.position_embedding(centers), prompts, **kwargs)
-        # Groups differ little from each other here, and the DGCNN's norm enlarges what differs, rounding too. This
-        # is 3 % of the teacher's work, so under autocast it keeps the precision of its weights.
+        # Groups differ little from each other here, and the DGCNN's norm amplifies the differences, rounding errors
+        # too. This is 3 % of the teacher's work, so under autocast it keeps the precision of its weights.
         with torch.autocast(hidden_states.device.type, enabled=False):
             backbone_features = self.feature_projection(hidden_states)
             return backbone_features, self.feature_network(backbone_features, neighbors)
@@ -357,14 +524,14 @@ def add_gumbel_noise(logits: Tensor, generator: torch.Generator | None) -> Tenso
 
 
 def uniform_kl(logits: Tensor) -> Tensor:
-    """KL(uniform || mean over a cloud's groups of the softmax over codes), mean over clouds; in the log domain."""
+    """KL(uniform || mean softmax over a cloud's groups), mean over clouds; computed in the log domain."""
     logits = logits.float() if logits.dtype != torch.float64 else logits
     num_groups, num_codes = logits.shape[1:]
     log_usage = logits.log_softmax(-1).logsumexp(1) - math.log(num_groups)  # (batch, codes)
     return -math.log(num_codes) - log_usage.mean()
 
 
-# What a saved folder names for `trust_remote_code=True`, where the package is absent.
+# The class that a saved folder names for `trust_remote_code=True`, if the package is not installed.
 ACTTeacher.register_for_auto_class("AutoModel")
 
 __all__ = ["ACTTeacher", "ACTTeacherOutput"]

@@ -1,6 +1,7 @@
 """`pipeline("point-cloud-classification", model=...)` and its siblings, registered on import of the package.
 
-A saved model names its own one in config.json and carries this file, for `trust_remote_code=True` without the package.
+A saved model names its pipeline in config.json and carries this file, for `trust_remote_code=True` where the package
+is not installed.
 """
 
 from collections.abc import Iterator
@@ -16,24 +17,24 @@ from .inference import processor_of
 from .point_prediction import label_points, number_of_category
 from .processing_act import ACTPointCloudProcessor, is_one_cloud, naming
 
-HOW_GIVEN = ("seed", "up_axis", "unit")
+PROCESSOR_PARAMETERS = ("seed", "up_axis", "unit")
 
 
 @dataclass
 class _Numbered:
-    """A cloud and its place among the inputs, which errors tell."""
+    """Cloud and its place among the inputs, which errors name."""
 
     place: int
     cloud: Any
 
 
 class ACTPointCloudPipeline(Pipeline):
-    """Takes what `ACTPointCloudProcessor` takes: a cloud, or a list or generator of clouds."""
+    """Base of the pipelines on a cloud, or a list or generator of clouds, as `ACTPointCloudProcessor` takes them."""
 
     _load_processor = False
     _load_tokenizer = False
     _load_image_processor = False
-    _load_feature_extractor = False  # the one that lies beside the model, wherever this came from
+    _load_feature_extractor = False  # `processor_of` loads the one beside the model
 
     def __init__(self, model, feature_extractor=None, **kwargs):
         if isinstance(feature_extractor, str):
@@ -41,42 +42,42 @@ class ACTPointCloudPipeline(Pipeline):
         super().__init__(model, feature_extractor=feature_extractor or processor_of(model), **kwargs)
 
     def __call__(self, inputs: Any, **kwargs):
-        """One result for one cloud, a list of results for a list of clouds."""
+        """Return one result for one cloud, or a list of results for a list of clouds."""
         if isinstance(inputs, (Dataset, IterableDataset)):
             return super().__call__(inputs, **kwargs)
-        if is_one_cloud(inputs):  # in a box, so that a list of numbers is not taken for a list of clouds
+        if is_one_cloud(inputs):  # wrapped, so that transformers does not take a list of numbers for a list of clouds
             return super().__call__(_Numbered(0, inputs), **kwargs)
         numbered = (_Numbered(place, cloud) for place, cloud in enumerate(inputs))
         return super().__call__(numbered if isinstance(inputs, Iterator) else list(numbered), **kwargs)
 
     def _sanitize_parameters(self, **kwargs) -> tuple[dict, dict, dict]:
-        unknown = sorted(set(kwargs) - {*HOW_GIVEN, *self._own_parameters})
+        unknown = sorted(set(kwargs) - {*PROCESSOR_PARAMETERS, *self._own_parameters})
         if unknown:
-            known = ", ".join((*HOW_GIVEN, *self._own_parameters))
+            known = ", ".join((*PROCESSOR_PARAMETERS, *self._own_parameters))
             raise ValueError(f"{type(self).__name__} takes {known}, got {', '.join(unknown)}")
         own = {name: kwargs[name] for name in self._own_parameters if name in kwargs}
-        return {name: kwargs[name] for name in HOW_GIVEN if name in kwargs}, *self._place_parameters(own)
+        return {name: kwargs[name] for name in PROCESSOR_PARAMETERS if name in kwargs}, *self._place_parameters(own)
 
     _own_parameters: tuple[str, ...] = ()
 
     def _place_parameters(self, own: dict) -> tuple[dict, dict]:
-        """Those of `_forward` and of `postprocess`."""
+        """Split own parameters into those of `_forward` and those of `postprocess`."""
         return {}, own
 
-    def preprocess(self, cloud: Any, **given) -> dict[str, Tensor]:
+    def preprocess(self, cloud: Any, **options) -> dict[str, Tensor]:
         place, cloud = (cloud.place, cloud.cloud) if isinstance(cloud, _Numbered) else (0, cloud)
-        return self._read(cloud, naming(cloud, place), given)
+        return self._read(cloud, naming(cloud, place), options)
 
-    def _read(self, cloud: Any, name: str, given: dict) -> dict[str, Tensor]:
-        return {"points": self.feature_extractor.take(cloud, name=name, **given).points.unsqueeze(0)}
+    def _read(self, cloud: Any, name: str, options: dict) -> dict[str, Tensor]:
+        return {"points": self.feature_extractor.take(cloud, name=name, **options).points.unsqueeze(0)}
 
     def _forward(self, inputs: dict[str, Tensor]):
         return self.model(**inputs)
 
 
 class ACTPointCloudFeatureExtractionPipeline(ACTPointCloudPipeline):
-    """A vector of each cloud, (2 * hidden_size,), or with `pool=False` its tokens (1 + groups, hidden_size); as lists
-    of numbers, or with `return_tensors=True` as tensors."""
+    """Pipeline that encodes each cloud into a vector (2 * hidden_size,), or with `pool=False` into tokens (1 + groups,
+    hidden_size); as lists of numbers, or with `return_tensors=True` as tensors."""
 
     _own_parameters = ("pool", "return_tensors")
 
@@ -86,7 +87,7 @@ class ACTPointCloudFeatureExtractionPipeline(ACTPointCloudPipeline):
 
 
 class ACTPointCloudClassificationPipeline(ACTPointCloudPipeline):
-    """The `top_k` likeliest classes of each cloud, `[{"label": ..., "score": ...}, ...]`."""
+    """Pipeline that predicts the `top_k` likeliest classes of each cloud, `[{"label": ..., "score": ...}, ...]`."""
 
     _own_parameters = ("top_k",)
 
@@ -102,9 +103,9 @@ class ACTPointCloudClassificationPipeline(ACTPointCloudPipeline):
 
 
 class ACTPointCloudSegmentationPipeline(ACTPointCloudPipeline):
-    """A label for every point of each cloud: `points` (n, 3), `labels` (n,), `scores` (n,), and `segments`, the
-    classes that occur with their number of points. `category`, a name or number, is what part segmentation must know
-    of an object; `votes` is how often each point is seen."""
+    """Pipeline that labels every point of each cloud: `points` (n, 3), `labels` (n,), `scores` (n,), and `segments`,
+    the number of points of each class. `category`, a name or number, is the object category for part segmentation;
+    `votes` is the number of predictions averaged for each point."""
 
     _own_parameters = ("category", "votes")
 
@@ -112,11 +113,12 @@ class ACTPointCloudSegmentationPipeline(ACTPointCloudPipeline):
         return own, {}
 
     def _sanitize_parameters(self, **kwargs) -> tuple[dict, dict, dict]:
-        given, of_forward, of_postprocess = super()._sanitize_parameters(**kwargs)
-        return given, of_forward | {name: given[name] for name in ("seed",) if name in given}, of_postprocess
+        of_preprocess, of_forward, of_postprocess = super()._sanitize_parameters(**kwargs)
+        seed = {"seed": of_preprocess["seed"]} if "seed" in of_preprocess else {}
+        return of_preprocess, of_forward | seed, of_postprocess
 
-    def _read(self, cloud: Any, name: str, given: dict) -> dict[str, Tensor]:
-        return {"points": self.feature_extractor.read(cloud, name=name, **given).unsqueeze(0)}
+    def _read(self, cloud: Any, name: str, options: dict) -> dict[str, Tensor]:
+        return {"points": self.feature_extractor.read(cloud, name=name, **options).unsqueeze(0)}
 
     def _forward(
         self, inputs: dict[str, Tensor], category: str | int | None = None, votes: int = 1, seed: int = 0

@@ -1,4 +1,4 @@
-"""Predictions for every point of clouds and scenes of any size, by a segmentation model that sees few at a time."""
+"""Predictions for every point of clouds and scenes of any size, with a segmentation model of fixed input size."""
 
 import math
 from collections.abc import Iterator
@@ -21,16 +21,17 @@ def predict_points(
     batch_size: int = 16,
     seed: int = 0,
 ) -> Tensor:
-    """The mean logits (points, num_labels), on the CPU, of each point of a cloud (points, 3).
+    """Predict mean logits (points, num_labels), on the CPU, of each point of a cloud (points, 3).
 
-    A vote deals the points, shuffled, into clouds of `processor.num_points`; the last is filled up with some that were
-    seen before. Memory on the model's device does not grow with the cloud.
+    A vote splits the points, shuffled, into parts of `processor.num_points`; points of the first part fill the last.
+    Memory on the model's device does not grow with the cloud.
     """
     points, generator = _checked(points, votes), torch.Generator().manual_seed(seed)
     if processor.normalize == "cloud":
         points = to_unit_sphere(points.unsqueeze(0))[0]
-    hands = (hand for _ in range(votes) for hand in _deal(torch.arange(len(points)), processor.num_points, generator))
-    return _mean_logits(model, points, ((hand, points[hand]) for hand in hands), processor, category, batch_size)
+    everything = torch.arange(len(points))
+    parts = (part for _ in range(votes) for part in _shuffle_and_split(everything, processor.num_points, generator))
+    return _mean_logits(model, points, ((part, points[part]) for part in parts), processor, category, batch_size)
 
 
 @torch.no_grad()
@@ -44,22 +45,22 @@ def predict_scene(
     batch_size: int = 16,
     seed: int = 0,
 ) -> Tensor:
-    """The mean logits (points, num_labels), on the CPU, of each point of a scene (points, 3) whose third axis is up.
+    """Predict mean logits (points, num_labels), on the CPU, of each point of a scene (points, 3), third axis up.
 
-    Square columns of `block_size` slide over it, so that a point is seen in several. In each, x and y count from its
-    middle and z from the lowest point of the scene, as in training, and its points are dealt as `predict_points` does.
+    Square columns of `block_size` slide over the scene, and each point lies in several. As in training, x and y of a
+    column count from its middle and z from the scene's lowest point. A column is split as in `predict_points`.
     """
     if not 0 < stride <= block_size:
         raise ValueError(f"`stride` must lie between 0 and `block_size`={block_size}, got {stride}")
     points, generator = _checked(points, votes), torch.Generator().manual_seed(seed)
 
-    def hands() -> Iterator[tuple[Tensor, Tensor]]:
+    def parts() -> Iterator[tuple[Tensor, Tensor]]:
         for members, middle in slide(points, block_size, stride):
             for _ in range(votes):
-                for hand in _deal(members, processor.num_points, generator):
-                    yield hand, points[hand] - middle
+                for part in _shuffle_and_split(members, processor.num_points, generator):
+                    yield part, points[part] - middle
 
-    return _mean_logits(model, points, hands(), processor, None, batch_size)
+    return _mean_logits(model, points, parts(), processor, None, batch_size)
 
 
 def label_points(
@@ -70,7 +71,8 @@ def label_points(
     votes: int = 1,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """The likeliest label and its probability, both (points,), of every point; of a category, among its own parts."""
+    """Predict the likeliest label of every point and its probability, both (points,); of a category, among its own
+    parts."""
     if processor.block_size is None:
         logits = predict_points(model, points, processor, category, votes, seed=seed)
     else:
@@ -85,7 +87,7 @@ def label_points(
 
 
 def number_of_category(model: torch.nn.Module, category: str | int | None) -> int | None:
-    """An object's category by name or number, which a model of parts must know and no other asks for."""
+    """Find the number of an object category, by name or number; only part segmentation models have categories."""
     config = model.config
     if not hasattr(model, "category_embedding"):
         if category is not None:
@@ -112,7 +114,7 @@ def _checked(points: Tensor, votes: int) -> Tensor:
 
 
 def slide(points: Tensor, block_size: float, stride: float) -> Iterator[tuple[Tensor, Tensor]]:
-    """The points' indices and the origin (3,) of each column that holds any; every point is in one at least."""
+    """Yield the point indices and the origin (3,) of each column that holds any; every point is in one at least."""
     low, high = points.amin(0), points.amax(0)
     counts = [max(1, math.ceil((extent - block_size) / stride) + 1) for extent in (high - low)[:2].tolist()]
     by_x = points[:, 0].argsort()
@@ -120,7 +122,7 @@ def slide(points: Tensor, block_size: float, stride: float) -> Iterator[tuple[Te
     for column in _occupied(points[:, 0] - low[0], stride, block_size, counts[0]):
         x = low[0] + column * stride
         first = torch.searchsorted(sorted_x, x)
-        # Rounded, the end of a column may lie before the start of the next one.
+        # Rounding may put the end of a column before the start of the next one.
         end = torch.maximum(x + block_size, low[0] + (column + 1) * stride)
         last = len(points) if column == counts[0] - 1 else torch.searchsorted(sorted_x, end, right=True)
         strip = by_x[first:last]
@@ -135,15 +137,15 @@ def slide(points: Tensor, block_size: float, stride: float) -> Iterator[tuple[Te
 
 
 def _occupied(offsets: Tensor, stride: float, block_size: float, count: int) -> list[int]:
-    """Which of `count` columns, each `block_size` wide and `stride` from the last, may hold one of these (points,); a
-    scene with a point far away has more empty columns than can be looked at."""
+    """Find which of `count` columns, each `block_size` wide and `stride` from the last, may hold a point at these
+    offsets (points,). A scene with a point far away has too many empty columns to visit."""
     last = torch.unique((offsets / stride).long())
-    reach = torch.arange(-math.ceil(block_size / stride) - 1, 2)  # one more on either side, for what is rounded
+    reach = torch.arange(-math.ceil(block_size / stride) - 1, 2)  # one more on either side, for rounding
     return torch.unique((last.unsqueeze(1) + reach).clamp(0, count - 1)).tolist()
 
 
-def _deal(members: Tensor, num_points: int, generator: torch.Generator) -> Tensor:
-    """(hands, num_points): all members, shuffled; the last hand is filled up from the first."""
+def _shuffle_and_split(members: Tensor, num_points: int, generator: torch.Generator) -> Tensor:
+    """Shuffle all members and split them into (parts, num_points); members of the first part fill up the last."""
     order = members[torch.randperm(len(members), generator=generator)]
     missing = -len(order) % num_points
     return torch.cat([order, order[torch.arange(missing) % len(order)]]).view(-1, num_points)
@@ -152,26 +154,26 @@ def _deal(members: Tensor, num_points: int, generator: torch.Generator) -> Tenso
 def _mean_logits(
     model: torch.nn.Module,
     points: Tensor,
-    hands: Iterator[tuple[Tensor, Tensor]],
+    parts: Iterator[tuple[Tensor, Tensor]],
     processor: ACTPointCloudProcessor,
     category: int | None,
     batch_size: int,
 ) -> Tensor:
-    """Runs the model on hands of points, (indices, coordinates), a batch at a time, and gathers the logits."""
+    """Run the model on parts of the points, (indices, coordinates), a batch at a time, and average the logits."""
     device = device_of(model)
     total = torch.zeros(len(points), model.config.num_labels)
-    seen = torch.zeros(len(points), 1)
+    counts = torch.zeros(len(points), 1)
     with in_eval_mode(model):
-        for batch in _batches(hands, batch_size):
-            coordinates = torch.stack([part for _, part in batch]).float().to(device)
+        for batch in _batches(parts, batch_size):
+            coordinates = torch.stack([values for _, values in batch]).float().to(device)
             if processor.normalize is True:
                 coordinates = to_unit_sphere(coordinates)
-            known = {} if category is None else {"category": torch.full((len(batch),), category, device=device)}
-            logits = model(coordinates, **known).logits.float().cpu()
-            indices = torch.cat([hand for hand, _ in batch])
+            extra = {} if category is None else {"category": torch.full((len(batch),), category, device=device)}
+            logits = model(coordinates, **extra).logits.float().cpu()
+            indices = torch.cat([part for part, _ in batch])
             total.index_add_(0, indices, logits.flatten(0, 1))
-            seen.index_add_(0, indices, torch.ones(len(indices), 1))
-    return total / seen
+            counts.index_add_(0, indices, torch.ones(len(indices), 1))
+    return total / counts
 
 
 def _batches(items: Iterator, size: int) -> Iterator[list]:

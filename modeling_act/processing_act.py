@@ -1,4 +1,4 @@
-"""`ACTPointCloudProcessor`: clouds as a user has them -> the points a model was trained to see."""
+"""`ACTPointCloudProcessor`: samples and scales clouds of any kind as in the training of a model."""
 
 from collections.abc import Iterator, Sequence
 from numbers import Number
@@ -19,37 +19,36 @@ logger = logging.get_logger(__name__)
 SAMPLINGS = ("random", "farthest")
 UP_AXES = ("y", "z")
 UNITS = {"m": 1.0, "dm": 0.1, "cm": 0.01, "mm": 0.001, "in": 0.0254, "ft": 0.3048}  # in metres
-MOST_POINTS_TAKEN = 2**20
-MOST_TO_SPREAD = 2**16  # farthest point sampling visits each point as often as it samples
+MAX_POINTS_TO_SPREAD = 2**16  # farthest point sampling takes time in proportion to points times samples
 
 
 class TakenPoints(NamedTuple):
-    """`points` (num_points, 3) as a model sees them: those of the cloud, less `center` (3,), by `scale`."""
+    """Model input `points` (num_points, 3): points of the cloud, minus `center` (3,), divided by `scale`."""
 
     points: Tensor
     center: Tensor
     scale: Tensor
 
     def place(self, points: Tensor) -> Tensor:
-        """Other points of the cloud, (n, 3), where the model would have seen them."""
+        """Center and scale other points of the cloud, (n, 3), in the same way."""
         return ((points - self.center) / self.scale).float()
 
 
 class ACTPointCloudProcessor(FeatureExtractionMixin):
-    """Takes as many points of each cloud as the model saw, turned, measured, centered and scaled as it was trained.
+    """Samples points of each cloud, and rotates, centers and scales them as in the training of a model.
 
     num_points (`int`):
-        Points taken of each cloud; one with fewer repeats some.
+        Number of points of each cloud; a cloud with fewer repeats some.
     point_sampling (`"random"` or `"farthest"`):
-        Which: a subset drawn with `seed`, or points far from one another.
+        Sampling method: a subset drawn with `seed`, or farthest point sampling.
     normalize (`bool` or `"cloud"`):
-        Whether the points taken are centered and scaled into the unit sphere; `"cloud"`: as the whole cloud fits it.
+        Whether the sampled points are centered and scaled to the unit sphere; `"cloud"` fits the whole cloud into it.
     up_axis (`"y"` or `"z"`, *optional*):
-        The axis that was up in training. `None`: it is not known, or shapes came in any pose.
+        Up axis in training. `None`: not known, or shapes in any pose.
     unit (`"m"`, `"dm"`, `"cm"`, `"mm"`, `"in"` or `"ft"`, *optional*):
-        What a step of 1 meant in training, for a model that does not normalize. `None`: not known.
+        Unit of length in training, for a model that does not normalize. `None`: not known.
     block_size (`float`, *optional*):
-        Side of the square columns that scenes were cut into, for a model that segments scenes.
+        Side of the square columns that scenes are cut into, for a model that segments scenes.
     """
 
     model_input_names = ["points"]
@@ -64,16 +63,14 @@ class ACTPointCloudProcessor(FeatureExtractionMixin):
         block_size: float | None = None,
         **kwargs,
     ):
-        if isinstance(num_points, bool) or not isinstance(num_points, int) or not 1 <= num_points <= MOST_POINTS_TAKEN:
-            raise ValueError(f"`num_points` must be a number from 1 to {MOST_POINTS_TAKEN}, got {num_points!r}")
+        if not isinstance(num_points, int) or num_points < 1:
+            raise InputError(f"`num_points` must be a positive integer, got {num_points!r}")
         if block_size is not None and not (isinstance(block_size, Number) and 0 < block_size < float("inf")):
-            raise ValueError(f"`block_size` must be positive, got {block_size!r}")
+            raise InputError(f"`block_size` must be positive, got {block_size!r}")
         _check_choice("point_sampling", point_sampling, SAMPLINGS)
         _check_choice("normalize", normalize, (True, False, "cloud"))
         _check_choice("up_axis", up_axis, (*UP_AXES, None))
         _check_choice("unit", unit, (*UNITS, None))
-        if hidden := [name for name in kwargs if callable(getattr(type(self), name, None))]:  # a file may say anything
-            raise InputError(f"{hidden[0]!r} is no setting of a processor")
         self.num_points, self.point_sampling, self.normalize = num_points, point_sampling, normalize
         self.up_axis, self.unit, self.block_size = up_axis, unit, block_size
         super().__init__(**kwargs)
@@ -86,34 +83,34 @@ class ACTPointCloudProcessor(FeatureExtractionMixin):
         unit: str | None = None,
         return_tensors: str = "pt",
     ) -> BatchFeature:
-        """One cloud, or a list of several of any sizes -> points (clouds, num_points, 3).
+        """Convert one cloud, or a list of clouds of any sizes, to points (clouds, num_points, 3).
 
         A cloud is an array or tensor (points, 3 or more), a trimesh object, or the path of a file in any format of
-        `readers.cloud.CLOUD_SUFFIXES`. A cloud's points depend on it and on `seed` alone. `up_axis` and `unit`
-        tell how these clouds are given, where that differs from training.
+        `readers.cloud.CLOUD_SUFFIXES`; files and meshes need the package installed. The points sampled depend on the
+        cloud and on `seed` alone. `up_axis` and `unit` are those of these clouds, if they differ from training.
         """
         _check_choice("return_tensors", return_tensors, ("pt", "np"))
         items = [clouds] if is_one_cloud(clouds) else list(clouds)
         if not items:
             raise ValueError("`clouds` must hold at least one cloud, got none")
-        taken = [self.take(cloud, seed, up_axis, unit, naming(cloud, place)) for place, cloud in enumerate(items)]
-        points = torch.stack([cloud.points for cloud in taken])
+        samples = [self.take(cloud, seed, up_axis, unit, naming(cloud, place)) for place, cloud in enumerate(items)]
+        points = torch.stack([sample.points for sample in samples])
         return BatchFeature({"points": points if return_tensors == "pt" else points.numpy()})
 
     def take(
         self, cloud: Any, seed: int = 0, up_axis: str | None = None, unit: str | None = None, name: str = "the cloud"
     ) -> TakenPoints:
-        """The points of one cloud that a model is given, and what was done to them; `name` is what errors call it."""
+        """Sample, center and scale the points of one cloud; errors call it `name`."""
         points = whole = self.read(cloud, seed, up_axis, unit, name)
         if self.point_sampling == "farthest":
-            if len(points) > MOST_TO_SPREAD:
-                points = points[_draw(len(points), MOST_TO_SPREAD, seed)]
+            if len(points) > MAX_POINTS_TO_SPREAD:
+                points = points[_sample_indices(len(points), MAX_POINTS_TO_SPREAD, seed)]
             places = torch.arange(max(len(points), self.num_points)) % len(points)
-            # Measured from the middle, so that float32 does not round coordinates of a map.
+            # Relative to the mean, so that float32 does not round large coordinates.
             centered = (points - points.mean(0))[places].float()
             chosen = places[farthest_point_sample(centered.unsqueeze(0), self.num_points)[0]]
         else:
-            chosen = _draw(len(points), self.num_points, seed)
+            chosen = _sample_indices(len(points), self.num_points, seed)
         points = points[chosen]
         center, scale = torch.zeros(3, dtype=points.dtype), torch.ones((), dtype=points.dtype)
         if self.normalize:
@@ -126,8 +123,8 @@ class ACTPointCloudProcessor(FeatureExtractionMixin):
     def read(
         self, cloud: Any, seed: int = 0, up_axis: str | None = None, unit: str | None = None, name: str = "the cloud"
     ) -> Tensor:
-        """All points (points, 3) of one cloud of whatever kind, in float64, turned and measured as in training. Of a
-        mesh, 8192 points of its surface, drawn with `seed`."""
+        """Read all points (points, 3) of one cloud, in float64, with the up axis and unit of training. Of a mesh, read
+        8192 points of its surface, sampled with `seed`."""
         if not 0 <= seed < 2**63:
             raise InputError(f"`seed` must lie between 0 and 2**63, got {seed}")
         points = _read_points(cloud, seed, name)
@@ -137,9 +134,9 @@ class ACTPointCloudProcessor(FeatureExtractionMixin):
         if not (bound := points.abs().max()) < 1e15:  # NaN too; squares of larger ones leave the range of float32
             kind = "coordinates beyond 1e15" if bound.isfinite() else "NaN or infinite coordinates"
             raise InputError(f"{name} must be finite, got {kind}")
-        return self._measure(turn(points, up_axis, self.up_axis), unit)
+        return self._to_unit(to_up_axis(points, up_axis, self.up_axis), unit)
 
-    def _measure(self, points: Tensor, unit: str | None) -> Tensor:
+    def _to_unit(self, points: Tensor, unit: str | None) -> Tensor:
         _check_choice("unit", unit, (*UNITS, None))
         if unit is None:
             return points
@@ -147,12 +144,12 @@ class ACTPointCloudProcessor(FeatureExtractionMixin):
             logger.warning_once(f"`unit`={unit!r} has no effect: this model scales every cloud to one size")
             return points
         if self.unit is None:
-            raise InputError(f"`unit`={unit!r}: this processor does not say the unit of its training; set its `unit`")
+            raise InputError(f"`unit`={unit!r}: this processor does not know the unit of its training; set its `unit`")
         return points * (UNITS[unit] / UNITS[self.unit])
 
 
 def is_one_cloud(clouds: Any) -> bool:
-    """Whether these are the points of one cloud, or what names one; not several clouds."""
+    """Return whether `clouds` is one cloud, or the path of one, and not several."""
     if isinstance(clouds, (np.ndarray, Tensor)):
         return clouds.ndim != 3 and clouds.dtype != object
     if isinstance(clouds, Sequence) and not isinstance(clouds, str):
@@ -164,12 +161,12 @@ def is_one_cloud(clouds: Any) -> bool:
 
 
 def naming(cloud: Any, place: int) -> str:
-    """What an error calls the cloud at this place of a list."""
+    """Name the cloud at this place of a list in errors."""
     return f"cloud {place} ({cloud})" if isinstance(cloud, (str, Path)) else f"cloud {place}"
 
 
 def to_unit_sphere(points: Tensor) -> Tensor:
-    """(batch, points, 3), the mean at the origin and the farthest point at distance one."""
+    """Move the mean of clouds (batch, points, 3) to the origin, and scale their farthest point to distance one."""
     points = points - points.mean(1, keepdim=True)
     radius = torch.linalg.vector_norm(points, dim=-1).amax(1)
     return points / radius.clamp_min(torch.finfo(points.dtype).tiny)[:, None, None]
@@ -180,27 +177,27 @@ def _check_choice(name: str, value: Any, choices: tuple) -> None:
         raise InputError(f"`{name}` must be one of {', '.join(map(str, choices))}, got {value!r}")
 
 
-def _draw(count: int, wanted: int, seed: int) -> Tensor:
-    """Indices (wanted,) of a random subset of `count` points; of fewer points some repeat."""
+def _sample_indices(count: int, num_samples: int, seed: int) -> Tensor:
+    """Sample a random subset of `count` points: indices (num_samples,), which repeat if there are fewer points."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return order[torch.arange(wanted) % count]
+    return order[torch.arange(num_samples) % count]
 
 
-def turn(points: Tensor, up_axis: str | None, wanted: str | None) -> Tensor:
-    """A quarter turn about x, where another axis is up than the model knows."""
+def to_up_axis(points: Tensor, up_axis: str | None, target: str | None) -> Tensor:
+    """Rotate points about x by a quarter turn, if `up_axis` is not the `target` axis already."""
     _check_choice("up_axis", up_axis, (*UP_AXES, None))
-    if up_axis is None or up_axis == wanted:
+    if up_axis is None or up_axis == target:
         return points
-    if wanted is None:
+    if target is None:
         raise InputError(
-            f"`up_axis`={up_axis!r}: this processor does not say which axis was up in training; set its `up_axis`"
+            f"`up_axis`={up_axis!r}: this processor does not know which axis was up in training; set its `up_axis`"
         )
     x, y, z = points.unbind(1)
     return torch.stack([x, z, -y] if up_axis == "z" else [x, -z, y], dim=1)
 
 
 def _read_points(cloud: Any, seed: int, name: str) -> Tensor:
-    """Reads any supported input into a tensor of shape (points, 3 or more)."""
+    """Read any supported input into a tensor of shape (points, 3 or more)."""
     if isinstance(cloud, (str, Path)):
         cloud = _read_file(cloud, seed)
     elif hasattr(cloud, "vertices") or hasattr(cloud, "geometry"):

@@ -1,10 +1,14 @@
-"""A real Chromium without a window, for tests of pages."""
+"""A real, headless Chromium for tests of pages."""
 
+import base64
+import io
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
+from matplotlib.image import imread
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CHROMEDRIVER = shutil.which("chromedriver")
@@ -13,7 +17,7 @@ needs_chromium = pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="nee
 
 @contextmanager
 def open_browser(width: int = 1440, height: int = 900, phone: bool = False, webgl: bool = True) -> Iterator:
-    """A selenium driver that resolves no name: a page has only what its file or the loopback server gives it.
+    """Open a selenium driver that resolves no host name: a page gets only its file or the loopback server.
 
     `phone` emulates a touch screen of twice the density; without `webgl` there is none, as in some browsers.
     """
@@ -22,18 +26,11 @@ def open_browser(width: int = 1440, height: int = 900, phone: bool = False, webg
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    rendering = ["--enable-unsafe-swiftshader"] if webgl else ["--disable-3d-apis"]
-    closed = ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--disable-background-networking"]
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-dev-shm-usage",
-        "--hide-scrollbars",
-        *rendering,
-        *closed,
-    ):
+    rendering = "--enable-unsafe-swiftshader" if webgl else "--disable-3d-apis"
+    offline = ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--disable-background-networking"]
+    fixed = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"]
+    for flag in (*fixed, rendering, *offline, f"--window-size={width},{height}"):
         options.add_argument(flag)
-    options.add_argument(f"--window-size={width},{height}")
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
     metrics = {"width": width, "height": height, "deviceScaleFactor": 2 if phone else 1, "mobile": phone}
     try:
@@ -45,5 +42,16 @@ def open_browser(width: int = 1440, height: int = 900, phone: bool = False, webg
 
 
 def errors_of(driver) -> list[str]:
-    """What the page's console complained of since it was last asked."""
+    """Errors in the page's console since the last call."""
     return [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+def painted_pixels(driver, canvas) -> np.ndarray:
+    """Colors (pixels, 3) in [0, 1] of a canvas's opaque pixels, after its next frame."""
+    address = driver.execute_async_script(
+        """const [canvas, done] = arguments;
+        requestAnimationFrame(() => requestAnimationFrame(() => done(canvas.toDataURL())));""",
+        canvas,
+    )
+    pixels = imread(io.BytesIO(base64.b64decode(address.partition(",")[2]))).reshape(-1, 4)
+    return pixels[pixels[:, 3] == 1, :3]

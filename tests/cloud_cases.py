@@ -149,3 +149,30 @@ MESHES = {
     "embedded.gltf": embedded_gltf(),
     "scene.glb": export(scene_of_boxes(), "glb"),
 }
+
+
+def damage(data, draw):
+    """Break the bytes of a file in one of seven ways."""
+    data, size = bytearray(data), len(data)
+    start, stop = sorted((draw.randrange(size), draw.randrange(size)))
+    stop = min(stop, start + 300)
+    way = draw.randrange(7)
+    if way == 0:
+        for _ in range(draw.randrange(1, 9)):
+            data[draw.randrange(size)] ^= 1 << draw.randrange(8)
+    elif way == 1:
+        del data[start:]
+    elif way == 2:
+        data[start:start] = draw.randbytes(draw.randrange(1, 200))
+    elif way == 3:
+        data[start:start] = data[start:stop] * draw.randrange(1, 4)
+    elif way == 4:
+        del data[start:stop]
+    elif way == 5:  # a number in the header of a binary file
+        place = draw.randrange(min(160, size))
+        data[place : place + 4] = struct.pack("<I", draw.choice((0, 1, 2**16, 2**31 - 1, 2**31, 2**32 - 1)))
+    else:  # a number in a text header
+        numbers = [place for place in range(min(2000, size)) if data[place : place + 1].isdigit()]
+        place = draw.choice(numbers or [0])
+        data[place : place + 1] = draw.choice((b"999999999999", b"-1", b"1e30", b"4294967295", b"0", b"99999", b"nan"))
+    return bytes(data)

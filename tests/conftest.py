@@ -1,4 +1,4 @@
-"""Set-up shared by all tests: no network, a Hub cache of their own, fixed seeds, subprocesses that inherit it."""
+"""Set-up of all tests and their subprocesses: no network, a Hub cache of their own, fixed seeds."""
 
 import os
 import runpy
@@ -13,18 +13,18 @@ ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = ROOT / "tests" / "environment"
 sys.path[:0] = [str(ROOT / "training"), str(ROOT / "benchmarks")]  # as for the scripts there
 
-# Read by huggingface_hub and transformers at import, so set before them. The Hub cache is a new one every run: remote
-# code left by an earlier run would be imported in place of the code under test.
+# huggingface_hub and transformers read these at import. Every run has a new Hub cache: otherwise remote code of an
+# earlier run would be imported in place of the code under test.
 _hub_cache = tempfile.TemporaryDirectory(prefix="modeling_act_tests_")
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", HF_HOME=_hub_cache.name)
 
-# Makes torchvision importable beside a CPU-only torch, here and in every subprocess; the file says why that is needed.
+# Makes torchvision importable beside a CPU-only torch, here and in every subprocess; the file says why.
 _torchvision_operators = runpy.run_path(str(ENVIRONMENT / "sitecustomize.py"))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ENVIRONMENT), os.environ.get("PYTHONPATH")]))
 
 import torch  # noqa: E402
 
-torch.set_num_threads(1)  # small tensors gain nothing from more, and lose a lot where other processes want the cores
+torch.set_num_threads(1)  # small tensors gain nothing from more threads
 
 
 def pytest_collection_modifyitems(items):
@@ -41,7 +41,7 @@ def fixed_seed():
 
 @pytest.fixture(params=["torch", "kernels"])
 def implementation(request):
-    """The test runs in plain torch, and once more on the compiled kernels where they are installed."""
+    """Run a test in plain torch, and again on the compiled kernels where they are installed."""
     from modeling_act import point_ops
 
     if request.param == "torch":
@@ -55,7 +55,7 @@ def implementation(request):
 
 @pytest.fixture
 def own_hub(monkeypatch):
-    """A Hub for the real client in this process; `hub.environment` is for one in another."""
+    """A Hub for the client in this process; subprocesses take `hub.environment`."""
     import huggingface_hub
 
     from loopback_hub import TOKEN, LoopbackHub
@@ -70,7 +70,9 @@ def own_hub(monkeypatch):
 
 @pytest.fixture(scope="session")
 def run_python():
-    """Runs `python *arguments` from the root of the project, asserts its exit code and returns its CompletedProcess.
+    """Function that runs `python *arguments` in the root of the project and returns its CompletedProcess.
+
+    It fails if the exit code is not `returncode`.
 
     `run_python("-c", code)`, `run_python("training/demo.py", "--help")`,
     `run_python("-c", code, returncode=1, environment={"HF_HUB_OFFLINE": "0"})`.

@@ -1,4 +1,4 @@
-"""A folder as a training script leaves it, for tests of what is published of it."""
+"""An output folder of a training script, for the tests of publishing."""
 
 import json
 
@@ -8,10 +8,6 @@ import yaml
 from modeling_act import ACTPointCloudProcessor
 from small_models import small_models
 
-FIGURES = {
-    "README.md", "config.json", "metrics.json", "model.safetensors", "pictures/confusion.png",
-    "preprocessor_config.json", "recipe.yaml", "report.html",
-}  # fmt: skip
 CARD = """---
 library_name: transformers
 license: apache-2.0
@@ -31,7 +27,7 @@ HOME = "/" + "home/someone"
 
 
 def make_folder(path, dataset="org/set"):
-    """What a training script leaves, beside which lies what must not leave."""
+    """Write the files of a finished run, and others that must not be published."""
     torch.manual_seed(0)
     model_class, config, _ = small_models()["classification"]
     model_class(config).save_pretrained(path)
@@ -55,7 +51,8 @@ def make_folder(path, dataset="org/set"):
 
 
 def published_of(folder) -> set[str]:
-    """What should leave the folder: all code but the stray file, and what every run leaves."""
+    """Names of the files to publish: all modules but the stray one, and the files of every run."""
     code = {path.name for path in folder.glob("*.py")} - {"stray.py"}
     assert {"modeling_act_student.py", "point_ops.py", "processing_act.py"} <= code
-    return code | FIGURES
+    texts = {"README.md", "config.json", "preprocessor_config.json", "recipe.yaml", "metrics.json", "report.html"}
+    return code | texts | {"model.safetensors", "pictures/confusion.png"}

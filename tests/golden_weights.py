@@ -1,4 +1,4 @@
-"""The authors' tensors and the official state dicts behind them, rebuilt from key, shape and seed.
+"""Tensors of the authors' implementation, and the official state dicts behind them, rebuilt from key, shape and seed.
 
 `golden/act_vit_tiny.safetensors` was computed by the authors' released code (commit d580115) with these weights, in
 eval mode and float32, with distances of FPS and kNN in float64 and `gumbel_softmax` in its noise-free form.
@@ -29,7 +29,7 @@ def golden_tensors() -> dict[str, torch.Tensor]:
 
 
 def official_state(name: str) -> dict[str, torch.Tensor]:
-    """One of `SEED_OFFSETS` with its official keys."""
+    """Rebuild one of the state dicts of `SEED_OFFSETS`, with official keys."""
     seed = SPECIFICATION["seed"] + SEED_OFFSETS[name]
     return {key: fill(key, shape, seed) for key, shape in SPECIFICATION[name].items()}
 
@@ -56,7 +56,7 @@ def fill(key: str, shape: list[int], seed: int) -> torch.Tensor:
 
 
 def save_official(name: str, path: Path, teacher: bool = False) -> Path:
-    """Writes an official checkpoint file as the authors' code lays it out; `teacher` puts one into a stage-2 file."""
+    """Write a checkpoint file in the layout of the authors' code; `teacher` adds one, as in a stage-2 file."""
     state = official_state(name)
     if teacher:
         state |= {f"dvae_tokenizer.{key}": tensor for key, tensor in official_state("teacher_state").items()}

@@ -1,7 +1,7 @@
 """A Hub on this machine for the real client: `with LoopbackHub() as hub:` and `hub.environment` in a subprocess.
 
-Repositories live in memory: branches of commits, a dict of files each. Whatever the client asks that is not here is
-answered with 404; `hub.fail` makes it answer badly, and a GET of /mend well again.
+Repositories are in memory, as branches of commits, each a dict of files. Requests that are not implemented get a 404.
+`hub.fail` breaks the requests that follow, and GET /mend repairs them.
 """
 
 import base64
@@ -18,32 +18,33 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN, USER, ORGANIZATION = "hf_loopback", "someone", "org"
-STRANGER = "hf_stranger"  # the token of a user who may write nowhere, and read what is public
+STRANGER = "hf_stranger"  # the token of a user who may read public repositories and write to none
 API = r"/api/(models|datasets)/([^/]+/[^/]+)(?:/([^/]+)(?:/([^/]+)(?:/(.*))?)?)?"
-LARGE = (".safetensors", ".parquet")  # uploaded beside the commit, which names them by their SHA-256
+LARGE = (".safetensors", ".parquet")  # uploaded before the commit, which names them by their SHA-256
 RESOLVE = r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)"
 
 
 @dataclass
 class Fault:
-    """`kind` is a status, or what happens to the body of a request (PUT, POST) or of an answer (GET):
+    """A failure of the next `times` requests whose path contains `part`.
 
-    cut: half of it, and the connection is reset. truncated: nothing past half of the file, after a Content-Length of
-    the whole. short: the same, with a Content-Length of that. slow: whole, after so many `seconds`.
+    `kind` is an HTTP status, or says how the body of a request (PUT, POST) or an answer (GET) fails. cut: the
+    connection is reset after half of it. truncated: the second half is missing. short: the same, with a Content-Length
+    of the half. slow: all of it comes, after `seconds`.
     """
 
-    part: str  # of the path
-    kind: str
-    method: str
-    times: int
-    seconds: float
+    part: str
+    kind: str = "500"
+    method: str = ""  # any
+    times: int = 1000
+    seconds: float = 0
 
 
 class LoopbackHub:
-    """`commits["models/org/name"]` are the states of a repository, oldest first: {path: content}; `branches` and
-    `tags` name some of them by their place. `private` and `gated` are repositories that not everyone may read.
+    """HTTP server with the state of every repository.
 
-    `requests` are "METHOD path" in order.
+    `commits["models/org/name"]` lists the states of a repository, {path: content}, oldest first; `branches` and `tags`
+    map names to indices of that list. `requests` lists "METHOD path" of every request.
     """
 
     def __init__(self):
@@ -73,11 +74,12 @@ class LoopbackHub:
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }  # fmt: skip
 
-    def fail(self, part: str, kind: str = "500", method: str = "", times: int = 1000, seconds: float = 0) -> None:
-        """The next `times` requests whose path holds `part` go wrong."""
-        self.faults.append(Fault(part, kind, method, times, seconds))
+    def fail(self, part: str, *values, **named) -> None:
+        """Add a `Fault`."""
+        self.faults.append(Fault(part, *values, **named))
 
-    def fault_of(self, method: str, path: str) -> Fault | None:
+    def take_fault(self, method: str, path: str) -> Fault | None:
+        """Return the first fault that applies to a request, and count it."""
         for fault in self.faults:
             if fault.times > 0 and fault.part in path and fault.method in ("", method):
                 fault.times -= 1
@@ -94,7 +96,7 @@ class LoopbackHub:
         return _sha(repository, str(self.place(repository, revision)))
 
     def place(self, repository: str, revision: str) -> int | None:
-        """Of a branch, a tag or a commit; a repository without branches has its last commit on main."""
+        """Index of the commit that a branch, a tag or a SHA names; without branches, main is the last commit."""
         last = len(self.commits[repository]) - 1
         named = {"main": last} | self.branches[repository] | self.tags[repository]
         hashes = {_sha(repository, str(place)): place for place in range(last + 1)}
@@ -106,7 +108,7 @@ def _sha(*parts: str) -> str:
 
 
 def _blob(path: str, content: bytes) -> str:
-    """What the client calls a file of this content."""
+    """Hash of a file as the client computes it."""
     if path.endswith(LARGE):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -123,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         if path == "/mend":
             self.hub.faults.clear()
-        self.fault = self.hub.fault_of(self.command, path)
+        self.fault = self.hub.take_fault(self.command, path)
         if self.fault and self.fault.kind == "slow":
             time.sleep(self.fault.seconds)
         elif self.fault and self.fault.kind.isdecimal():
@@ -169,7 +171,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer({"error": f"no such page: {path}"}, 404)
 
     def may_read(self, repository: str, file: bool = False) -> bool:
-        """Answers as the Hub does where not: a private repository is not there, of a gated one the files are kept."""
+        """Check access, and answer as the Hub does if there is none: private repositories seem not to exist."""
         if repository not in self.hub.commits or (repository in self.hub.private and not self.owner):
             self.answer(
                 {"error": "Repository not found"}, 404 if self.known else 401, {"X-Error-Code": "RepoNotFound"}
@@ -192,11 +194,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer({"url": f"{self.hub.url}/{repository.removeprefix('models/')}"}, 409 if known else 200)
 
     def answer_api(self, repository: str, action: str, revision: str, folder: str, query: dict, body: bytes) -> None:
-        if action == "refs":
-            return self.answer_references(repository)
         if action == "branch":
-            self.hub.branches[repository][revision] = self.hub.branches[repository]["main"]
-            return self.answer({})
+            branches = self.hub.branches[repository]
+            status = 409 if revision in branches else 200
+            branches.setdefault(revision, branches["main"])
+            return self.answer({}, status)
         if self.hub.place(repository, revision) is None:
             return self.answer({"error": "no such revision"}, 404, {"X-Error-Code": "RevisionNotFound"})
         files, sha = self.hub.files(repository, revision), self.hub.sha(repository, revision)
@@ -216,23 +218,14 @@ class _Handler(BaseHTTPRequestHandler):
             known = {path: _blob(path, content) for path, content in files.items()}
             paths = [file["path"] for file in json.loads(body)["files"]]
             modes = {path: "lfs" if path.endswith(LARGE) else "regular" for path in paths}
-            told = [{"path": path, "oid": known.get(path), "uploadMode": modes[path]} for path in paths]
-            return self.answer({"files": [{"shouldIgnore": False, **file} for file in told]})
+            entries = [{"path": path, "oid": known.get(path), "uploadMode": modes[path]} for path in paths]
+            return self.answer({"files": [{"shouldIgnore": False, **entry} for entry in entries]})
         if action == "commit":
             self.hub.commits[repository].append(_changed(files, body, self.hub.large))
             self.hub.branches[repository][revision] = len(self.hub.commits[repository]) - 1
             sha = self.hub.sha(repository, revision)
             return self.answer({"success": True, "commitOid": sha, "commitUrl": f"{self.hub.url}/{name}/commit/{sha}"})
         return self.answer({"error": f"no such action: {action}"}, 404)
-
-    def answer_references(self, repository: str) -> None:
-        found = {}
-        for kind, named in (("branches", self.hub.branches), ("tags", self.hub.tags)):
-            found[kind] = [
-                {"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": self.hub.sha(repository, name)}
-                for name in named[repository]
-            ]
-        self.answer(found | {"converts": []})
 
     def answer_file(self, repository: str, revision: str, path: str) -> None:
         if self.hub.place(repository, revision) is None:
@@ -251,7 +244,7 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(
         self, content: bytes | dict | list, status: int = 200, headers: dict | None = None, start: int = 0
     ) -> None:
-        """`start` is where in its file the content begins."""
+        """Send an answer, or half of it if a fault says so; `start` is the offset of the content in its file."""
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         kind = self.fault.kind if self.fault and self.command == "GET" else "whole"
         half = max(0, (start + len(body)) // 2 - start)
@@ -270,7 +263,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection |= kind == "truncated"
 
     def reset(self) -> None:
-        """Breaks the connection off, as a network does."""
+        """Break off the connection, as a network does."""
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close_connection = True
         self.rfile.close()
@@ -281,7 +274,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _entries(files: dict[str, bytes], folder: str, recursive: bool) -> list[dict]:
-    """The Hub's listing of a folder."""
+    """List a folder as the Hub does."""
     entries, skipped = {}, len(folder) + 1 if folder else 0
     for path, content in sorted(files.items()):
         *parents, _ = path[skipped:].split("/")
@@ -294,7 +287,7 @@ def _entries(files: dict[str, bytes], folder: str, recursive: bool) -> list[dict
 
 
 def _changed(files: dict[str, bytes], body: bytes, large: dict[str, bytes]) -> dict[str, bytes]:
-    """The files after a commit, given as lines of JSON."""
+    """Apply a commit, which comes as lines of JSON, to the files."""
     files = dict(files)
     for line in map(json.loads, body.splitlines()):
         value = line["value"]

@@ -1,6 +1,6 @@
-"""The pages of the documentation as tests see them: their fenced blocks, what marks these, and how a page runs.
+"""Pages of the documentation: their fenced blocks, and how tests run them.
 
-A block of bash or Python runs, unless the line before it says why not; a comment may shorten what it starts:
+A block of bash or Python runs unless the line before it says what it needs; a comment may add flags to its last line:
 
     <!-- needs: a prepared ShapeNet55 -->
     <!-- test adds: --max_train_steps 4 -->
@@ -18,8 +18,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 MARK = r"(?:<!-- (needs|test adds): ([^\n]+) -->\n)?"
 FENCE = re.compile(rf"^{MARK}```([^\n]*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
-# What a block writes goes into the folder of its page; of the project it sees what a clone of it holds.
-SEEN = ("app", "benchmarks", "point_kernels", "setup.cfg", "training")
+# Blocks run in a folder of their page, which has links to these parts of the project.
+LINKED = ("app", "benchmarks", "point_kernels", "setup.cfg", "training")
 
 
 @dataclass
@@ -41,26 +41,28 @@ class Block:
 
 def read_blocks(page: Path) -> list[Block]:
     text, blocks = page.read_text(encoding="utf-8"), []
-    for found in FENCE.finditer(text):
-        mark, told, language, content = found.groups()
-        block = Block(page, text[: found.start(3)].count("\n") + 1, language.strip(), content)
+    for match in FENCE.finditer(text):
+        mark, value, language, content = match.groups()
+        block = Block(page, text[: match.start(3)].count("\n") + 1, language.strip(), content)
         if mark == "needs":
-            block.needs = told
+            block.needs = value
         elif mark:
-            block.adds = told
+            block.adds = value
         blocks.append(block)
     return blocks
 
 
 def without_blocks(page: Path) -> str:
-    """The page's prose."""
+    """Text of a page without its blocks."""
     return FENCE.sub("", page.read_text(encoding="utf-8"))
 
 
 def run_page(page: Path, folder: Path) -> int:
-    """Runs the page's blocks in this folder, one after the other; each Python block is a program of its own. Returns
-    how many shapes were checked that comments name: `vectors  # (2, 768): ...`."""
-    for name in SEEN:
+    """Run the blocks of a page in this folder, in order; each Python block is a program of its own.
+
+    Returns the number of checked shapes, which comments name: `vectors  # (2, 768): ...`.
+    """
+    for name in LINKED:
         if (ROOT / name).exists():
             (folder / name).symlink_to(ROOT / name)
     blocks = [block for block in read_blocks(page) if block.runs]
@@ -73,8 +75,8 @@ def run_python_block(block: Block) -> int:
     # Blank lines before it, so that an error names the line of the page.
     exec(compile("\n" * block.line + block.text, str(block.page), "exec"), namespace)  # noqa: S102
     shapes = re.findall(r"^([\w.(), ]+?) +# (\([\d, +]*\)):", block.text, flags=re.MULTILINE)
-    for expression, told in shapes:
-        assert tuple(eval(expression, namespace).shape) == eval(told), f"{block}: {expression}"
+    for expression, shape in shapes:
+        assert tuple(eval(expression, namespace).shape) == eval(shape), f"{block}: {expression}"
     for name, value in namespace.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point():
             assert value.isfinite().all(), f"{block}: {name}"

@@ -1,4 +1,4 @@
-"""Small real files of shapes, for the tests of whatever takes files."""
+"""Small files of real shapes, for the tests of commands and readers."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ SHAPES = {
 
 
 def make_shapes(folder: Path) -> Path:
-    """Four meshes in four formats, one of them in a folder of its own, and a scan of 300 points."""
+    """Write four meshes in four formats, one of them in a subfolder, and a scan of 300 points."""
     for name, make in SHAPES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         make().export(folder / name)

@@ -1,4 +1,4 @@
-"""Configurations of models that are really small: every width of the point networks, not only the Transformer's."""
+"""Configurations of models that are small in every width, those of the point networks too."""
 
 import torch
 
@@ -62,7 +62,7 @@ def small_teacher_config(**overrides) -> ACTTeacherConfig:
 
 
 def small_models() -> dict[str, tuple[type, object, dict]]:
-    """Name -> class, configuration and what `forward` needs beside two clouds of 64 points to return a loss."""
+    """Classes and configurations by name, and what a loss needs as input besides two clouds of 64 points."""
     student = small_student_config()
     labels = torch.tensor([1, 4])
     point_labels = torch.arange(128).view(2, 64) % 5

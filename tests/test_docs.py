@@ -163,8 +163,8 @@ def test_a_command_that_is_wrong_is_found():
 def flags_of_all() -> frozenset[str]:
     """Whatever a page may mean by a flag alone."""
     scripts = [f"training/{path.name}" for path in sorted((ROOT / "training").glob("*.py"))]
-    scripts += ["app/app.py", "model_cards/publish.py", "model_cards/render.py"]
-    names = re.findall(r"^(\w+) {2,}", importlib.import_module("modeling_act.__main__").__doc__, flags=re.MULTILINE)
+    scripts += ["app/app.py", "model_cards/publish.py"]
+    names = (*importlib.import_module("modeling_act.cli.commands").COMMANDS, "convert")
     known = [*map(flags_of, scripts), *map(flags_of_command, names), *map(flags_of_launcher, LAUNCHERS)]
     return frozenset().union(*known)
 

@@ -6,6 +6,7 @@ over the tree, and over snippets it must refuse or accept.
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path, PurePosixPath
@@ -33,14 +34,14 @@ MAY_IMPORT = {
 }
 BELOW_TRAINING = tuple(room for room in MAY_IMPORT if room != KERNELS)
 for _room, _below in {
-    "data": "synthetic", "synthetic": "data", "prepare": "data synthetic", "run": "data", "measure": "data run",
+    "data": "", "synthetic": "", "prepare": "data synthetic", "run": "data", "measure": "data run",
     "report": "data run measure", "tasks": "data run measure report",
 }.items():  # fmt: skip
     MAY_IMPORT[f"act_training.{_room}"] = (*BELOW_TRAINING, *(f"act_training.{below}" for below in _below.split()))
 ROOMS = tuple(MAY_IMPORT)
 TRAINING_SCRIPTS = {path.stem for path in (ROOT / "training").glob("*.py")}
 # What an installation without extras brings; huggingface_hub comes with transformers.
-LIGHT_DEPENDENCIES = {"torch", "transformers", "huggingface_hub", "numpy", "safetensors"}
+LIGHT_DEPENDENCIES = {"torch", "transformers", "huggingface_hub", "numpy", "safetensors", "trimesh"}
 
 
 def imports_of(tree, skip_guarded=False):
@@ -188,6 +189,15 @@ def text_is_ascii(path, text):
             yield number, f"not ASCII: {[character for character in line if not character.isascii()]}"
 
 
+def javascript_parses(path, text):
+    if not (node := shutil.which("node")):
+        pytest.skip("needs node, which parses JavaScript")
+    process = subprocess.run([node, "--check", "-"], input=text, capture_output=True, text=True)
+    if process.returncode:
+        place, *lines = process.stderr.splitlines()  # "[stdin]:2"
+        yield int(place.rpartition(":")[2]), next(line for line in lines if "Error: " in line)
+
+
 def no_machine_paths(path, text):
     for number, line in enumerate(text.splitlines(), start=1):
         for match in re.finditer(r"(?<![\w./~$}<>-])/(?:work|tmp|root|home|Users)\b[\w./-]*", line):
@@ -206,6 +216,7 @@ RULES = {
     functions_are_short: (SOURCES, ".py"),
     package_never_prints: ((PACKAGE,), ".py"),
     text_is_ascii: (SOURCES, ".py"),
+    javascript_parses: ((), ".js"),
     no_machine_paths: ((), ""),
 }
 
@@ -272,7 +283,7 @@ CASES = [
     (point_ops_stand_alone, f"{PACKAGE}/point_ops.py", "def f():\n    from .act_layers import Block", 2),
     (point_ops_stand_alone, f"{PACKAGE}/point_ops.py", "from torch import Tensor", None),
     (imports_point_downwards, "training/distill.py", "from tests.test_layout import RULES", 1),
-    (imports_point_downwards, "model_cards/render.py", "import conftest", 1),
+    (imports_point_downwards, "model_cards/publish.py", "import conftest", 1),
     (imports_point_downwards, "training/distill.py", "import benchmarks.speed", 1),
     (imports_point_downwards, MODELING, "from training.data import load", 1),
     (imports_point_downwards, f"{KERNELS}/src/{KERNELS}/ops.py", f"from {PACKAGE} import point_ops", 1),
@@ -299,6 +310,9 @@ CASES = [
     (package_never_prints, f"{PACKAGE}/convert/official_checkpoint.py", "print(1)", None),
     (text_is_ascii, MODELING, "x = 1\n# 2 \N{MULTIPLICATION SIGN} 2", 2),
     (text_is_ascii, MODELING, "x = 1", None),
+    (javascript_parses, "a.js", "const a = 1;\na = (;\n", 2),
+    (javascript_parses, "a.js", '"use strict";\nvar public = 1;\n', 2),
+    (javascript_parses, "a.js", "const a = 1;\n", None),
     (no_machine_paths, "README.md", f"Data lies\nin `{HOME}`.", 2),
     (no_machine_paths, "Makefile", "\tcp x " + "/" + "tmp", 1),
     (no_machine_paths, "README.md", "https://example.org/home/x, ~/work, a/tmp/b, <home>/work, /path/to/python", None),

@@ -1,7 +1,7 @@
-"""Tiny runs of the training scripts that tests start, watch, interrupt and compare.
+"""Tiny runs of the training scripts, for tests that start, interrupt, resume and compare them.
 
-`start` forks a server that has imported everything once, which saves the seconds that a start takes; `start_command`
-starts the command line itself, with a launcher where there are several processes.
+`start` forks a process that has imported everything once, which saves several seconds; `start_command` runs the real
+command line, with a launcher for several processes.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from transformers import BertConfig, BertModel
 
 ROOT = Path(__file__).resolve().parents[1]
 RESUME = ("--resume_from_checkpoint", "latest")
-MARKER = "ACT_TEST_RUN"  # in the environment of every process of a command, to find those that are left
+MARKER = "ACT_TEST_RUN"  # in the environment of all processes of a command, to find those that survive it
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(["act_training.run.training_run", "modeling_act"])
 
@@ -64,8 +64,10 @@ RECIPES = {
 
 
 def make_inputs(folder: Path) -> Path:
-    """A backbone, sixty clouds (an odd number of which validate) and a recipe for each script; the teacher of
-    `distill` is to lie in `folder`/teacher."""
+    """Write a backbone, sixty clouds (an odd number of them for validation) and a recipe for each script.
+
+    The recipe of `distill` expects the teacher in `folder`/teacher.
+    """
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     BertModel(BertConfig(**sizes, vocab_size=50)).save_pretrained(folder / "bert")
@@ -84,7 +86,7 @@ def make_inputs(folder: Path) -> Path:
 
 @dataclass
 class Run:
-    """A script at work in one process, in several, or under a launcher, which then is the only one listed here."""
+    """A running script: its processes, or the launcher of its processes."""
 
     output: Path
     log: Path
@@ -95,7 +97,7 @@ class Run:
         os.kill(self.processes[0].pid, number)
 
     def kill(self) -> None:
-        """kill -9 of all of its processes."""
+        """Kill all processes with SIGKILL."""
         for process in self.processes:
             process.kill()
         for pid in self.left_over():
@@ -107,7 +109,7 @@ class Run:
         return any(self._code(process) is None for process in self.processes)
 
     def wait(self, seconds: float = 240) -> list[int]:
-        """Exit codes, negative where a signal killed."""
+        """Wait for the exit codes, which are negative for processes that a signal killed."""
         deadline = time.monotonic() + seconds
         while self.running:
             self._check_time(deadline, "the end")
@@ -115,7 +117,7 @@ class Run:
         return [self._code(process) for process in self.processes]
 
     def wait_for(self, pattern: str, seconds: float = 240) -> bool:
-        """Whether a path below the output folder came to be before the script ended."""
+        """Wait for a path below the output folder; False if the script ends before it exists."""
         deadline = time.monotonic() + seconds
         while not any(self.output.glob(pattern)):
             self._check_time(deadline, pattern)
@@ -127,16 +129,16 @@ class Run:
     def _check_time(self, deadline: float, awaited: str) -> None:
         if time.monotonic() > deadline:
             self.kill()
-            raise AssertionError(f"waited in vain for {awaited}:\n{self.text[-4000:]}")
+            raise AssertionError(f"timed out waiting for {awaited}:\n{self.text[-4000:]}")
 
     def finish(self, seconds: float = 240) -> str:
-        """What it printed, once it ended well."""
+        """Wait for a successful end and return the printed text."""
         codes = self.wait(seconds)
         assert set(codes) == {0}, f"exit codes {codes}:\n{self.text[-4000:]}"
         return self.text
 
     def fail(self) -> str:
-        """Its error, once it ended with exit code 1 and one line, or one line of each process."""
+        """Wait for exit code 1 and return the error, which is one line (of each process)."""
         codes = self.wait()
         assert set(codes) == {1}, f"exit codes {codes}:\n{self.text[-4000:]}"
         lines = [line for line in self.text.splitlines() if "error: " in line]
@@ -153,15 +155,15 @@ class Run:
         return process.poll() if isinstance(process, subprocess.Popen) else process.exitcode
 
     def left_over(self) -> list[int]:
-        """Processes of a command that are alive, whoever their parent is by now."""
-        found = []
+        """List the living processes of a command, orphans too."""
+        alive = []
         for entry in Path("/proc").iterdir() if self.marker else ():
             try:
                 if self.marker.encode() in (entry / "environ").read_bytes():
-                    found.append(int(entry.name))
+                    alive.append(int(entry.name))
             except (OSError, ValueError):  # not a process, not ours, or gone; a zombie has no environment
                 continue
-        return found
+        return alive
 
 
 def flags_of(inputs: Path, script: str, output: Path, *flags) -> list[str]:
@@ -169,7 +171,7 @@ def flags_of(inputs: Path, script: str, output: Path, *flags) -> list[str]:
 
 
 def start(inputs: Path, script: str, output: Path, *flags, ranks: int = 1, log: Path | None = None, **limits) -> Run:
-    """`largest_file`, a number of bytes, stands for a full disk."""
+    """Start a script in `ranks` processes; `largest_file`, in bytes, simulates a full disk."""
     words = flags_of(inputs, script, output, *flags)
     run = Run(output, log or output.with_suffix(".log"))
     run.log.write_text("")
@@ -185,7 +187,7 @@ def start(inputs: Path, script: str, output: Path, *flags, ranks: int = 1, log: 
 
 
 def _start_with_path(process) -> None:
-    """The server reads where to import from when it starts."""
+    """Start a process with this process's import path, which the fork server reads from the environment."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -208,7 +210,7 @@ def _run_script(script: str, words: list[str], log: Path, environment: dict, lar
 
 
 def start_command(inputs: Path, script: str, output: Path, *flags, launcher: str = "python", **options) -> Run:
-    """`launcher`: python, torchrun or accelerate; the latter two with two processes. `options` are those of Popen."""
+    """Start the command line of a script, with two processes under torchrun or accelerate; `options` are Popen's."""
     launchers = {
         "python": [],
         "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())],
@@ -229,7 +231,7 @@ def start_command(inputs: Path, script: str, output: Path, *flags, launcher: str
     return run
 
 
-# Importing takes a process longer than a tiny run does: one imports everything and forks for each command.
+# Imports take longer than a tiny run: one process imports everything and forks for each command.
 RUN_COMMANDS = """
 import json, os, runpy, sys
 sys.path.insert(0, "training")
@@ -252,7 +254,7 @@ print(json.dumps(codes))
 
 
 def run_commands(jobs: list[tuple[list[str], str, dict]], environment: dict[str, str]) -> list[int]:
-    """Runs commands one after the other, each (words, log file, changes to the environment); their exit codes."""
+    """Run commands in order, each (words, log file, changes to the environment), and return their exit codes."""
     driver = [sys.executable, "-c", RUN_COMMANDS, json.dumps(jobs)]
     process = subprocess.run(driver, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
     assert process.returncode == 0, process.stderr
@@ -266,10 +268,10 @@ def free_port() -> int:
 
 
 def checkpoints_of(output: Path) -> list[Path]:
-    """Newest first; each must be whole."""
-    found = list_checkpoints(output / "checkpoints")
-    assert [find_damage(path) for path in found] == [None] * len(found)
-    return found
+    """List the checkpoints, newest first, and check that each is whole."""
+    checkpoints = list_checkpoints(output / "checkpoints")
+    assert [find_damage(path) for path in checkpoints] == [None] * len(checkpoints)
+    return checkpoints
 
 
 def newest_step(output: Path) -> int:
@@ -277,13 +279,13 @@ def newest_step(output: Path) -> int:
 
 
 def digest(output: Path) -> dict[str, str]:
-    """SHA-256 of all weights that a finished run leaves."""
+    """SHA-256 of all weights of a finished run."""
     names = ("model.safetensors", "ema/model.safetensors", "best/model.safetensors")
     return {name: hashlib.sha256((output / name).read_bytes()).hexdigest() for name in names}
 
 
 def copy_run(source: Path, output: Path, step: int) -> list[Path]:
-    """What a run that kept all checkpoints would have left, had it been killed after the one of `step`."""
+    """Copy a run that kept all checkpoints to the state of one that was killed after the checkpoint at `step`."""
     shutil.copytree(
         source,
         output,

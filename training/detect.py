@@ -12,13 +12,13 @@ at overlaps (IoU) of 0.25 and 0.5.
 
 from dataclasses import dataclass, field
 
-from act_training.data.splits import LabelColumn, hold_out_any
 from act_training.measure.detection_metrics import detection_metrics
-from act_training.report.box_pictures import save_scenes
+from act_training.report.pictures import save_scenes
 from act_training.report.run_folder import finish_run
 from act_training.run.arguments import parse_arguments, parse_mapping
 from act_training.run.checkpoints import digest_of
 from act_training.run.process import run_script
+from act_training.run.run_data import LabelColumn, hold_out_any
 from act_training.run.training_run import TrainingRun
 from act_training.tasks.detection import (
     AUGMENTATIONS,

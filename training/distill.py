@@ -14,19 +14,17 @@ import numpy as np
 from act_training.data.checks import check_point_set
 from act_training.data.keyed_random import keyed_mask
 from act_training.data.point_sets import open_point_set
-from act_training.data.splits import split_rows
 from act_training.measure.frozen_features import embed, probe_accuracy
 from act_training.report.run_folder import finish_run, save_pictures
 from act_training.run.arguments import ACTTrainingArguments, parse_arguments, parse_mapping
 from act_training.run.checkpoints import digest_of
 from act_training.run.process import on_main_process, run_script
-from act_training.run.run_data import report_skipped
+from act_training.run.run_data import report_skipped, split_rows
 from act_training.run.training_run import TrainingRun
 from act_training.tasks.pretraining import TeacherTargets, evaluate_distillation, load_teacher
 from torch import Tensor
 
 from modeling_act import ACTStudentConfig, ACTStudentForPreTraining, ACTTeacher
-from modeling_act.cli.reconstruction import reconstruct
 from modeling_act.errors import InputError
 from modeling_act.point_ops import PointGroups
 
@@ -149,7 +147,7 @@ def main(arguments: list[str]) -> None:
 
     def draw_samples() -> list[dict]:
         mask = make_mask(samples["keys"], student.group(samples["points"]))
-        return reconstruct(teacher, samples["points"], student, bool_masked_pos=mask)
+        return student.reconstruct(samples["points"], teacher, mask)
 
     if run.global_step == 0 or run.finished:
         validate()

@@ -1,283 +1,262 @@
-"""What a model is worth: a finished classifier on a labelled split, or what a frozen student's features tell.
+"""Evaluate a finished classifier, or the features of frozen students, on a labelled split.
 
 python training/evaluate.py --model outputs/classifier --dataset_name PREPARED_SET --output_dir outputs/evaluation
-    accuracy, classes, confusion; --votes 10 beside it the mean logits of ten random views; --robustness; --latency
+    accuracy, classes, confusion; --votes 10 averages ten random views; --robustness; --latency
 python training/evaluate.py --student outputs/student --dataset_name PREPARED_SET --output_dir outputs/features
     --tasks svm knn probe: classifiers fitted to --fit_split; retrieval: within --split; --layer 8 --pooling mean
+python training/evaluate.py --student outputs/student outputs/twin --untrained true ...
+    a row for each, for the same network untrained, and for 1-NN on shape statistics; the first one in detail
 
-Nothing is chosen on --split. What points a network sees is what its folder says, unless a flag says otherwise.
+Nothing is chosen on --split. Points are sampled as a model's folder says, unless a flag says otherwise.
 """
 
-import argparse
 import json
-import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
+from act_training.data.batches import validation_batches
 from act_training.data.checks import check_point_set
 from act_training.data.keyed_random import Sampling
 from act_training.data.point_sets import PointSet, open_point_set
-from act_training.measure.corruptions import CORRUPTIONS, UP_AXES, num_left
-from act_training.measure.frozen_features import CLASSIFIERS, check_features, embed, predict
+from act_training.measure.frozen_features import (
+    CLASSIFIERS,
+    embed,
+    fit_and_predict,
+    nearest_shape_accuracy,
+    resolve_pooling,
+)
 from act_training.measure.metrics import class_table, classification_metrics, confusion_matrix, retrieval_map
-from act_training.measure.views import (
-    corrupted_view,
-    measure_latency,
-    measure_robustness,
+from act_training.measure.robustness import (
+    CORRUPTIONS,
+    corrupted_views,
+    latency_table,
+    num_points_left,
     plain_view,
     predict_logits,
     read_rows,
-    voting_views,
+    training_view,
 )
-from act_training.report.html import write_report
 from act_training.report.pictures import save_confusion_matrix, save_feature_map
-from act_training.run.arguments import check_disjoint
+from act_training.report.run_folder import write_report
+from act_training.run.arguments import check_disjoint, parse_arguments
 from act_training.run.checkpoints import name_in_errors, write_text
+from act_training.run.optimization import calibrate_batch_norm
 from act_training.run.process import describe_versions, run_script, warn
 from act_training.run.run_data import class_names, report_skipped
 from act_training.tasks.transfer import required_points
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
-from modeling_act import ACTPointCloudProcessor, ACTStudent, ACTStudentForPointCloudClassification
+from modeling_act import ACTPointCloudProcessor, ACTStudent, ACTStudentConfig
 from modeling_act.errors import InputError
-from modeling_act.processing_act import SAMPLINGS
+from modeling_act.hub.load_model import load_model
 
 TASKS = (*CLASSIFIERS, "retrieval")
-ONLY_OF = {"model": ("votes", "robustness", "latency"), "student": ("fit_split", "tasks", "layer", "pooling")}
+MODEL_FLAGS = ("votes", "robustness", "latency")
+STUDENT_FLAGS = ("untrained", "shapes_per_class", "layer", "pooling")
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, allow_abbrev=False)
-    subject = parser.add_mutually_exclusive_group(required=True)
-    subject.add_argument("--model", help="folder or Hub id of a classifier")
-    subject.add_argument("--student", help="folder or Hub id of a student, whose features are judged")
-    parser.add_argument("--dataset_name", required=True, help="a labelled set, as for the training scripts")
-    parser.add_argument("--dataset_config_name", help="configuration of a set on the Hub")
-    parser.add_argument("--split", default="test", help="what to judge on")
-    parser.add_argument("--output_dir", type=Path, required=True, help="for metrics.json, pictures and report.html")
-    parser.add_argument("--skip_bad", action="store_true", help="leave out rows that cannot be read, and list them")
-    parser.add_argument("--num_points", type=int, help="points taken of each cloud")
-    parser.add_argument("--point_sampling", choices=SAMPLINGS, help="how they are taken")
-    parser.add_argument("--normalize", action=argparse.BooleanOptionalAction, help="scale into the unit sphere")
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0, help="of the points, views and corruptions")
-    parser.add_argument("--cpu", action="store_true", help="ignore accelerators")
-    of_model = parser.add_argument_group("of a --model")
-    of_model.add_argument("--votes", type=int, help="random views of each cloud whose logits are averaged")
-    of_model.add_argument("--robustness", action="store_true", help=f"corruptions: {', '.join(CORRUPTIONS)}")
-    of_model.add_argument("--up_axis", choices=UP_AXES, default="y", help="what rotation_up turns about")
-    of_model.add_argument("--latency", action="store_true", help="milliseconds from points to logits")
-    of_student = parser.add_argument_group("of a --student")
-    of_student.add_argument("--fit_split", help="what classifiers are fitted to; default: train")
-    of_student.add_argument("--tasks", nargs="+", choices=TASKS, help="default: all")
-    of_student.add_argument("--layer", type=int, help="1 to the depth, before the final norm; default: after it")
-    of_student.add_argument("--pooling", help="any of cls, max, mean joined by _; default: cls_max")
-    options = parser.parse_args(arguments)
-    other = "student" if options.model else "model"
-    if wasted := [name for name in ONLY_OF[other] if getattr(options, name) not in (None, False)]:
-        raise InputError(f"--{wasted[0]} goes with --{other}")
-    for name in ("num_points", "batch_size", "votes"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise InputError(f"--{name} must be positive, got {getattr(options, name)}")
-    options.fit_split, options.tasks = options.fit_split or "train", options.tasks or list(TASKS)
-    if options.student:
-        check_disjoint({"--fit_split": options.fit_split, "--split": options.split})
-    if (options.output_dir / "config.json").exists():
-        raise InputError(f"--output_dir {options.output_dir} holds a model, and its metrics.json; name another folder")
-    return options
+@dataclass
+class EvaluateArguments:
+    dataset_name: str = field(metadata={"help": "a labelled set, as for the training scripts"})
+    output_dir: Path = field(metadata={"help": "folder for metrics.json, pictures and report.html"})
+    model: str | None = field(default=None, metadata={"help": "folder or Hub id of a classifier"})
+    student: list[str] = field(default_factory=list, metadata={"help": "folders or Hub ids of students"})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "configuration of a Hub dataset"})
+    split: str = field(default="test", metadata={"help": "split to measure on"})
+    skip_bad: bool = field(default=False, metadata={"help": "leave out rows that cannot be read, and list them"})
+    num_points: int | None = field(default=None, metadata={"help": "points sampled from each cloud"})
+    point_sampling: Literal["random", "farthest"] | None = None
+    normalize: bool | None = field(default=None, metadata={"help": "scale each cloud into the unit sphere"})
+    batch_size: int = 64
+    seed: int = field(default=0, metadata={"help": "of points, views, corruptions, fits and the untrained network"})
+    cpu: bool = field(default=False, metadata={"help": "ignore accelerators"})
+    votes: int | None = field(default=None, metadata={"help": "views whose logits are averaged"})
+    robustness: bool = field(default=False, metadata={"help": ", ".join(CORRUPTIONS)})
+    up_axis: Literal["y", "z"] = field(default="y", metadata={"help": "axis of rotation_up"})
+    latency: bool = field(default=False, metadata={"help": "milliseconds from points to logits"})
+    fit_split: str = field(default="train", metadata={"help": "split that classifiers are fitted to"})
+    shapes_per_class: int | None = field(default=None, metadata={"help": "fit to so many rows of each class"})
+    tasks: list[str] = field(default_factory=lambda: list(TASKS), metadata={"choices": TASKS})
+    layer: int | None = field(default=None, metadata={"help": "1 to the depth; default: after the final norm"})
+    pooling: str | None = field(default=None, metadata={"help": "any of cls, max, mean joined by _"})
+    untrained: bool = field(default=False, metadata={"help": "also the network of the first student, untrained"})
+
+    def __post_init__(self):
+        if bool(self.model) == bool(self.student):
+            raise InputError("name either a --model or at least one --student")
+        for name in STUDENT_FLAGS if self.model else MODEL_FLAGS:
+            if getattr(self, name) not in (None, False):
+                raise InputError(f"--{name} needs --{'student' if self.model else 'model'}")
+        for name in ("num_points", "batch_size", "votes", "shapes_per_class"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"--{name} must be positive, got {getattr(self, name)}")
+        if self.student:
+            check_disjoint({"--fit_split": self.fit_split, "--split": self.split})
+        if (self.output_dir / "config.json").exists():
+            raise InputError(f"--output_dir {self.output_dir} holds a model and its metrics.json; name another folder")
 
 
-# What is opened ------------------------------------------------------------------------------------------------------
-
-
-def load(kind: type[PreTrainedModel], flag: str, name: str, device: torch.device) -> PreTrainedModel:
-    """A model in eval mode of which every tensor was found; heads that a student has no use for stay behind."""
-    if not os.path.isdir(name) and (os.path.isabs(name) or name.count("/") != 1):
-        raise InputError(f"{flag} {name}: there is no such folder, nor is it ORGANIZATION/NAME on the Hub")
-    try:
-        model, loading = kind.from_pretrained(name, output_loading_info=True)
-    except (ValueError, OSError, RuntimeError) as error:
-        raise InputError(f"{flag} {name}: {' '.join(str(error).split())}") from error
-    problems = [f"{what}: {', '.join(sorted(map(str, loading[what]))[:3])}" for what in
-                ("missing_keys", "mismatched_keys") if loading[what]]  # fmt: skip
-    if problems:
-        raise InputError(f"{flag} {name} is no complete {kind.__name__} ({'; '.join(problems)})")
-    return model.to(device).eval()
-
-
-def read_sampling(name: str, options: argparse.Namespace, min_points: int) -> Sampling:
-    """What points the network sees: as its folder says, but for what flags say."""
+def load(name: str, kind: str, options: EvaluateArguments) -> tuple[ACTStudent, Sampling]:
+    """Load a model, and how its points are sampled, which its folder says unless flags do."""
+    model = load_model(name, kind)
     try:
         processor = ACTPointCloudProcessor.from_pretrained(name)
     except OSError:
         processor = ACTPointCloudProcessor()
-        taken = f"{processor.num_points} points, {processor.point_sampling}, in the unit sphere"
-        warn(f"{name} has no preprocessor_config.json: taking {taken}, but for what flags say")
+        warn(f"{name} has no preprocessor_config.json: sampling {processor.num_points} points unless flags say more")
     except (ValueError, TypeError) as error:
         raise InputError(f"{name}: preprocessor_config.json: {error}") from error
     num_points, method, normalize = (
-        getattr(processor if getattr(options, field) is None else options, field)
-        for field in ("num_points", "point_sampling", "normalize")
+        getattr(processor if getattr(options, flag) is None else options, flag)
+        for flag in ("num_points", "point_sampling", "normalize")
     )
-    strongest = [(name, max(strengths)) for name, strengths in CORRUPTIONS.items()] if options.robustness else []
-    fewest = min([num_points, *(num_left(num_points, *corruption) for corruption in strongest)])
-    if fewest < min_points:
-        left = f", of which --robustness leaves {fewest}," if options.robustness else ""
-        raise InputError(f"{num_points} points{left} are fewer than the {min_points} that the groups need")
-    return Sampling(num_points, options.seed, normalize, method)
+    max_drop = max(CORRUPTIONS["dropout"]) if options.robustness else 0
+    fewest, required = num_points_left(num_points, max_drop), required_points(model.config)
+    if fewest < required:
+        rest = f", of which --robustness leaves {fewest}," if options.robustness else ""
+        raise InputError(f"{num_points} points{rest} are fewer than the {required} that the groups need")
+    device = torch.device("cuda" if torch.cuda.is_available() and not options.cpu else "cpu")
+    return model.to(device), Sampling(num_points, options.seed, normalize, method)
 
 
-def open_split(split: str, options: argparse.Namespace) -> PointSet:
-    return open_point_set(options.dataset_name, split, options.dataset_config_name)
+def open_rows(
+    options: EvaluateArguments, min_points: int, splits: list[str], config: ACTStudentConfig | None = None
+) -> tuple[list[str], list[PointSet]]:
+    """Open and check the rows of splits; return the names of the classes too, which a classifier's must equal."""
+    point_sets = [open_point_set(options.dataset_name, split, options.dataset_config_name) for split in splits]
+    names = match_class_names(config, point_sets[0]) if config else class_names("label", *point_sets)
+    for index, split in enumerate(splits):
+        point_sets[index], problems, _ = check_point_set(point_sets[index], min_points, len(names), options.skip_bad)
+        report_skipped(problems, options.output_dir / f"skipped_{split}.txt")
+    return names, point_sets
 
 
-def checked(
-    point_set: PointSet, split: str, min_points: int, num_classes: int, options: argparse.Namespace
-) -> PointSet:
-    good, problems, _ = check_point_set(point_set, min_points, num_classes, options.skip_bad)
-    report_skipped(problems, options.output_dir / f"skipped_{split}.txt")
-    return good
+def match_class_names(config: ACTStudentConfig, point_set: PointSet) -> list[str]:
+    labels = range(config.num_labels)
+    own = [config.id2label[label] for label in labels]
+    is_unnamed = own in ([f"LABEL_{label}" for label in labels], [str(label) for label in labels])
+    names = point_set.names_of("label") or own
+    if names != own and not (is_unnamed and len(names) == len(own)):
+        wanted = f"those of --model {', '.join(own)}"
+        raise InputError(f"the classes of {point_set.source} are {', '.join(names)}, {wanted}")
+    return names
 
 
-def names_of_both(model: PreTrainedModel, point_set: PointSet) -> list[str]:
-    """The classes of a model, by the names that it or the set has for them; where both have, they must agree."""
-    own = [model.config.id2label[label] for label in range(model.config.num_labels)]
-    unnamed = any(own == [f"{prefix}{label}" for label in range(len(own))] for prefix in ("LABEL_", ""))
-    found = point_set.names_of("label")
-    if found is None:
-        return own
-    if found != own and not (unnamed and len(found) == len(own)):
-        raise InputError(
-            f"the classes of {point_set.source} are {', '.join(found)}, those of --model {', '.join(own)}"
-        )
-    return found
+def evaluate_model(options: EvaluateArguments) -> tuple[dict, np.ndarray, np.ndarray, list[dict]]:
+    """Measure a classifier; return the entries of metrics.json, labels, features, and clouds for the report."""
+    model, sampling = load(options.model, "ACTStudentForPointCloudClassification", options)
+    names, (point_set,) = open_rows(options, required_points(model.config), [options.split], model.config)
+    labels, plain = point_set.labels(), partial(plain_view, sampling=sampling)
 
-
-# What is measured ----------------------------------------------------------------------------------------------------
-
-
-def evaluate_model(options: argparse.Namespace, device: torch.device) -> dict:
-    """Figures, tables and what to draw of a finished classifier."""
-    model = load(ACTStudentForPointCloudClassification, "--model", options.model, device)
-    sampling = read_sampling(options.model, options, required_points(model.config))
-    point_set = open_split(options.split, options)
-    names = names_of_both(model, point_set)
-    point_set = checked(point_set, options.split, required_points(model.config), len(names), options)
-    labels = point_set.labels()
-
-    def classify(*views) -> tuple[np.ndarray, np.ndarray]:
+    def measure(*views) -> tuple[dict[str, float], np.ndarray]:
         predicted = predict_logits(model, point_set, options.batch_size, views).argmax(1).numpy()
-        return predicted, confusion_matrix(labels, predicted, len(names))
+        return classification_metrics(labels, predicted), predicted
 
-    plain = plain_view(sampling)
-    predicted, confusion = classify(plain)
-    metrics, tables = classification_metrics(confusion), {"classes": class_table(confusion, names)}
+    def draw(row: int, view) -> np.ndarray:
+        return view(read_rows(point_set, range(row, row + 1), torch.device("cpu")))[0].numpy()
+
+    metrics, predicted = measure(plain)
+    tables = {"classes": class_table(labels, predicted, names)}
+    mistakes = {
+        f"row {row}: {names[labels[row]]}, taken for {names[predicted[row]]}": draw(row, plain)
+        for row in (labels != predicted).nonzero()[0][:4].tolist()
+    }
+    clouds = [mistakes] if mistakes else []
     if options.votes:
-        voted = classification_metrics(classify(*voting_views(sampling, options.votes))[1])
-        metrics |= {f"{name}_{options.votes}_votes": value for name, value in voted.items()}
-    clouds = draw_mistakes(point_set, labels, predicted, names, plain)
+        views = [partial(training_view, sampling=sampling, epoch=epoch) for epoch in range(options.votes)]
+        metrics |= {f"{name}_{options.votes}_votes": value for name, value in measure(*views)[0].items()}
     if options.robustness:
-        tables["robustness"] = measure_robustness(
-            lambda view: classification_metrics(classify(view)[1]), sampling, options.up_axis
-        )
-        clouds.append(draw_corruptions(point_set, sampling, options.up_axis))
+        views = corrupted_views(sampling, options.up_axis)
+        tables["robustness"] = [
+            {"corruption": name, "strength": strength, **measure(view)[0]}
+            for (name, strength), view in tqdm(views.items(), desc="robustness", leave=False)
+        ]
+        drawn = [("none", 0.0), *((name, strengths[1]) for name, strengths in CORRUPTIONS.items())]
+        clouds.append({f"{name} {strength:g}": draw(0, views[name, strength]) for name, strength in drawn})
     if options.latency:
-        points = plain(read_rows(point_set, range(min(options.batch_size, len(labels))), device))
-        tables["latency"] = measure_latency(model, points, sorted({1, options.batch_size}))
-    features = embed(model.student, point_set, sampling, options.batch_size)
-    return {
-        "metrics": metrics, "tables": tables, "confusions": {"confusion": confusion}, "names": names, "clouds": clouds,
-        "features": features, "labels": labels, "about": {"rows": len(labels), "points": asdict(sampling)},
-    }  # fmt: skip
-
-
-def draw_mistakes(
-    point_set: PointSet, labels: np.ndarray, predicted: np.ndarray, names: list[str], view
-) -> list[dict[str, np.ndarray]]:
-    """The first clouds that were taken for another class, side by side."""
-    found = {}
-    for row in (labels != predicted).nonzero()[0][:4].tolist():
-        points = view(read_rows(point_set, range(row, row + 1), torch.device("cpu")))[0]
-        found[f"row {row}: {names[labels[row]]}, taken for {names[predicted[row]]}"] = points.numpy()
-    return [found] if found else []
-
-
-def draw_corruptions(point_set: PointSet, sampling: Sampling, up_axis: str) -> dict[str, np.ndarray]:
-    """The first cloud as it is, and under each corruption at its middle strength."""
-    batch = read_rows(point_set, range(1), torch.device("cpu"))
-    views = {"as it is": plain_view(sampling)}
-    for name, strengths in CORRUPTIONS.items():
-        views[f"{name} {strengths[1]:g}"] = corrupted_view(sampling, name, strengths[1], up_axis)
-    return {name: view(batch)[0].numpy() for name, view in views.items()}
-
-
-def evaluate_student(options: argparse.Namespace, device: torch.device) -> dict:
-    """Figures, tables and what to draw of a frozen student's features."""
-    student = load(ACTStudent, "--student", options.student, device)
-    pooling = check_features(student, options.layer, options.pooling)
-    min_points = required_points(student.config)
-    sampling = read_sampling(options.student, options, min_points)
-    opened = {split: open_split(split, options) for split in (options.fit_split, options.split)}
-    names = class_names("label", *opened.values())
-    fitting, judging = (
-        checked(point_set, split, min_points, len(names), options) for split, point_set in opened.items()
-    )
-    known, features = (
-        embed(student, point_set, sampling, options.batch_size, options.layer, pooling)
-        for point_set in (fitting, judging)
-    )
-    labels, metrics, tables, confusions = judging.labels(), {}, {}, {}
-    for task in tqdm([task for task in CLASSIFIERS if task in options.tasks], desc="fitting", leave=False):
-        predicted, choice = predict(task, known, fitting.labels(), features, options.seed)
-        confusions[task] = confusion_matrix(labels, predicted, len(names))
-        found = classification_metrics(confusions[task]) | {"neighbors" if task == "knn" else "penalty": choice}
-        metrics |= {f"{task}_{name}": value for name, value in found.items()}
-        tables[f"classes by {task}"] = class_table(confusions[task], names)
-    if "retrieval" in options.tasks:  # each row of --split looks for the others of its class
-        metrics["retrieval_map"] = retrieval_map((features - known.mean(0)) / known.std(0).clip(1e-6), labels)
-    about = {"rows": len(labels), "fitted": len(fitting), "layer": options.layer or "last", "pooling": pooling}
-    return {
-        "metrics": metrics, "tables": tables, "confusions": confusions, "names": names, "clouds": [],
-        "features": features, "labels": labels, "about": about | {"points": asdict(sampling)},
-    }  # fmt: skip
-
-
-def write(folder: Path, title: str, found: dict, flags: dict) -> None:
-    """metrics.json, pictures/ and report.html."""
-    pictures = folder / "pictures"
-    pictures.mkdir(exist_ok=True)
-    for name, confusion in found["confusions"].items():
-        save_confusion_matrix(pictures / f"{name}.png", confusion, found["names"], name)
-    save_feature_map(pictures / "features.png", found["features"], found["labels"], found["names"])
+        points = plain(read_rows(point_set, range(min(options.batch_size, len(labels))), model.device))
+        tables["latency"] = latency_table(model, points, sorted({1, options.batch_size}))
     record = {
-        "metrics": found["metrics"], **found["about"], "tables": found["tables"], "classes": found["names"],
-        "confusions": {name: confusion.tolist() for name, confusion in found["confusions"].items()},
-        "options": flags, "versions": describe_versions(),
+        "metrics": metrics, "rows": len(labels), "points": asdict(sampling), "tables": tables, "classes": names,
+        "confusions": {"confusion": confusion_matrix(labels, predicted, len(names))},
     }  # fmt: skip
-    write_text(folder / "metrics.json", json.dumps(record, indent=1))
-    images = {name: pictures / f"{name}.png" for name in (*found["confusions"], "features")}
-    write_report(
-        folder / "report.html", title, found["metrics"], [], found["clouds"], found["tables"], images,
-        flags | found["about"],
-    )  # fmt: skip
+    features = embed(model.student, point_set, sampling, options.batch_size)
+    return record, labels, features, clouds
+
+
+def evaluate_students(options: EvaluateArguments) -> tuple[dict, np.ndarray, np.ndarray, list[dict]]:
+    """Measure the features of students; return the same of the first one, with the results of all."""
+    networks = [(Path(name).name, *load(name, "ACTStudent", options)) for name in options.student]
+    _, student, sampling = networks[0]
+    min_points = max(required_points(network.config) for _, network, _ in networks)
+    names, (fit_set, test_set) = open_rows(options, min_points, [options.fit_split, options.split])
+    if options.shapes_per_class:
+        rows = [(fit_set.labels() == label).nonzero()[0][: options.shapes_per_class] for label in range(len(names))]
+        fit_set = fit_set.select(np.sort(np.concatenate(rows)))
+    if options.untrained:
+        torch.manual_seed(options.seed)
+        untrained = ACTStudent(student.config).to(student.device)
+        batches = validation_batches(fit_set, 32, sampling, student.device)
+        calibrate_batch_norm(untrained, lambda batch: untrained(batch["points"]), batches)
+        networks.append(("untrained", untrained, sampling))
+    labels, fit_labels, results, entries = test_set.labels(), fit_set.labels(), [], []
+    for name, network, network_sampling in tqdm(networks, desc="students", leave=False):
+        fit_features, features = (
+            embed(network, rows, network_sampling, options.batch_size, options.layer, options.pooling)
+            for rows in (fit_set, test_set)
+        )
+        result, metrics, tables, confusions = {"student": name}, {}, {}, {}
+        for task in options.tasks:
+            if task == "retrieval":
+                standardized = (features - fit_features.mean(0)) / fit_features.std(0).clip(1e-6)
+                result[task] = metrics["retrieval_map"] = retrieval_map(standardized, labels)
+                continue
+            predicted, choice = fit_and_predict(task, fit_features, fit_labels, features, options.seed)
+            values = classification_metrics(labels, predicted) | {"neighbors" if task == "knn" else "penalty": choice}
+            result[task] = values["accuracy"]
+            metrics |= {f"{task}_{key}": value for key, value in values.items()}
+            tables[f"classes by {task}"] = class_table(labels, predicted, names)
+            confusions[task] = confusion_matrix(labels, predicted, len(names))
+        results.append(result)
+        entries.append(({"metrics": metrics, "tables": tables, "confusions": confusions}, features))
+    record, features = entries[0]
+    accuracy = nearest_shape_accuracy(fit_set, test_set, sampling)
+    results.append({"student": "1-NN on shape statistics"} | dict.fromkeys(record["confusions"], accuracy))
+    record["tables"] = {"students": results} | record["tables"]
+    record |= {
+        "results": results, "rows": len(labels), "fitted": len(fit_set), "points": asdict(sampling), "classes": names,
+        "layer": options.layer or "last", "pooling": resolve_pooling(student, options.layer, options.pooling),
+    }  # fmt: skip
+    return record, labels, features, []
 
 
 def main(arguments: list[str]) -> None:
-    options = parse(arguments)
-    device = torch.device("cuda" if torch.cuda.is_available() and not options.cpu else "cpu")
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    found = evaluate_model(options, device) if options.model else evaluate_student(options, device)
-    name = Path(options.model or options.student).name
-    title = f"{name} on {Path(options.dataset_name).name} ({options.split})"
-    flags = {flag: str(value) if isinstance(value, Path) else value for flag, value in vars(options).items()}
-    with name_in_errors(options.output_dir):
-        write(options.output_dir, title, found, flags)
-    print(json.dumps(found["metrics"]))
-    print(f"{options.output_dir}: metrics.json, pictures, report.html")
+    options = parse_arguments(EvaluateArguments, __doc__, arguments)
+    folder, pictures = options.output_dir, options.output_dir / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    record, labels, features, clouds = evaluate_model(options) if options.model else evaluate_students(options)
+    confusions, flags = record["confusions"], asdict(options) | {"output_dir": str(folder)}
+    images = {name: pictures / f"{name}.png" for name in (*confusions, "features")}
+    with name_in_errors(folder):
+        for name, confusion in confusions.items():
+            save_confusion_matrix(images[name], confusion, record["classes"], name)
+        save_feature_map(images["features"], features, labels, record["classes"])
+        record["confusions"] = {name: confusion.tolist() for name, confusion in confusions.items()}
+        record |= {"options": flags, "versions": describe_versions()}
+        write_text(folder / "metrics.json", json.dumps(record, indent=1))
+        network = Path(options.model or options.student[0]).name
+        title = f"{network} on {Path(options.dataset_name).name} ({options.split})"
+        details = flags | {name: record[name] for name in ("rows", "points")}
+        write_report(folder / "report.html", title, record["metrics"], [], clouds, record["tables"], images, details)
+    if options.model:
+        print(json.dumps(record["metrics"]))
+    for row in record.get("results", ()):
+        print(f"{row['student']:<26}" + "".join(f"  {task} {row[task]:6.1%}" for task in options.tasks if task in row))
+    print(f"{folder}: metrics.json, pictures, report.html")
 
 
 if __name__ == "__main__":

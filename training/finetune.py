@@ -8,14 +8,14 @@ python training/finetune.py ...                                           withou
 ... --resume_from_checkpoint latest        continues after any interruption, bit for bit
 """
 
-from act_training.data.splits import LabelColumn, hold_out_by_class
 from act_training.measure.frozen_features import embed
-from act_training.measure.metrics import class_table
+from act_training.measure.metrics import class_table, confusion_matrix
 from act_training.report.pictures import save_confusion_matrix, save_feature_map
 from act_training.report.run_folder import finish_run
 from act_training.run.arguments import parse_arguments, parse_mapping
 from act_training.run.checkpoints import digest_of
 from act_training.run.process import run_script
+from act_training.run.run_data import LabelColumn, hold_out_by_class
 from act_training.run.training_run import TrainingRun
 from act_training.tasks.classification import (
     CachedFeatures,
@@ -45,17 +45,18 @@ def evaluate_on_test(
     data = run.data
     if data.test is None:
         return {}
-    test, confusion = measure(predict(run, model, data.test, features), data.test.labels())
+    labels, names = data.test.labels(), data.class_names
+    test, predicted = measure(predict(run, model, data.test, features), labels)
     if not run.accelerator.is_main_process:
         return {"test": test}
     pictures = run.folder / "pictures"
     pictures.mkdir(exist_ok=True)
-    save_confusion_matrix(pictures / "confusion_matrix.png", confusion, data.class_names)
+    save_confusion_matrix(pictures / "confusion_matrix.png", confusion_matrix(labels, predicted, len(names)), names)
     embedded = embed(model.student, data.test, data.sampling, run.options.per_device_eval_batch_size)
-    save_feature_map(pictures / "features.png", embedded, data.test.labels(), data.class_names)
+    save_feature_map(pictures / "features.png", embedded, labels, names)
     return {
         "test": test,
-        "tables": {"classes of the test split": class_table(confusion, data.class_names)},
+        "tables": {"classes of the test split": class_table(labels, predicted, names)},
         "images": {name: pictures / f"{name}.png" for name in ("confusion_matrix", "features")},
     }
 

@@ -1,9 +1,9 @@
-"""The commands of `python -m modeling_act`, whose words stand in __main__.py."""
+"""The commands of `python -m modeling_act`; `main.py` defines their flags."""
 
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,61 +16,67 @@ from ..hub.load_model import SEGMENTERS, load_model, read_config
 from ..inference import encode, processor_of, run_on_clouds
 from ..point_ops import chamfer_l1
 from ..point_prediction import label_points, number_of_category
-from ..processing_act import turn
+from ..processing_act import to_up_axis
 from ..readers.cloud import read_cloud
 from ..search.shape_index import ShapeIndex, check_usearch, probe_cloud
-from ..viewer.page import ShownCloud, label_colors, viewer_page
-from .tables import list_clouds, open_table, path_below, write_ply
+from ..viewer.page import ViewerCloud, label_colors, viewer_page
+from .tables import check_table, list_clouds, path_below, write_ply, write_table
 
 
-def show(**values) -> None:
-    """A result, as a line of JSON."""
+def print_json(**values) -> None:
     print(json.dumps(values))
 
 
-def on_clouds(model: nn.Module, paths: dict[str, str], read: Callable[[Tensor], Tensor], options: argparse.Namespace):
-    """(names, values) of a batch of clouds at a time; those that cannot be read end the command, or are listed."""
-    show_bars(options)
+def print_skipped(problem: object) -> None:
+    print(f"skipped: {problem}", file=sys.stderr)
+
+
+def processor_options(options: argparse.Namespace) -> dict:
+    return {"seed": options.seed, "up_axis": options.up_axis, "unit": options.unit}
+
+
+def predict(
+    model: nn.Module, paths: dict[str, str], predict_batch: Callable[[Tensor], Tensor], options: argparse.Namespace
+) -> Iterator[tuple[list[str], Tensor]]:
+    """Yield (names, values) for each batch of clouds. A cloud that cannot be read ends the command, or is skipped."""
     names = list(paths)
-    batches = run_on_clouds(
-        model, list(paths.values()), read, batch_size=options.batch_size, device=options.device,
-        show_progress=not options.quiet, num_workers=options.num_workers, skip_bad=options.skip_bad, **given(options),
-    )  # fmt: skip
-    for batch in batches:
+    if not options.quiet:
+        logging.enable_progress_bar()
+    for batch in run_on_clouds(
+        model,
+        list(paths.values()),
+        predict_batch,
+        batch_size=options.batch_size,
+        device=options.device,
+        show_progress=not options.quiet,
+        num_workers=options.num_workers,
+        skip_bad=options.skip_bad,
+        **processor_options(options),
+    ):
         for problem in batch.problems.values():
-            print(f"skipped: {problem}", file=sys.stderr)
+            print_skipped(problem)
         if batch.places:
             yield [names[place] for place in batch.places], batch.values
 
 
-def given(options: argparse.Namespace) -> dict:
-    """How the clouds are given, for the processor."""
-    return {"seed": options.seed, "up_axis": options.up_axis, "unit": options.unit}
-
-
 def one_by_one(paths: dict[str, str], options: argparse.Namespace, use: Callable[[str, str], None]) -> None:
-    """`use(name, path)` of each cloud, with a bar; those that cannot be read end the command, or are listed."""
-    show_bars(options)
+    """Call `use(name, path)` for each cloud. One that cannot be read ends the command, or is skipped."""
+    if not options.quiet:
+        logging.enable_progress_bar()
     for name, path in logging.tqdm(paths.items(), unit="cloud", disable=options.quiet):
         try:
             use(name, path)
         except InputError as error:
             if not options.skip_bad:
                 raise
-            print(f"skipped: {error}", file=sys.stderr)
+            print_skipped(error)
 
 
 def check_device(device: str | None) -> None:
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # as torch says that there is none
+    except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
         raise InputError(f"--device {device}: {str(error).splitlines()[0][:200]}") from error
-
-
-def show_bars(options: argparse.Namespace) -> None:
-    """From here on: of loading a model, which takes a moment, none is shown."""
-    if not options.quiet:
-        logging.enable_progress_bar()
 
 
 # Commands ------------------------------------------------------------------------------------------------------------
@@ -79,68 +85,72 @@ def show_bars(options: argparse.Namespace) -> None:
 def info(options: argparse.Namespace) -> None:
     config = read_config(options.model, revision=options.revision)
     model = load_model(options.model, config=config, revision=options.revision)
-    counts = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
-    names = ("num_groups", "group_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-    sizes = {name: getattr(config, name) for name in names}
-    told = {"model": options.model, "class": type(model).__name__, "dtype": str(model.dtype), **counts, **sizes}
-    if type(model).__name__ not in ("ACTStudent", "ACTStudentForPreTraining", "ACTTeacher"):
-        told["labels"] = list(config.id2label.values())
+    summary = {"model": options.model, "class": type(model).__name__, "dtype": str(model.dtype)}
+    summary["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    for name in ("num_groups", "group_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
+        summary[name] = getattr(config, name)
+    if summary["class"] not in ("ACTStudent", "ACTStudentForPreTraining", "ACTTeacher"):
+        summary["labels"] = list(config.id2label.values())
     processor = processor_of(model).to_dict()
-    told["processor"] = {key: value for key, value in processor.items() if key != "auto_map"}
-    print(json.dumps(told, indent=1))
+    summary["processor"] = {key: value for key, value in processor.items() if key != "auto_map"}
+    print(json.dumps(summary, indent=1))
 
 
 def encode_clouds(options: argparse.Namespace) -> None:
     if options.out is None and options.index is None:
         raise InputError("encode needs --out FILE, --index FOLDER or both")
+    if options.out is not None:
+        check_table(options.out)
     if options.index is not None:
-        check_usearch()  # before hours of work, as is what can be written
+        check_usearch()
         Path(options.index).mkdir(parents=True, exist_ok=True)
     student, paths = load_model(options.model, "ACTStudent", revision=options.revision), list_clouds(options.inputs)
-    names, vectors = [], []
 
-    def read(points: Tensor) -> Tensor:
+    def embed(points: Tensor) -> Tensor:
         return nn.functional.normalize(student(points).pooler_output.float(), dim=-1)
 
-    with open_table(options.out) as table:
-        for found, values in on_clouds(student, paths, read, options):
-            table.write(name=found, vector=values.numpy())
-            names.extend(found)
-            if options.index is not None:
-                vectors.append(values)
-        if not names:
-            raise InputError("none of the clouds could be read")
+    names, batches = [], []
+    for batch_names, values in predict(student, paths, embed, options):
+        names.extend(batch_names)
+        batches.append(values)
+    if not names:
+        raise InputError("none of the clouds could be read")
+    vectors = torch.cat(batches)
+    if options.out is not None:
+        write_table(options.out, {"name": names, "vector": vectors.numpy()})
     if options.index is not None:
-        about = {
-            "model": options.model,
-            "revision": options.revision,
-            "seed": options.seed,
-            "probe": probe(student, options),
-        }
-        ShapeIndex.build(options.index, names, torch.cat(vectors), about)
-    show(clouds=len(names), skipped=len(paths) - len(names), width=2 * student.config.hidden_size)
+        about = {"model": options.model, "revision": options.revision, "seed": options.seed}
+        ShapeIndex.build(options.index, names, vectors, about | {"probe": embed_probe(student, options)})
+    print_json(clouds=len(names), skipped=len(paths) - len(names), width=vectors.shape[1])
 
 
-def probe(student: nn.Module, options: argparse.Namespace) -> list[float]:
+def embed_probe(student: nn.Module, options: argparse.Namespace) -> list[float]:
     return encode(student, probe_cloud(), show_progress=False, device=options.device).tolist()
 
 
 def classify(options: argparse.Namespace) -> None:
     model = load_model(options.model, "ACTStudentForPointCloudClassification", revision=options.revision)
-    count, labels = min(options.top_k, model.config.num_labels), model.config.id2label
-    if count < 1:
+    labels = model.config.id2label
+    if options.top_k < 1:
         raise InputError(f"--top_k must be at least 1, got {options.top_k}")
+    if options.out is not None:
+        check_table(options.out)
 
-    def read(points: Tensor) -> Tensor:
+    def classify_batch(points: Tensor) -> Tensor:
         return model(points).logits.float().softmax(-1)
 
-    with open_table(options.out) as table:
-        for names, scores in on_clouds(model, list_clouds(options.inputs), read, options):
-            best = scores.topk(count)
-            found = [[labels[place] for place in places] for places in best.indices.tolist()]
-            for name, words, values in zip(names, found, best.values.tolist(), strict=True):
-                show(name=name, labels=words, scores=[round(value, 6) for value in values])
-            table.write(name=names, label=[words[0] for words in found], probabilities=scores.numpy())
+    names, batches = [], []
+    for batch_names, probabilities in predict(model, list_clouds(options.inputs), classify_batch, options):
+        scores, classes = probabilities.topk(min(options.top_k, len(labels)))
+        for name, row_classes, row_scores in zip(batch_names, classes.tolist(), scores.tolist(), strict=True):
+            row_labels = [labels[index] for index in row_classes]
+            print_json(name=name, labels=row_labels, scores=[round(score, 6) for score in row_scores])
+        names.extend(batch_names)
+        batches.append(probabilities)
+    if options.out is not None and names:
+        probabilities = torch.cat(batches)
+        best = [labels[index] for index in probabilities.argmax(1).tolist()]
+        write_table(options.out, {"name": names, "label": best, "probabilities": probabilities.numpy()})
 
 
 def segment(options: argparse.Namespace) -> None:
@@ -151,21 +161,19 @@ def segment(options: argparse.Namespace) -> None:
     colors, names = label_colors(model.config.num_labels), model.config.id2label
 
     def use(name: str, path: str) -> None:
-        points = processor.read(path, name=name, **given(options))
+        points = processor.read(path, name=name, **processor_options(options))
         labels, scores = label_points(model, points, processor, category, options.votes, options.seed)
         write_ply(path_below(options.out, name, ".ply"), points.numpy(), colors[labels.numpy()], labels.numpy())
         if options.npz:
             arrays = {"points": points.float().numpy(), "labels": labels.numpy(), "scores": scores.numpy()}
             np.savez(path_below(options.out, name, ".npz"), **arrays)
-        counts = labels.bincount().tolist()
-        show(name=name, points=len(points), parts={names[part]: count for part, count in enumerate(counts) if count})
+        counts = {names[label]: count for label, count in enumerate(labels.bincount().tolist()) if count}
+        print_json(name=name, points=len(points), parts=counts)
 
     one_by_one(list_clouds(options.inputs), options, use)
 
 
 def reconstruct(options: argparse.Namespace) -> None:
-    from .reconstruction import reconstruct as run
-
     if options.teacher is None and options.student is None:
         raise InputError("reconstruct needs --teacher, --student or both")
     teacher = load_model(options.teacher, "ACTTeacher") if options.teacher else None
@@ -174,66 +182,73 @@ def reconstruct(options: argparse.Namespace) -> None:
     processor = processor_of(models[0])
 
     def use(name: str, path: str) -> None:
-        taken = processor.take(path, name=name, **given(options))
-        made = run(teacher, taken.points.unsqueeze(0).to(models[0].device), student, options.seed)[0]
+        taken = processor.take(path, name=name, **processor_options(options))
+        cloud = taken.points.unsqueeze(0).to(models[0].device)
+        (made,) = student.reconstruct(cloud, teacher, seed=options.seed) if student else teacher.reconstruct(cloud)
         for part, points in made.items():
             placed = points.cpu() * taken.scale + taken.center  # where the cloud was
             write_ply(path_below(options.out, name, f".{part}.ply"), placed.numpy())
         distance = chamfer_l1(made["reconstruction"].unsqueeze(0), made["input"].unsqueeze(0)).item()
-        show(name=name, chamfer_l1=distance, visible=len(made["visible"]), of=len(made["reconstruction"]))
+        print_json(name=name, chamfer_l1=distance, visible=len(made["visible"]), of=len(made["reconstruction"]))
 
     one_by_one(list_clouds(options.inputs), options, use)
 
 
 def similar(options: argparse.Namespace) -> None:
     index = ShapeIndex.load(options.index)
-    name = options.model or index.about.get("model")
-    made_by = index.about.get("revision") if name == index.about.get("model") else None
-    if not isinstance(name, str) or not isinstance(made_by, (str, type(None))):
+    name, revision = options.model or index.about.get("model"), options.revision
+    if name == index.about.get("model"):
+        revision = revision or index.about.get("revision")
+    if not isinstance(name, str) or not isinstance(revision, str | None):
         raise InputError(f"{options.index}: does not say which model made it; give --model")
-    student = load_model(name, "ACTStudent", revision=options.revision or made_by)
-    index.check_model(torch.tensor(probe(student, options)))
+    student = load_model(name, "ACTStudent", revision=revision)
+    index.check_model(torch.tensor(embed_probe(student, options)))
 
-    def read(points: Tensor) -> Tensor:
+    def embed(points: Tensor) -> Tensor:
         return student(points).pooler_output
 
-    for names, vectors in on_clouds(student, list_clouds(options.inputs), read, options):
-        for query, found in zip(names, index.search(vectors, options.count), strict=True):
-            show(name=query, nearest=[[shape, round(cosine, 6)] for shape, cosine in found])
+    for names, vectors in predict(student, list_clouds(options.inputs), embed, options):
+        for cloud, neighbors in zip(names, index.search(vectors, options.count), strict=True):
+            print_json(name=cloud, nearest=[[shape, round(cosine, 6)] for shape, cosine in neighbors])
 
 
 def view(options: argparse.Namespace) -> None:
-    shown = []
+    clouds = []
 
     def use(name: str, path: str) -> None:
         cloud = read_cloud(path, seed=options.seed)
-        points = turn(torch.from_numpy(cloud.points), options.up_axis, "y")
-        shown.append(ShownCloud(points.numpy(), name, colors=cloud.colors))
+        points = to_up_axis(torch.from_numpy(cloud.points), options.up_axis, "y")
+        clouds.append(ViewerCloud(points.numpy(), name, colors=cloud.colors))
 
     one_by_one(list_clouds(options.inputs), options, use)
-    names = [cloud.name for cloud in shown[:3]] + ["..."] * (len(shown) > 3)
-    page = viewer_page(shown, options.title or ", ".join(names))
+    names = [cloud.name for cloud in clouds[:3]] + ["..."] * (len(clouds) > 3)
+    page = viewer_page(clouds, options.title or ", ".join(names))
     Path(options.out).write_text(page, encoding="utf-8")
-    show(page=options.out, clouds=len(shown))
+    print_json(page=options.out, clouds=len(clouds))
 
 
 def export(options: argparse.Namespace) -> None:
     from ..export.export_act import export_onnx, export_program
 
-    model = load_model(options.model, revision=options.revision)
-    if options.out.endswith(".onnx"):
-        export_onnx(model, options.out, processor_of(model))
-    elif options.out.endswith(".pt2"):
-        export_program(model, options.out, processor_of(model))
-    else:
+    exporters = {".onnx": export_onnx, ".pt2": export_program}
+    suffix = Path(options.out).suffix
+    if suffix not in exporters:
         raise InputError(f"{options.out}: must end in .onnx or .pt2")
-    show(file=options.out, bytes=Path(options.out).stat().st_size)
+    model = load_model(options.model, revision=options.revision)
+    exporters[suffix](model, options.out, processor_of(model))
+    print_json(file=options.out, bytes=Path(options.out).stat().st_size)
 
 
 COMMANDS = {
-    "info": info, "encode": encode_clouds, "classify": classify, "segment": segment, "reconstruct": reconstruct,
-    "similar": similar, "view": view, "export": export,
-}  # fmt: skip
+    "info": info,
+    "encode": encode_clouds,
+    "classify": classify,
+    "segment": segment,
+    "reconstruct": reconstruct,
+    "similar": similar,
+    "view": view,
+    "export": export,
+}
 
 
 def run(options: argparse.Namespace) -> None:

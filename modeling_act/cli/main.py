@@ -1,81 +1,92 @@
-"""What a user does from a shell: `python -m modeling_act COMMAND --help`.
-
-info         what a model is
-encode       clouds -> vectors, and an index to search
-classify     clouds -> their likeliest classes
-segment      clouds -> a label for every point, as colored PLY
-reconstruct  what a teacher makes of clouds, or draws of what a student did not see
-similar      clouds -> the nearest shapes of an index
-view         clouds -> one HTML page that turns them
-export       a model -> ONNX, or a program of torch.export
-convert      released checkpoints -> folders for from_pretrained
-"""
+"""The command line: `python -m modeling_act COMMAND --help`."""
 
 import argparse
 import sys
 
+MODEL_HELP, TABLE_HELP = "folder or Hub id", "table to write: .npz, .json or .parquet"
+
+
+def make_parents() -> list[argparse.ArgumentParser]:
+    """Flags that several commands share: of clouds, of inference on them, of inference in batches, and of the Hub."""
+    clouds = argparse.ArgumentParser(add_help=False)
+    clouds.add_argument("inputs", nargs="+", help="files of clouds and meshes, and folders of them")
+    clouds.add_argument("--seed", type=int, default=0, help="seed of the points that are sampled")
+    clouds.add_argument("--up_axis", choices=("y", "z"), help="axis that is up in these clouds, if not as in training")
+    clouds.add_argument("--skip_bad", action="store_true", help="skip clouds that cannot be read")
+    clouds.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    inference = argparse.ArgumentParser(add_help=False, parents=[clouds])
+    inference.add_argument("--unit", help="unit of these clouds, if not as in training: m, cm, mm, in ...")
+    inference.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: cpu")
+
+    batches = argparse.ArgumentParser(add_help=False, parents=[inference])
+    batches.add_argument("--batch_size", type=int, default=32)
+    batches.add_argument("--num_workers", type=int, default=0, help="processes that read and sample clouds")
+
+    revision = argparse.ArgumentParser(add_help=False)
+    revision.add_argument("--revision", help="branch, tag or commit on the Hub")
+    return [clouds, inference, batches, revision]
+
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m modeling_act", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m modeling_act", description="Models of ACT on your clouds.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    lines = dict(line.split(maxsplit=1) for line in __doc__.split("\n\n")[1].splitlines())
-    named = {name: commands.add_parser(name, help=text, description=text) for name, text in lines.items()}
-    for name in ("encode", "classify", "segment", "reconstruct", "similar", "view"):
-        add_inputs(named[name])
-    for name in ("encode", "classify", "segment", "reconstruct", "similar"):
-        named[name].add_argument("--unit", help="m, cm, mm, in ...: of these clouds, if not that of training")
-    for name in ("info", "export"):
-        named[name].add_argument("model", help="folder or Hub id")
-        named[name].add_argument("--revision", help="branch, tag or commit on the Hub")
-    for name in ("encode", "classify", "segment", "similar"):
-        named[name].add_argument("--model", required=name != "similar", help="folder or Hub id")
-        named[name].add_argument("--revision", help="branch, tag or commit on the Hub")
-    for name in ("encode", "classify", "segment", "similar", "reconstruct"):
-        named[name].add_argument("--device", help="cpu, cuda, cuda:1 ...; default: cpu")
-    for name in ("encode", "classify", "similar"):
-        named[name].add_argument("--batch_size", type=int, default=32)
-        named[name].add_argument("--num_workers", type=int, default=0, help="processes that read and sample clouds")
-    add_own(named)
+    clouds, inference, batches, revision = make_parents()
+
+    def add(name: str, description: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=description, description=description, parents=parents)
+
+    info = add("info", "describe a model", revision)
+    info.add_argument("model", help=MODEL_HELP)
+
+    encode = add("encode", "clouds -> vectors, and an index to search", batches, revision)
+    encode.add_argument("--model", required=True, help=MODEL_HELP)
+    encode.add_argument("--out", help=TABLE_HELP)
+    encode.add_argument("--index", help="folder for an index that `similar` searches")
+
+    classify = add("classify", "clouds -> their most likely classes", batches, revision)
+    classify.add_argument("--model", required=True, help=MODEL_HELP)
+    classify.add_argument("--top_k", type=int, default=5, help="number of classes to print")
+    classify.add_argument("--out", help=f"{TABLE_HELP}; with all probabilities")
+
+    segment = add("segment", "clouds -> a label for every point, as colored PLY", inference, revision)
+    segment.add_argument("--model", required=True, help=MODEL_HELP)
+    segment.add_argument("--out", required=True, help="folder for the results")
+    segment.add_argument("--category", help="category of the objects, for a part segmentation model")
+    segment.add_argument("--votes", type=int, default=1, help="number of predictions averaged for each point")
+    segment.add_argument("--npz", action="store_true", help="also write points, labels and scores as .npz")
+
+    reconstruct = add("reconstruct", "clouds -> their reconstruction by a teacher, or a masked student", inference)
+    reconstruct.add_argument("--teacher", help="folder or Hub id of an ACTTeacher")
+    reconstruct.add_argument("--student", help="folder or Hub id of an ACTStudentForPreTraining")
+    reconstruct.add_argument("--out", required=True, help="folder for input, visible part and reconstruction, as PLY")
+
+    similar = add("similar", "clouds -> the nearest shapes of an index", batches, revision)
+    similar.add_argument("--model", help=f"{MODEL_HELP}; default: the model that made the index")
+    similar.add_argument("--index", required=True, help="folder that `encode --index` made")
+    similar.add_argument("--count", type=int, default=10, help="number of shapes for each cloud")
+
+    view = add("view", "clouds -> one HTML page to view them in 3D", clouds)
+    view.add_argument("--out", default="clouds.html", help="the page; default: clouds.html")
+    view.add_argument("--title", help="title of the page")
+
+    export = add("export", "a model -> ONNX, or a torch.export program", revision)
+    export.add_argument("model", help=MODEL_HELP)
+    export.add_argument("out", help="FILE.onnx or FILE.pt2")
+
+    add("convert", "released checkpoints -> folders for from_pretrained")
     return parser
 
 
-def add_inputs(command: argparse.ArgumentParser) -> None:
-    command.add_argument("inputs", nargs="+", help="files, folders or http(s) addresses of clouds and meshes")
-    command.add_argument("--seed", type=int, default=0, help="decides which points are taken")
-    command.add_argument("--up_axis", choices=("y", "z"), help="of these clouds, if not that of training")
-    command.add_argument("--skip_bad", action="store_true", help="go on without clouds that cannot be read")
-    command.add_argument("--quiet", action="store_true", help="no progress bar")
-
-
-def add_own(named: dict[str, argparse.ArgumentParser]) -> None:
-    """What only one command takes."""
-    named["encode"].add_argument("--out", help="name and vector of each cloud, as .npz, .json or .parquet")
-    named["encode"].add_argument("--index", help="folder for an index that `similar` searches")
-    named["classify"].add_argument("--top_k", type=int, default=5, help="how many classes to show")
-    named["classify"].add_argument("--out", help="also as .npz, .json or .parquet, with all probabilities")
-    named["segment"].add_argument("--out", required=True, help="folder for the results")
-    named["segment"].add_argument("--category", help="what the objects are, for a model of parts")
-    named["segment"].add_argument("--votes", type=int, default=1, help="how often each point is seen")
-    named["segment"].add_argument("--npz", action="store_true", help="also points, labels and scores as .npz")
-    named["reconstruct"].add_argument("--teacher", help="folder or Hub id of an ACTTeacher")
-    named["reconstruct"].add_argument("--student", help="of an ACTStudentForPreTraining, which sees a part only")
-    named["reconstruct"].add_argument("--out", required=True, help="folder for input, visible part and result, as PLY")
-    named["similar"].add_argument("--index", required=True, help="folder that `encode --index` made")
-    named["similar"].add_argument("--count", type=int, default=10, help="how many shapes")
-    named["view"].add_argument("--out", default="clouds.html", help="the page; default: clouds.html")
-    named["view"].add_argument("--title", help="of the page")
-    named["export"].add_argument("out", help="FILE.onnx or FILE.pt2")
-
-
 def main(arguments: list[str]) -> int:
-    """Returns the exit code; what the user can mend is one line on stderr."""
+    """Run a command and return its exit code; errors that the user can fix are one line on stderr."""
     if arguments[:1] == ["convert"]:
         from ..convert.official_checkpoint import main as convert
 
         return convert(arguments[1:])
     options = make_parser().parse_args(arguments or ["--help"])
     try:
-        from modeling_act.cli.commands import run  # takes seconds, which no word of help should cost
+        from .commands import run  # imports torch and transformers, which takes seconds; --help does not need them
 
         run(options)
     except (ValueError, OSError) as error:

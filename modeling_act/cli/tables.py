@@ -1,58 +1,49 @@
-"""Files in and out of the command line: clouds below folders, and tables and colored clouds that others read."""
+"""Files in and out of the command line: clouds below folders, tables, and colored clouds as PLY."""
 
 import json
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
 from ..errors import InputError
 from ..readers.cloud import CLOUD_SUFFIXES
 
+try:
+    import pyarrow
+    from pyarrow import parquet
+except ImportError:
+    pyarrow = None
+
 TABLE_SUFFIXES = (".npz", ".json", ".parquet")
-ROWS_AT_A_TIME = 1024
+PLY_TYPES = {"<f4": "float", "<f8": "double", "|u1": "uchar", "<i4": "int"}
 
 
 def list_clouds(inputs: Iterable[str]) -> dict[str, str]:
-    """Files, addresses, and what lies below folders: name -> path. Names are relative, and below a folder of several
-    begin with its own."""
-    inputs, found = list(inputs), {}
-    for given in inputs:
-        if given.lower().startswith(("http://", "https://")):
-            named = [(PurePosixPath(unquote(urlsplit(given).path)).name or "cloud", given)]
-        elif os.path.isdir(given):
-            before = (os.path.basename(os.path.abspath(given)),) if len(inputs) > 1 else ()
-            files = sorted(path for path in _files_below(given) if path.suffix.lower() in CLOUD_SUFFIXES)
-            named = [
-                (PurePosixPath(*before, path.relative_to(given).as_posix()).as_posix(), str(path)) for path in files
-            ]
-            if not named:
-                raise InputError(f"{given}: holds no file of points or of a mesh ({', '.join(CLOUD_SUFFIXES)})")
-        else:
-            named = [(os.path.basename(given), given)]
-        for name, path in named:
+    """Map names to paths: of files, and of the clouds below folders.
+
+    The name of a cloud below a folder is its relative path; with several inputs it begins with the folder's own name.
+    """
+    inputs, clouds = list(inputs), {}
+    for source in inputs:
+        names = {os.path.basename(source): source}
+        if os.path.isdir(source):
+            parent = Path(source).resolve().name if len(inputs) > 1 else ""
+            files = (path for path in sorted(Path(source).rglob("*")) if path.suffix.lower() in CLOUD_SUFFIXES)
+            names = {Path(parent, path.relative_to(source)).as_posix(): str(path) for path in files if path.is_file()}
+            if not names:
+                raise InputError(f"{source}: holds no file of points or of a mesh ({', '.join(CLOUD_SUFFIXES)})")
+        for name, path in names.items():
             name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-            if name in found:
-                raise InputError(f"{given}: two clouds would have the name {name!r}; give the folder above both")
-            found[name] = path
-    return found
-
-
-def _files_below(folder: str) -> Iterable[Path]:
-    for parent, _, names in os.walk(folder, onerror=_raise):
-        yield from (Path(parent) / name for name in names)
-
-
-def _raise(error: OSError) -> None:
-    raise InputError(f"{error.filename}: cannot be listed ({error.strerror})")
+            if name in clouds:
+                raise InputError(f"{source}: two clouds would have the name {name!r}; give the folder above both")
+            clouds[name] = path
+    return clouds
 
 
 def path_below(folder: str | Path, name: str, ending: str) -> Path:
-    """Where the result for a name goes: below the folder, whatever the name."""
+    """Path of the result for a cloud, which must lie below the folder whatever the cloud is called."""
     folder = Path(folder)
     path = folder / PurePosixPath(name + ending)
     if ".." in path.parts[len(folder.parts) :] or folder.resolve() not in path.resolve().parents:
@@ -61,112 +52,59 @@ def path_below(folder: str | Path, name: str, ending: str) -> Path:
     return path
 
 
-@contextmanager
-def open_table(path: str | None) -> Iterator["TableFile"]:
-    """`with open_table("vectors.parquet") as table: table.write(name=[...], vector=[...])`: the file is there when the
-    block ends, and not if an error ends it. Without a path rows go nowhere."""
-    table = TableFile(Path(path)) if path else TableFile(None)
+def check_table(path: str | Path) -> None:
+    """Raise if no table can be written there, before hours of work."""
+    path = Path(path)
+    if path.suffix not in TABLE_SUFFIXES:
+        raise InputError(f"{path}: must end in one of {', '.join(TABLE_SUFFIXES)}")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path}: there is no folder {path.parent} to write to")
+    if path.suffix == ".parquet" and pyarrow is None:
+        raise InputError("writing parquet needs pyarrow: pip install pyarrow")
+
+
+def write_table(path: str | Path, columns: dict[str, list | np.ndarray]) -> None:
+    """Write columns of equal length, of numbers, words or vectors. The file is complete, or not there."""
+    path = Path(path)
+    check_table(path)
+    draft = path.with_name(f".{path.name}.writing")
     try:
-        yield table
-        table.complete()
-    finally:
-        table.discard()
-
-
-class TableFile:
-    """Rows with columns of equal names: numbers, words, or arrays of one shape. Parquet is written as it comes; the
-    others are held until the end."""
-
-    def __init__(self, path: Path | None):
-        self.path, self.columns, self.writer = path, {}, None
-        if path is None:
-            return
-        if path.suffix not in TABLE_SUFFIXES:
-            raise InputError(f"{path}: must end in one of {', '.join(TABLE_SUFFIXES)}")
-        if not path.parent.is_dir():
-            raise InputError(f"{path}: there is no folder {path.parent}")
-        self.draft = path.with_name(f".{path.name}.writing")
-        self.draft.touch()  # before hours of work
-
-    def write(self, **columns: Any) -> None:
-        if self.path is None:
-            return
-        for name, values in columns.items():
-            self.columns.setdefault(name, []).extend(values)
-        if self.path.suffix == ".parquet" and len(next(iter(self.columns.values()))) >= ROWS_AT_A_TIME:
-            self._write_parquet()
-
-    def _write_parquet(self) -> None:
-        try:
-            import pyarrow
-            from pyarrow import parquet
-        except ImportError as error:
-            raise InputError("writing parquet needs pyarrow: pip install pyarrow") from error
-        arrays = {
-            name: [value if np.ndim(value) else _plain(value) for value in values]
-            for name, values in self.columns.items()
-        }
-        schema = self.writer.schema if self.writer else None
-        table = pyarrow.Table.from_pydict(arrays, schema)
-        if self.writer is None:
-            self.writer = parquet.ParquetWriter(self.draft, table.schema)
-        self.writer.write_table(table)
-        self.columns = {name: [] for name in self.columns}
-
-    def complete(self) -> None:
-        if self.path is None:
-            return
-        if self.path.suffix == ".parquet":
-            if any(self.columns.values()) or self.writer is None:
-                self._write_parquet()
-            self.writer.close()
-        elif self.path.suffix == ".npz":
-            with self.draft.open("wb") as file:
-                np.savez(file, **{name: _as_array(values) for name, values in self.columns.items()})
+        if path.suffix == ".npz":
+            with draft.open("wb") as file:
+                np.savez(file, **columns)
+        elif path.suffix == ".json":
+            rows = zip(*map(plain_values, columns.values()), strict=True)
+            lines = (json.dumps(dict(zip(columns, row, strict=True))) for row in rows)
+            draft.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
         else:
-            rows = zip(*([_plain(value) for value in values] for values in self.columns.values()), strict=True)
-            lines = (json.dumps(dict(zip(self.columns, row, strict=True))) for row in rows)
-            self.draft.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
-        os.replace(self.draft, self.path)
-
-    def discard(self) -> None:
-        """What an error left half written."""
-        if self.path is not None:
-            if self.writer is not None:
-                self.writer.close()
-            self.draft.unlink(missing_ok=True)
+            parquet.write_table(pyarrow.table({name: list(values) for name, values in columns.items()}), draft)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
-def _as_array(values: list) -> np.ndarray:
-    if values and isinstance(values[0], (str, int, float)):
-        return np.array(values)
-    return np.stack([np.asarray(value) for value in values]) if values else np.zeros(0)
-
-
-def _plain(value: Any) -> Any:
-    """For JSON; of float32 as many digits as tell it from others."""
-    if isinstance(value, (str, int, float, list, dict)):
-        return value
-    value = np.asarray(value)
-    return value.astype(str).astype(float).tolist() if value.dtype == np.float32 else value.tolist()
+def plain_values(values: list | np.ndarray) -> list:
+    """Values for JSON; those of float32 with the fewest digits that identify them."""
+    values = np.asarray(values)
+    return values.astype(str).astype(float).tolist() if values.dtype == np.float32 else values.tolist()
 
 
 def write_ply(
     path: Path, points: np.ndarray, colors: np.ndarray | None = None, labels: np.ndarray | None = None
 ) -> None:
-    """Points (n, 3), and where given colors (n, 3) in [0, 1] and labels (n,), as a binary PLY file. Coordinates of a
-    map, which float32 would round, are written as float64."""
+    """Write points (n, 3), colors (n, 3) in [0, 1] and labels (n,) as a binary PLY file.
+
+    Coordinates of a map, which float32 would round, are written as float64.
+    """
     rounding = np.abs(points.astype(np.float32) - points).max(initial=0)
-    kinds = ("<f8", "double") if rounding > 1e-5 * np.ptp(points, axis=0).max(initial=0) else ("<f4", "float")
-    columns = [(name, *kinds, points[:, axis]) for axis, name in enumerate("xyz")]
+    kind = "<f8" if rounding > 1e-5 * np.ptp(points, axis=0).max(initial=0) else "<f4"
+    columns = dict(zip("xyz", points.astype(kind).T, strict=True))
     if colors is not None:
-        bytes_ = np.rint(255 * np.clip(colors, 0, 1)).astype(np.uint8)
-        columns += [(name, "u1", "uchar", bytes_[:, axis]) for axis, name in enumerate(("red", "green", "blue"))]
+        channels = np.rint(255 * np.clip(colors, 0, 1)).astype(np.uint8).T
+        columns |= dict(zip(("red", "green", "blue"), channels, strict=True))
     if labels is not None:
-        columns.append(("label", "<i4", "int", labels))
-    rows = np.empty(len(points), [(name, kind) for name, kind, _, _ in columns])
-    for name, _, _, values in columns:
-        rows[name] = values
-    properties = "".join(f"property {kind} {name}\n" for name, _, kind, _ in columns)
+        columns["label"] = labels.astype("<i4")
+    rows = np.rec.fromarrays(list(columns.values()), names=list(columns))
+    properties = "".join(f"property {PLY_TYPES[values.dtype.str]} {name}\n" for name, values in columns.items())
     header = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(points)}\n{properties}end_header\n"
     path.write_bytes(header.encode() + rows.tobytes())

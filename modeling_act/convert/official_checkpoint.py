@@ -1,24 +1,25 @@
 """Converts released checkpoints (ACT, and the encoders of Point-MAE, Point-BERT and ReCon) for `from_pretrained`.
 
-    python -m modeling_act convert CHECKPOINT OUTPUT_DIR [--teacher_output DIR] [--num_groups N] [--num_points P]
-        [--not_normalized] [--num_attention_heads H] [--backbone NAME] [--num_labels N]
+    python -m modeling_act convert CHECKPOINT OUTPUT_DIR [--teacher_output DIR] [--num_groups N] [--group_size N]
+        [--num_points N] [--not_normalized] [--num_attention_heads N] [--backbone NAME] [--num_labels N]
 
-Prints where every key went and fails on any key it can neither place nor name as unused.
+Prints the new name of every key, and fails on a key that has none and is not known to be unused.
 """
 
 import argparse
 import re
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..backbone_families import load_backbone, read_block, shape_fields
 from ..configuration_act_student import ACTStudentConfig
 from ..configuration_act_teacher import ACTTeacherConfig
+from ..errors import InputError
 from ..modeling_act_student import (
     ACTStudent,
     ACTStudentForPartSegmentation,
@@ -43,21 +44,16 @@ from .official_keys import (
     Rules,
     State,
     rename,
-    split_prefix,
+    under,
 )
 from .read_checkpoint import read_state
 
 
-class Converted(NamedTuple):
-    model: PreTrainedModel
-    report: list[str]
-
-
-def convert(state: State, options: argparse.Namespace) -> tuple[Converted, Converted | None]:
-    """The model in an official state dict, and the teacher that a stage-2 file carries beside it."""
+def convert(state: State, options: argparse.Namespace) -> tuple[PreTrainedModel, ACTTeacher | None]:
+    """Convert the model in an official state dict, and the teacher that a stage-2 file has beside it."""
     encoders = {key.split(".")[0] for key in state} & {"ACT_encoder", "MAE_encoder", "transformer_q"}
     if len(encoders) > 1:
-        raise ValueError(f"the file holds several encoders: {', '.join(sorted(encoders))}")
+        raise InputError(f"the file holds several encoders: {', '.join(sorted(encoders))}")
     if "ACT_encoder" in encoders:
         return convert_pretraining(state, options)
     if "MAE_encoder" in encoders:
@@ -65,72 +61,56 @@ def convert(state: State, options: argparse.Namespace) -> tuple[Converted, Conve
     if "transformer_q" in encoders:
         return convert_encoder(state, "transformer_q.", UNUSED_POINT_BERT, UNUSED_POINT_BERT_ENCODER, options), None
     if "codebook" in state and any(key.startswith("visual_embed.") for key in state):
-        return convert_teacher(state, options.num_attention_heads, options), None
+        return convert_teacher(state, options, options.num_attention_heads), None
     if any(key.startswith("cls_head_finetune.") for key in state):
         return convert_classifier(state, options), None
     if any(key.startswith("propagation_0") for key in state):
         return convert_segmenter(state, options), None
     beginnings = sorted({key.split(".")[0] for key in state})
-    raise ValueError(f"no known checkpoint: its keys begin with {', '.join(beginnings[:12])}")
+    raise InputError(f"no known checkpoint: its keys begin with {', '.join(beginnings[:12])}")
 
 
-def convert_pretraining(state: State, options: argparse.Namespace) -> tuple[Converted, Converted | None]:
-    encoder, rest = split_prefix(state, "ACT_encoder.")
-    tokenizer, rest = split_prefix(rest, "dvae_tokenizer.")
-    placed, report = rename(encoder, ENCODER, UNUSED_HEADS, "ACT_encoder.", "student.")
-    placed_rest, report_rest = rename(rest, DECODER)
-    placed |= placed_rest
-    fields = student_fields(placed, options) | decoder_fields(placed)
-    teacher = None
+def convert_pretraining(state: State, options: argparse.Namespace) -> tuple[PreTrainedModel, ACTTeacher | None]:
+    tokenizer = {key: tensor for key, tensor in state.items() if key.startswith("dvae_tokenizer.")}
+    rest = {key: tensor for key, tensor in state.items() if key not in tokenizer}
+    rules = under("ACT_encoder.", ENCODER, "student.") + DECODER
+    placed = rename(rest, rules, under("ACT_encoder.", UNUSED_HEADS))
+    fields, teacher = student_fields(placed, options) | decoder_fields(placed), None
     if tokenizer:
-        teacher = convert_teacher(tokenizer, None, options, "dvae_tokenizer.")
-        fields["group_size"] = teacher.model.config.group_size
-    model = build(ACTStudentForPreTraining, ACTStudentConfig, fields, placed)
-    return Converted(model, report + report_rest), teacher
+        teacher = convert_teacher(tokenizer, options, prefix="dvae_tokenizer.")
+        fields["group_size"] = teacher.config.group_size
+    return build(ACTStudentForPreTraining, ACTStudentConfig, fields, placed), teacher
 
 
 def convert_encoder(
-    state: State, prefix: str, unused: Rules, unused_inside: Rules, options: argparse.Namespace
-) -> Converted:
-    encoder, rest = split_prefix(state, prefix)
-    _, report_rest = rename(rest, [], unused)
-    is_recon = any("_contrast." in key for key in encoder)
+    state: State, prefix: str, unused: Rules, unused_in_encoder: Rules, options: argparse.Namespace
+) -> ACTStudent:
+    is_recon = any("_contrast." in key for key in state)
     if is_recon:  # its global queries have weights of their own, and groups never see them
-        unused_inside = [(r"cls_(token|pos)$", "ReCon's branch of global queries"), *unused_inside]
-    placed, report = rename(encoder, ENCODER, unused_inside, prefix, "student.")
-    fields = student_fields(placed, options)
+        unused_in_encoder = [(r"cls_(token|pos)$", "ReCon's branch of global queries"), *unused_in_encoder]
+    placed = rename(state, under(prefix, ENCODER, "student."), [*unused, *under(prefix, unused_in_encoder)])
+    fields = student_fields(placed, options) | {"residual_after_norm": is_recon}
     if not fields["use_cls_token"]:
-        report.append("no class token in the file: use_cls_token=False, and `pooler_output` is [mean, max]")
-    if is_recon:
-        fields["residual_after_norm"] = True
+        print("no class token in the file: use_cls_token=False, and `pooler_output` is [mean, max]")
     placed = {key.removeprefix("student."): tensor for key, tensor in placed.items()}
-    return Converted(build(ACTStudent, ACTStudentConfig, fields, placed), report + report_rest)
+    return build(ACTStudent, ACTStudentConfig, fields, placed)
 
 
-def convert_classifier(state: State, options: argparse.Namespace) -> Converted:
-    head = {key: tensor for key, tensor in state.items() if key.startswith("cls_head_finetune.")}
-    encoder = {key: tensor for key, tensor in state.items() if key not in head}
-    placed, report = rename(encoder, ENCODER, UNUSED_HEADS, "", "student.")
-    placed_head, report_head = rename(head, CLASSIFIER)
-    placed |= placed_head
-    last = max(int(key.split(".")[2]) for key in placed_head)
+def convert_classifier(state: State, options: argparse.Namespace) -> ACTStudentForPointCloudClassification:
+    placed = rename(state, under("", ENCODER, "student.") + CLASSIFIER, UNUSED_HEADS)
+    last = max(int(key.split(".")[2]) for key in placed if key.startswith("classifier."))
     fields = student_fields(placed, options) | {"head": "mlp3" if last else "linear"}
-    fields["num_labels"] = checked_num_labels(placed[f"classifier.layers.{last}.weight"], options)
+    fields["num_labels"] = agree(options, "num_labels", placed[f"classifier.layers.{last}.weight"].shape[0])
     if last:
         fields["classifier_dim"] = placed["classifier.layers.0.weight"].shape[0]
-    model = build(ACTStudentForPointCloudClassification, ACTStudentConfig, fields, placed)
-    return Converted(model, report + report_head)
+    return build(ACTStudentForPointCloudClassification, ACTStudentConfig, fields, placed)
 
 
-def convert_segmenter(state: State, options: argparse.Namespace) -> Converted:
-    head = {key: tensor for key, tensor in state.items() if re.match(r"(label_conv|propagation_0|convs\d|bns\d)", key)}
-    encoder = {key: tensor for key, tensor in state.items() if key not in head}
-    placed, report = rename(encoder, ENCODER, UNUSED_HEADS, "", "student.")
-    placed_head, report_head = rename(head, SEGMENTER)
-    placed |= placed_head
+def convert_segmenter(state: State, options: argparse.Namespace) -> PreTrainedModel:
+    placed = rename(state, under("", ENCODER, "student.") + SEGMENTER, UNUSED_HEADS)
     width = {key: placed[f"head.{key}.weight"].shape[0] for key in ("propagate1", "propagate2", "linear1", "linear2")}
     fields = student_fields(placed, options, num_groups=128) | {
-        "num_labels": checked_num_labels(placed["head.linear3.weight"], options),
+        "num_labels": agree(options, "num_labels", placed["head.linear3.weight"].shape[0]),
         "propagation_dims": [width["propagate1"], width["propagate2"]],
         "segmentation_dims": [width["linear1"], width["linear2"]],
         "use_cls_token": True,
@@ -139,59 +119,59 @@ def convert_segmenter(state: State, options: argparse.Namespace) -> Converted:
     if "category_embedding.weight" in placed:
         model_class = ACTStudentForPartSegmentation
         fields["category_dim"], fields["num_categories"] = placed["category_embedding.weight"].shape[:2]
-    return Converted(build(model_class, ACTStudentConfig, fields, placed), report + report_head)
+    return build(model_class, ACTStudentConfig, fields, placed)
 
 
-def convert_teacher(state: State, num_heads: int | None, options: argparse.Namespace, prefix: str = "") -> Converted:
-    backbone = {key: tensor for key, tensor in state.items() if key.startswith("visual_embed.")}
+def convert_teacher(
+    state: State, options: argparse.Namespace, num_heads: int | None = None, prefix: str = ""
+) -> ACTTeacher:
+    backbone = {key: tensor for key, tensor in state.items() if key.startswith(f"{prefix}visual_embed.")}
     rest = {key: tensor for key, tensor in state.items() if key not in backbone}
-    weights, fields, report_backbone = read_official_backbone(backbone, prefix)
-    placed, report = rename(rest, TEACHER, [], prefix)
-    placed |= {f"backbone.{key}": tensor for key, tensor in weights.items()}
+    weights, fields = convert_backbone(backbone, prefix)
+    placed = rename(rest, under(prefix, TEACHER)) | {f"backbone.{key}": tensor for key, tensor in weights.items()}
     fields |= teacher_fields(placed) | {"num_groups": options.num_groups or 64, "skip_near_origin": True}
+    agree(options, "group_size", fields["group_size"])
     fields["num_attention_heads"] = default_heads(fields["hidden_size"], num_heads)
     if options.backbone:
-        fields |= named_backbone_fields(options.backbone, fields, num_heads, report)
-    return Converted(build(ACTTeacher, ACTTeacherConfig, fields, placed), report + report_backbone)
+        fields |= named_backbone_fields(options.backbone, fields, num_heads)
+    return build(ACTTeacher, ACTTeacherConfig, fields, placed)
 
 
-def read_official_backbone(state: State, prefix: str) -> tuple[State, dict, list[str]]:
-    """Weights of `ACTBackbone` and the fields they tell, from the keys under `visual_embed`."""
+def convert_backbone(state: State, prefix: str) -> tuple[State, dict]:
+    """Convert the keys under `visual_embed` to weights of `ACTBackbone`, and the fields that these determine."""
+    state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
     style = "timm"
     if any(re.match(BACKBONE_STYLES["bert"][0], key) for key in state):
         style = "bert"
     elif "visual_embed.0.weight" in state:
         style = "clip"
     block_key, norms, (activation, epsilon, position) = BACKBONE_STYLES[style]
-    blocks, weights, report = {}, {}, []
+    blocks, others = {}, {}
     for key, tensor in state.items():
         if match := re.match(block_key, key):
             blocks.setdefault(int(match[1]), {})[key[match.end() :]] = tensor
-            report.append(f"{prefix}{key} -> backbone.layers.{match[1]}")
-            continue
-        norm = next((norm for norm in norms if key.startswith(norm)), None)
-        if norm is None:
-            raise ValueError(f"no place for {prefix}{key} of shape {tuple(tensor.shape)}")
-        weights[norms[norm] + key.removeprefix(norm)] = tensor
-        report.append(f"{prefix}{key} -> backbone.{norms[norm]}{key.removeprefix(norm)}")
+            print(f"{prefix}{key} -> backbone.layers.{match[1]}")
+        else:
+            others[prefix + key] = tensor
+    weights = {key.removeprefix("backbone."): tensor for key, tensor in rename(others, under(prefix, norms)).items()}
     for index, block in blocks.items():
         for role, tensor in read_block(block, f"{prefix}visual_embed, block {index}").items():
             weights[f"layers.{index}.{role}"] = tensor
     fields = {"hidden_act": activation, "layer_norm_eps": epsilon, "norm_position": position}
-    return weights, fields | shape_fields(weights), report
+    return weights, fields | shape_fields(weights)
 
 
-def named_backbone_fields(name: str, fields: dict, num_heads: int | None, report: list[str]) -> dict:
-    """What only the backbone itself tells: its heads, activation and epsilon."""
+def named_backbone_fields(name: str, fields: dict, num_heads: int | None) -> dict:
+    """Fields that the weights do not determine, read from the backbone itself: heads, activation and epsilon."""
     try:
         named, _ = load_backbone(name, pretrained=False)
     except (ImportError, OSError, RuntimeError) as error:
-        report.append(f"{name} could not be read ({str(error).splitlines()[0]}): activation and heads are assumed")
+        print(f"{name} could not be read ({str(error).splitlines()[0]}): activation and heads are assumed")
         return {"backbone": name}
     if named["hidden_size"] != fields["hidden_size"]:
-        raise ValueError(f"{name} is {named['hidden_size']} wide, the checkpoint's backbone {fields['hidden_size']}")
-    told = {key: named[key] for key in ("hidden_act", "layer_norm_eps", "norm_position") if key in named}
-    return {"backbone": name, **told, "num_attention_heads": num_heads or named["num_attention_heads"]}
+        raise InputError(f"{name} is {named['hidden_size']} wide, the checkpoint's backbone {fields['hidden_size']}")
+    own = {key: named[key] for key in ("hidden_act", "layer_norm_eps", "norm_position") if key in named}
+    return {"backbone": name, **own, "num_attention_heads": num_heads or named["num_attention_heads"]}
 
 
 def student_fields(placed: State, options: argparse.Namespace, num_groups: int = 64) -> dict:
@@ -213,7 +193,7 @@ def student_fields(placed: State, options: argparse.Namespace, num_groups: int =
         "qkv_bias": "student.layers.0.attention.qkv.bias" in placed,
         "use_cls_token": "student.cls_token" in placed,
     }
-    return fields | ({"num_labels": options.num_labels} if options.num_labels else {})
+    return fields | {name: value for name in ("group_size", "num_labels") if (value := getattr(options, name))}
 
 
 def decoder_fields(placed: State) -> dict:
@@ -251,37 +231,38 @@ def teacher_fields(placed: State) -> dict:
 def count_layers(placed: State, prefix: str) -> int:
     indices = {int(key.removeprefix(prefix).split(".")[0]) for key in placed if key.startswith(prefix)}
     if indices != set(range(len(indices))):
-        raise ValueError(f"{prefix}* has gaps: layers {sorted(indices)}")
+        raise InputError(f"{prefix}* has gaps: layers {sorted(indices)}")
     return len(indices)
 
 
 def default_heads(hidden_size: int, num_heads: int | None) -> int:
-    """The published models have heads of 64."""
+    """Number of heads, 64 wide as in the published models if it is not given."""
     if num_heads is None and hidden_size % 64:
-        raise ValueError(f"width {hidden_size} is not divisible by 64: give --num_attention_heads")
+        raise InputError(f"width {hidden_size} is not divisible by 64: give --num_attention_heads")
     return num_heads or hidden_size // 64
 
 
-def checked_num_labels(weight: Tensor, options: argparse.Namespace) -> int:
-    if options.num_labels not in (None, weight.shape[0]):
-        raise ValueError(f"--num_labels {options.num_labels} contradicts the file's head of {weight.shape[0]} classes")
-    return weight.shape[0]
+def agree(options: argparse.Namespace, flag: str, value: int) -> int:
+    """Return a value of the file, which a flag must not contradict."""
+    if getattr(options, flag) not in (None, value):
+        raise InputError(f"--{flag} {getattr(options, flag)} contradicts the file, which has {value}")
+    return value
 
 
 def build(model_class: type, config_class: type, fields: dict, placed: State) -> PreTrainedModel:
-    """The model with exactly these weights; shapes may differ by dimensions of one (convolutions, tokens)."""
+    """Build a model with exactly these weights, whose shapes may have other dimensions of one (convolutions)."""
     config = config_class(**fields)
-    with torch.device("meta"):  # without memory, until the shapes are known to be right
+    with torch.device("meta"):  # allocates nothing before the shapes are checked
         expected = model_class(config).state_dict()
     for key in expected:
         if key.endswith("num_batches_tracked"):
             placed.setdefault(key, torch.zeros((), dtype=torch.long))
     missing, surplus = sorted(set(expected) - set(placed)), sorted(set(placed) - set(expected))
     if missing or surplus:
-        raise ValueError(f"{model_class.__name__} lacks {missing[:8]} and has no place for {surplus[:8]}")
+        raise InputError(f"{model_class.__name__} lacks {missing[:8]} and has no place for {surplus[:8]}")
     for key, tensor in placed.items():
         if squeezed(tensor) != squeezed(expected[key]):
-            raise ValueError(f"{key}: expected shape {tuple(expected[key].shape)}, the file has {tuple(tensor.shape)}")
+            raise InputError(f"{key}: expected shape {tuple(expected[key].shape)}, the file has {tuple(tensor.shape)}")
         placed[key] = tensor.reshape(expected[key].shape)
     model = model_class(config)
     model.load_state_dict(placed, strict=True)
@@ -293,28 +274,29 @@ def squeezed(tensor: Tensor) -> list[int]:
 
 
 def make_processor(model: PreTrainedModel, options: argparse.Namespace) -> ACTPointCloudProcessor:
-    """What the authors gave such a model: 16 points a group, in the unit sphere unless they come from ScanObjectNN or
-    from rooms; in evaluation of finetuned models points far from one another, of a cloud that fits it as a whole."""
+    """Processor for clouds as the authors prepared them in evaluation.
+
+    16 points a group, in the unit sphere unless they come from ScanObjectNN or from rooms. Finetuned models take
+    points by farthest point sampling, of a cloud that is normalized as a whole.
+    """
     finetuned = not isinstance(model, (ACTStudent, ACTStudentForPreTraining, ACTTeacher))
     in_rooms = isinstance(model, ACTStudentForSemanticSegmentation)
-    kept = options.not_normalized or in_rooms
+    normalize = "cloud" if finetuned else True
     return ACTPointCloudProcessor(
         num_points=options.num_points or 16 * model.config.num_groups,
         point_sampling="farthest" if finetuned and not in_rooms else "random",
-        normalize=False if kept else "cloud" if finetuned else True,
+        normalize=False if options.not_normalized or in_rooms else normalize,
         up_axis="z" if in_rooms else "y",
         unit="m" if in_rooms else None,
         block_size=1.0 if in_rooms else None,
     )
 
 
-def write(converted: Converted, folder: Path, options: argparse.Namespace) -> None:
-    for line in converted.report:
-        print(line)
-    converted.model.save_pretrained(folder)
-    make_processor(converted.model, options).save_pretrained(folder)
-    millions = sum(parameter.numel() for parameter in converted.model.parameters()) / 1e6
-    print(f"wrote {type(converted.model).__name__} with {millions:.1f} M parameters to {folder}")
+def write(model: PreTrainedModel, folder: Path, options: argparse.Namespace) -> None:
+    model.save_pretrained(folder)
+    make_processor(model, options).save_pretrained(folder)
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    print(f"wrote {type(model).__name__} with {millions:.1f} M parameters to {folder}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -322,25 +304,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m modeling_act convert", description=description)
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR")
-    parser.add_argument("--teacher_output", type=Path, metavar="DIR", help="where the teacher of a stage-2 file goes")
-    parser.add_argument("--num_groups", type=int, help="default 64; segmentation 128")
+    parser.add_argument("--teacher_output", type=Path, metavar="DIR", help="folder for the teacher of a stage-2 file")
+    parser.add_argument("--num_groups", type=int, help="groups of a cloud; default 64, segmentation 128")
+    parser.add_argument("--group_size", type=int, help="points of a group; default 32, a teacher's in the file")
     parser.add_argument("--num_points", type=int, help="points of a cloud; default 16 a group")
     parser.add_argument("--not_normalized", action="store_true", help="clouds keep their size, as of ScanObjectNN")
-    parser.add_argument("--num_attention_heads", type=int, help="of the converted model; default width / 64")
+    parser.add_argument("--num_attention_heads", type=int, help="heads of the converted model; default width / 64")
     parser.add_argument("--backbone", help="timm or transformers name of the teacher's Transformer")
     parser.add_argument("--num_labels", type=int, help="checked against the head; recorded where there is none")
     options = parser.parse_args(arguments)
     try:
-        converted, teacher = convert(read_state(options.checkpoint), options)
+        model, teacher = convert(read_state(options.checkpoint), options)
         if options.teacher_output and teacher is None:
-            raise ValueError("--teacher_output: the file carries no teacher beside another model")
-        write(converted, options.output_dir, options)
+            raise InputError("--teacher_output: the file carries no teacher beside another model")
+        write(model, options.output_dir, options)
         if teacher is not None and options.teacher_output:
             write(teacher, options.teacher_output, options)
         elif teacher is not None:
-            print("dvae_tokenizer.* not written: the teacher; give --teacher_output to keep it")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+            print("the teacher, dvae_tokenizer.*, is not written; give --teacher_output to keep it")
+    except (ValueError, OSError, StrictDataclassError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     except (KeyError, IndexError) as error:
         print(f"error: {options.checkpoint} lacks what belongs at {error}", file=sys.stderr)
     else:

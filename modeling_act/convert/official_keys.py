@@ -1,12 +1,13 @@
-"""State-dict keys of the released checkpoints and where they go in our models; read by `convert_checkpoint.py`."""
+"""State-dict keys of the released checkpoints, and their names in our models. Used by `official_checkpoint`."""
 
 import re
-from collections.abc import Iterable
 
 from torch import Tensor
 
+from ..errors import InputError
+
 State = dict[str, Tensor]
-Rules = list[tuple[str, str]]  # what a key starts with (a regular expression), and what stands there instead
+Rules = list[tuple[str, str]]  # pattern that a key starts with, and its replacement
 
 GROUP_EMBEDDING: Rules = [
     (r"encoder\.first_conv\.0\.", "group_embedding.linear1."),
@@ -75,15 +76,15 @@ TEACHER: Rules = GROUP_EMBEDDING + [
     (r"decoder\.final_conv\.4\.", "decoder.norm2."),
     (r"decoder\.final_conv\.6\.", "decoder.fold3."),
 ]
-# How `visual_embed` holds a backbone: its blocks, its norms, and what the names alone do not tell.
+# How `visual_embed` holds a backbone: pattern of its blocks, its norms, and (activation, epsilon, norm position).
 BACKBONE_STYLES = {
-    "timm": (r"visual_embed\.0\.(\d+)\.", {"visual_embed.1.": "norm."}, ("gelu", 1e-6, "pre")),
+    "timm": (r"visual_embed\.0\.(\d+)\.", [(r"visual_embed\.1\.", "backbone.norm.")], ("gelu", 1e-6, "pre")),
     "clip": (
         r"visual_embed\.1\.(\d+)\.",
-        {"visual_embed.0.": "input_norm.", "visual_embed.2.": "norm."},
+        [(r"visual_embed\.0\.", "backbone.input_norm."), (r"visual_embed\.2\.", "backbone.norm.")],
         ("quick_gelu", 1e-5, "pre"),
     ),
-    "bert": (r"visual_embed\.0\.layer\.(\d+)\.", {}, ("gelu", 1e-12, "post")),
+    "bert": (r"visual_embed\.0\.layer\.(\d+)\.", [], ("gelu", 1e-12, "post")),
 }
 UNUSED_HEADS: Rules = [(r"(lm_head|cls_head)\.", "head of Point-BERT, untrained here")]
 UNUSED_POINT_MAE: Rules = [
@@ -102,25 +103,24 @@ UNUSED_POINT_BERT: Rules = [
 UNUSED_POINT_BERT_ENCODER: Rules = [(r"mask_token$", "replaces masked groups in pretraining"), *UNUSED_HEADS]
 
 
-def split_prefix(state: State, prefix: str) -> tuple[State, State]:
-    inside = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
-    return inside, {key: tensor for key, tensor in state.items() if not key.startswith(prefix)}
+def under(prefix: str, rules: Rules, target: str = "") -> Rules:
+    """The same rules for keys below a prefix; what they put in its place begins with `target`."""
+    return [(f"{re.escape(prefix)}(?:{pattern})", target + replacement) for pattern, replacement in rules]
 
 
-def rename(
-    state: State, rules: Rules, unused: Iterable[tuple[str, str]] = (), prefix: str = "", target: str = ""
-) -> tuple[State, list[str]]:
-    """Places every key by the first rule it matches; the report says where each went. Fails on any that is left."""
-    placed, report, left = {}, [], []
+def rename(state: State, rules: Rules, unused: Rules = ()) -> State:
+    """Rename every key by the first rule it matches, and print what became of it. A key without a rule is an error."""
+    placed, unknown = {}, []
     for key, tensor in state.items():
         if reason := next((reason for pattern, reason in unused if re.match(pattern, key)), None):
-            report.append(f"{prefix}{key} unused: {reason}")
+            print(f"{key} unused: {reason}")
         elif rule := next((rule for rule in rules if re.match(rule[0], key)), None):
-            ours = target + re.sub("^" + rule[0], rule[1], key, count=1)
-            placed[ours] = tensor
-            report.append(f"{prefix}{key} -> {ours}")
+            name = re.sub(f"^{rule[0]}", rule[1], key, count=1)
+            placed[name] = tensor
+            print(f"{key} -> {name}")
         else:
-            left.append(f"{prefix}{key}")
-    if left:
-        raise ValueError(f"no place for {len(left)} keys: {', '.join(left[:8])}{', ...' if len(left) > 8 else ''}")
-    return placed, report
+            unknown.append(key)
+    if unknown:
+        more = ", ..." if len(unknown) > 8 else ""
+        raise InputError(f"no place for {len(unknown)} keys: {', '.join(unknown[:8])}{more}")
+    return placed

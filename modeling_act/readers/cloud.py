@@ -1,13 +1,11 @@
-"""Any one file of points or of a mesh -> points. Used wherever a script takes files that somebody else wrote.
+"""Reads points from a file of any supported format. Used wherever files arrive that somebody else wrote.
 
-Nothing here trusts a file: counts are checked against its size before anything is allocated, nothing is unpickled, and
-whatever is wrong becomes an `InputError` of one line that names the file.
+Nothing is unpickled, results are checked, and whatever is wrong with a file becomes one line that names it.
 """
 
 import io
-import math
 import re
-import zipfile
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,33 +13,17 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from .mesh import MESH_SUFFIXES, NUM_SURFACE_POINTS, read_mesh, sample_surface
-from .pcd import read_pcd
+from .mesh import MESH_SUFFIXES, NUM_SURFACE_POINTS, read_mesh
 
 TEXT_SUFFIXES = (".xyz", ".txt", ".pts", ".csv")
 CLOUD_SUFFIXES = (*MESH_SUFFIXES, ".pcd", *TEXT_SUFFIXES, ".npy", ".npz")
-# What an archive of points calls them, the surest name first.
-POINT_ARRAYS = (
-    "points",
-    "xyz",
-    "pc",
-    "pos",
-    "point_cloud",
-    "pointcloud",
-    "coords",
-    "coord",
-    "vertices",
-    "data",
-    "inputs",
-)
-LONGEST_LINE = 100_000  # characters; of a table of points, a thousand columns
-# Points hardly compress; whatever shrinks more than this is a bomb, or says nothing.
-LARGEST_COMPRESSION = 200
+# Names of the points in an npz archive, in order of preference.
+ALIASES = ("points", "xyz", "pc", "pos", "point_cloud", "pointcloud", "coords", "coord", "vertices", "data", "inputs")
 
 
 @dataclass
 class Cloud:
-    """All (n, 3): points, and where the file has them normals, and colors in [0, 1]."""
+    """Points (n, 3), and where the file has them normals (n, 3) and colors (n, 3) in [0, 1]."""
 
     points: np.ndarray
     normals: np.ndarray | None = None
@@ -51,33 +33,29 @@ class Cloud:
 def read_cloud(
     path: str | Path, num_points: int | None = None, seed: int = 0, dtype: type[np.floating] = np.float32
 ) -> Cloud:
-    """All points of a cloud as they are, or `num_points` (default 8192) of a mesh's surface with its face normals.
+    """Read all points of a cloud, or sample `num_points` (default 8192) from the surface of a mesh, with normals.
 
-    The surface is sampled evenly by area; `seed` alone decides the draw. Coordinates of maps need float64 as `dtype`.
+    The surface is sampled uniformly by area; the same `seed` gives the same points. Coordinates of maps need float64
+    as `dtype`.
     """
     if num_points is not None and num_points < 1:
         raise InputError(f"`num_points` must be at least 1, got {num_points}")
-    wanted = num_points or NUM_SURFACE_POINTS
-    return translate_errors(path, lambda checked: _check_cloud(_read_columns(checked, wanted, seed), dtype))
+    num_points = num_points or NUM_SURFACE_POINTS
+    return translate_errors(path, lambda checked: check_cloud(read_columns(checked, num_points, seed), dtype))
 
 
 def read_table(path: str | Path) -> np.ndarray:
-    """The numbers of a text file, (rows, columns) float64, separated by blanks or commas, under at most one header."""
+    """Read the numbers of a text file, (rows, columns) float64, separated by blanks or commas; a header is skipped."""
     return translate_errors(path, lambda checked: parse_table(checked.read_bytes()))
 
 
 def read_array(path: str | Path) -> np.ndarray:
-    """The array of a .npy file, of whatever shape; numbers only."""
-
-    def read(checked: Path) -> np.ndarray:
-        with checked.open("rb") as stream:
-            return _read_npy(stream, checked.stat().st_size)
-
-    return translate_errors(path, read)
+    """Read the array of a .npy file, of any shape; numbers only."""
+    return translate_errors(path, lambda checked: check_numbers(np.load(checked, allow_pickle=False)))
 
 
 def translate_errors(path: str | Path, read: Callable[[Path], object]):
-    """What `read(path)` returns. Whatever a parser raises on a damaged file becomes one line with the file's name."""
+    """Return `read(path)`. Whatever a parser raises on a damaged file becomes one line with the file's name."""
     path = Path(path)
     try:
         if not path.exists():
@@ -89,58 +67,55 @@ def translate_errors(path: str | Path, read: Callable[[Path], object]):
         return read(path)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    except ImportError:  # a missing parser is no fault of the file
-        raise
-    except OSError as error:
-        raise InputError(f"{str(path)[:200]}: cannot be read: {error.strerror or error}") from error
+    except (OSError, ImportError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{str(path)[:200]}: cannot be read: {reason}") from error
     except Exception as error:
         reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
         raise InputError(f"{path}: is damaged, or no {path.suffix} file: {reason}") from error
 
 
-def _read_columns(path: Path, num_points: int, seed: int) -> dict[str, np.ndarray]:
+def read_columns(path: Path, num_points: int, seed: int) -> dict[str, np.ndarray]:
     suffix = path.suffix.lower()
     if suffix in MESH_SUFFIXES:
-        triangles, columns = read_mesh(path)
-        if len(triangles):
-            columns = sample_surface(triangles, num_points, seed)
-    elif suffix == ".pcd":
-        columns = read_pcd(path.read_bytes())
-    elif suffix in TEXT_SUFFIXES:
-        columns = _split_columns(parse_table(path.read_bytes()))
-    elif suffix == ".npy":
-        with path.open("rb") as stream:
-            columns = _split_columns(_read_npy(stream, path.stat().st_size))
-    elif suffix == ".npz":
-        columns = _read_npz(path)
-    else:
-        raise InputError(f"has the unsupported suffix {suffix!r}; supported are {', '.join(CLOUD_SUFFIXES)}")
-    return columns
+        return read_mesh(path, num_points, seed)
+    if suffix == ".pcd":
+        return parse_pcd(path.read_bytes())
+    if suffix in TEXT_SUFFIXES:
+        return split_columns(parse_table(path.read_bytes()))
+    if suffix == ".npy":
+        return split_columns(np.load(path, allow_pickle=False))
+    if suffix == ".npz":
+        return read_npz(path)
+    raise InputError(f"has the unsupported suffix {suffix!r}; supported are {', '.join(CLOUD_SUFFIXES)}")
 
 
-def _check_cloud(columns: dict[str, np.ndarray], dtype: type[np.floating]) -> Cloud:
+def check_cloud(columns: dict[str, np.ndarray], dtype: type[np.floating]) -> Cloud:
     points = columns["points"]
-    if points.ndim != 2 or points.shape[1] != 3:
-        raise InputError(f"must hold points of shape (n, 3), got {points.shape}")
     if not len(points):
         raise InputError("holds no points")
     for name, values in columns.items():
         if values.shape != points.shape:
             raise InputError(f"holds {name} of shape {values.shape} for points of shape {points.shape}")
-        with np.errstate(over="ignore"):  # too large for float32 is infinite
-            columns[name] = np.ascontiguousarray(values, dtype=dtype)
+        with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite
+            columns[name] = np.ascontiguousarray(check_numbers(values), dtype=dtype)
         bad = ~np.isfinite(columns[name]).all(axis=1)
         if bad.any():
             row = int(bad.argmax())
-            raise InputError(
-                f"holds {int(bad.sum())} {name} that are not finite, first {values[row].tolist()} at {row}"
-            )
+            first = values[row].tolist()
+            raise InputError(f"holds {int(bad.sum())} {name} that are not finite, first {first} at {row}")
     return Cloud(**columns)
 
 
-def _split_columns(table: np.ndarray) -> dict[str, np.ndarray]:
-    """Columns of a table without names: x y z, then normals if they can be negative or have length 1, else colors."""
-    if table.ndim != 2 or table.shape[1] not in (3, 6):
+def check_numbers(values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind not in "fiu":
+        raise InputError(f"must hold numbers, got an array of {values.dtype}")
+    return values
+
+
+def split_columns(table: np.ndarray) -> dict[str, np.ndarray]:
+    """Split a table without names: x y z, then normals if they can be negative or have length 1, else colors."""
+    if check_numbers(table).ndim != 2 or table.shape[1] not in (3, 6):
         raise InputError(f"must hold 3 columns (x y z) or 6 (and normals or colors), got an array of {table.shape}")
     points, rest = table[:, :3], table[:, 3:].astype(np.float64)
     if not rest.size:
@@ -152,7 +127,7 @@ def _split_columns(table: np.ndarray) -> dict[str, np.ndarray]:
     return {"points": points, "colors": rest / (255 if rest.max() > 1 else 1)}
 
 
-# Text ----------------------------------------------------------------------------------------------------------------
+# Tables and arrays ---------------------------------------------------------------------------------------------------
 
 
 def parse_table(data: bytes) -> np.ndarray:
@@ -160,13 +135,11 @@ def parse_table(data: bytes) -> np.ndarray:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"is not text: byte {data[error.start]:#04x} at {error.start}") from error
-    if re.search(rf"[^\n]{{{LONGEST_LINE}}}", text):
-        raise InputError(f"is no table of points: a line has {LONGEST_LINE} characters or more")
     text = re.sub("[,;]", " ", re.sub("(#|//).*", "", text)).lstrip()
     first, _, rest = text.partition("\n")
     words = first.split()
-    counted = len(words) == 1 and words[0].isdecimal()  # a .pts file begins with its number of points
-    if not counted and any(map(_is_number, words)):
+    has_count = len(words) == 1 and words[0].isdecimal()  # a .pts file begins with its number of points
+    if not has_count and any(map(is_number, words)):
         rest = text
     if not rest.strip():
         raise InputError("holds no points")
@@ -174,12 +147,12 @@ def parse_table(data: bytes) -> np.ndarray:
         table = np.loadtxt(io.StringIO(rest), comments=None, ndmin=2)
     except ValueError as error:
         raise InputError(f"is not a table of numbers: {error}") from error
-    if counted and len(table) != int(words[0]):
-        raise InputError(f"announces {words[0][:20]} points and holds {len(table)}")
+    if has_count and len(table) != int(words[0]):
+        raise InputError(f"announces {words[0]} points, got {len(table)}")
     return table
 
 
-def _is_number(word: str) -> bool:
+def is_number(word: str) -> bool:
     try:
         float(word)
     except ValueError:
@@ -187,64 +160,105 @@ def _is_number(word: str) -> bool:
     return True
 
 
-# Arrays --------------------------------------------------------------------------------------------------------------
-
-
-def _read_npy(stream: io.BufferedIOBase, size: int, kinds: str = "fiu") -> np.ndarray:
-    """An array of numbers from a stream of `size` bytes, whose header may claim anything."""
-    shape, order, kind = _read_npy_header(stream)
-    if kind.kind not in kinds:
-        raise InputError(f"must hold numbers, got an array of {kind}")
-    wanted, there = math.prod(shape) * kind.itemsize, size - stream.tell()
-    if wanted > there:
-        raise InputError(f"claims an array of {shape} {kind}, {wanted} bytes, and holds {there}")
-    return np.frombuffer(stream.read(wanted), dtype=kind).reshape(shape, order=order)
-
-
-def _read_npy_header(stream: io.BufferedIOBase) -> tuple[tuple[int, ...], str, np.dtype]:
-    version = np.lib.format.read_magic(stream)
-    if version not in ((1, 0), (2, 0)):
-        raise InputError(f"is of the version {version} of npy, which holds no plain numbers")
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran_order, kind = read(stream)
-    if min(shape, default=0) < 0:
-        raise InputError(f"claims an array of {shape}")
-    return shape, "F" if fortran_order else "C", kind
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(path) as archive:
-        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        named = next((name for name in POINT_ARRAYS if name in members), None) or _only_table(archive, members)
-        columns = _split_columns(read_member(archive, members[named]))
-        for extra in ("normals", "colors"):
-            if extra in members:
-                columns[extra] = read_member(archive, members[extra])
-    if columns.get("colors", np.zeros(1)).max(initial=0) > 1:
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        name = next((name for name in ALIASES if name in archive), None)
+        if name is None:
+            tables = [name for name in archive if archive[name].ndim == 2]
+            if len(tables) != 1:
+                names = ", ".join(archive)[:200]
+                raise InputError(f"must hold an array named {', '.join(ALIASES)}, or one table, got {names}")
+            name = tables[0]
+        columns = split_columns(archive[name])
+        columns |= {extra: archive[extra] for extra in ("normals", "colors") if extra in archive}
+    if "colors" in columns and check_numbers(columns["colors"]).max(initial=0) > 1:
         columns["colors"] = columns["colors"] / 255
     return columns
 
 
-def _only_table(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo]) -> str:
-    tables = []
-    for name, info in members.items():
-        with archive.open(info) as stream:
-            tables += [name] if len(_read_npy_header(stream)[0]) == 2 else []
-    if len(tables) != 1:
-        raise InputError(
-            f"must hold an array named {', '.join(POINT_ARRAYS)}, or one table, got {', '.join(members)[:200]}"
-        )
-    return tables[0]
+# PCD, the format of the Point Cloud Library --------------------------------------------------------------------------
 
 
-def read_member(
-    archive: zipfile.ZipFile, info: zipfile.ZipInfo, kinds: str = "fiu", harmless: int = 4096
-) -> np.ndarray:
-    """One array of an npz file. `kinds` are the letters of the NumPy types that it may have, `harmless` the bytes that
-    any packed size may stand for."""
-    if info.file_size > harmless + LARGEST_COMPRESSION * info.compress_size:
-        raise InputError(f"claims {info.file_size} bytes for {info.filename}, packed into {info.compress_size}")
-    with archive.open(info) as stream:
-        values = _read_npy(stream, info.file_size, kinds)
-        stream.read()  # to the end, where zipfile compares the checksum
-    return values
+def parse_pcd(data: bytes) -> dict[str, np.ndarray]:
+    """Points, normals and colors of a PCD file: text, binary, or binary compressed with LZF."""
+    last = re.search(rb"^DATA[ \t]+(\w+)[ \t]*\r?\n", data, re.MULTILINE)
+    if last is None:
+        raise InputError("has no DATA line at the end of its header")
+    lines = data[: last.start()].decode("ascii").splitlines()
+    header = {words[0]: words[1:] for line in lines if (words := line.split())}
+    names, body = header["FIELDS"], data[last.end() :]
+    if not {"x", "y", "z"} <= set(names):
+        raise InputError(f"must have the fields x, y and z, got {' '.join(names)[:100]}")
+    kinds = [f"<{kind.lower()}{size}" for kind, size in zip(header["TYPE"], header["SIZE"], strict=True)]
+    shapes = [(int(count),) for count in header.get("COUNT", ["1"] * len(names))]
+    # Numbered, because padding fields may share the name "_".
+    fields = [(str(place), *field) for place, field in enumerate(zip(kinds, shapes, strict=True))]
+    num_points = int(header["WIDTH"][0]) * int(header["HEIGHT"][0])
+    if last[1] == b"ascii":
+        rows = parse_pcd_text(body, fields, num_points)
+    elif last[1] == b"binary":
+        rows = np.frombuffer(body, fields, num_points)
+    elif last[1] == b"binary_compressed":
+        packed_size, size = struct.unpack("<II", body[:8])
+        rows = join_fields(unpack_lzf(body[8 : 8 + packed_size], size), fields, num_points)
+    else:
+        raise InputError(f"must have DATA ascii, binary or binary_compressed, got {last[1].decode()[:40]!r}")
+    return name_fields({name: rows[str(place)][:, 0] for place, name in enumerate(names)})
+
+
+def parse_pcd_text(body: bytes, fields: list[tuple], num_points: int) -> np.ndarray:
+    table = np.loadtxt(io.BytesIO(body), ndmin=2, comments=None) if body.strip() else ()
+    if len(table) != num_points:
+        raise InputError(f"announces {num_points} points, got {len(table)}")
+    rows, start = np.empty(num_points, fields), 0
+    for name, _, (count,) in fields:
+        with np.errstate(invalid="ignore", over="ignore"):
+            rows[name] = table[:, start : start + count]
+        start += count
+    return rows
+
+
+def join_fields(data: bytes, fields: list[tuple], num_points: int) -> np.ndarray:
+    """Rows of a compressed file, which holds one field after the other."""
+    rows, start = np.empty(num_points, fields), 0
+    for name, kind, (count,) in fields:
+        values = np.frombuffer(data, kind, num_points * count, start)
+        rows[name] = values.reshape(num_points, count)
+        start += values.nbytes
+    return rows
+
+
+def unpack_lzf(packed: bytes, size: int) -> bytes:
+    """Unpack runs of up to 32 plain bytes, and references of up to 264 bytes to the 8192 bytes unpacked before."""
+    unpacked, at = bytearray(), 0
+    while at < len(packed):
+        control = packed[at]
+        at += 1
+        if control < 32:
+            unpacked += packed[at : at + control + 1]
+            at += control + 1
+            continue
+        length = control >> 5
+        if length == 7:
+            length += packed[at]
+            at += 1
+        start = len(unpacked) - ((control & 31) << 8) - packed[at] - 1
+        at += 1
+        if start < 0:
+            raise InputError("refers to bytes before the beginning of its packed points")
+        period = unpacked[start : start + length + 2]  # shorter than the reference where that runs into itself
+        unpacked += (period * ((length + 2) // len(period) + 1))[: length + 2]
+    if len(unpacked) != size:
+        raise InputError(f"announces {size} bytes of points, got {len(unpacked)}")
+    return bytes(unpacked)
+
+
+def name_fields(fields: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    columns = {"points": np.stack([fields[axis] for axis in "xyz"], axis=1)}
+    if {"normal_x", "normal_y", "normal_z"} <= set(fields):
+        columns["normals"] = np.stack([fields[f"normal_{axis}"] for axis in "xyz"], axis=1)
+    packed = fields.get("rgb", fields.get("rgba"))
+    if packed is not None and packed.dtype.itemsize == 4:  # three bytes in the bits of one number
+        bits = np.ascontiguousarray(packed).view(np.uint32)
+        columns["colors"] = np.stack([bits >> shift & 255 for shift in (16, 8, 0)], axis=1) / 255
+    return columns

@@ -37,7 +37,7 @@ struct Boxes {
     }
 };
 
-// Only valid points are kept. Places beyond the last one hold NaN, which no comparison lets win.
+// Places beyond the last point hold NaN, which no comparison lets win.
 template <class T>
 class BucketTree {
 public:
@@ -52,20 +52,15 @@ public:
     Boxes<T> buckets, groups;
 
     // In the order of the cloud; the boxes stay unset.
-    void build_in_order(const T* points, const uint8_t* mask, int64_t count) {
-        int64_t kept = mask == nullptr ? count : 0;
-        if (mask == nullptr)
-            for (int64_t i = 0; i < count; ++i) put(i, points, i);
-        else
-            for (int64_t i = 0; i < count; ++i)
-                if (mask[i]) put(kept++, points, i);
-        num_points = kept;
+    void build_in_order(const T* points, int64_t count) {
+        for (int64_t i = 0; i < count; ++i) put(i, points, i);
+        num_points = count;
         pad(kSubsets);
     }
 
     // Along a space-filling curve.
-    void build_sorted(const T* points, const uint8_t* mask, int64_t count) {
-        build_in_order(points, mask, count);
+    void build_sorted(const T* points, int64_t count) {
+        build_in_order(points, count);
         write_codes();
         const uint64_t* keys = sort_by_code();
         for (int64_t i = 0; i < num_points; ++i) put(i, points, int64_t(keys[i] & UINT32_MAX));

@@ -97,39 +97,23 @@ private:
 template <class T>
 struct ChamferBatch {
     const T *points, *target;
-    const uint8_t *mask, *target_mask;
     int64_t batch, num_points, num_targets;
     bool squared;
     int64_t *nearest_target, *nearest_point;
-
-    const uint8_t* mask_of(int64_t cloud) const { return mask == nullptr ? nullptr : mask + cloud * num_points; }
-    const uint8_t* target_mask_of(int64_t cloud) const {
-        return target_mask == nullptr ? nullptr : target_mask + cloud * num_targets;
-    }
 };
 
-inline int64_t count_valid(const uint8_t* mask, int64_t count) {
-    if (mask == nullptr) return count;
-    int64_t valid = 0;
-    for (int64_t i = 0; i < count; ++i) valid += mask[i];
-    return valid;
-}
-
-// The mean over the valid points of the squared distances or of their roots; NaN if there is none. Summed in double
-// and in one order, so that neither the instruction set nor the number of threads shows. `squared` is padded to eights
-// and overwritten.
+// The mean of the squared distances or of their roots. Summed in double and in one order, so that neither the
+// instruction set nor the number of threads shows. `squared` is padded to eights and overwritten.
 template <class T>
-double mean_distance(T* squared, const uint8_t* mask, int64_t count, bool keep_squared) {
+double mean_distance(T* squared, int64_t count, bool keep_squared) {
     if (!keep_squared)
         for (int64_t i = 0; i < count; ++i) squared[i] = T(__builtin_sqrt(squared[i]));
-    if (mask != nullptr)
-        for (int64_t i = 0; i < count; ++i) squared[i] = mask[i] ? squared[i] : T(0);
     for (int64_t i = count; i < round_up(count, 8); ++i) squared[i] = 0;
     double sums[8] = {};
     for (int64_t i = 0; i < count; i += 8)
         for (int64_t j = 0; j < 8; ++j) sums[j] += squared[i + j];
     const double sum = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
-    return sum / double(count_valid(mask, count));
+    return sum / double(count);
 }
 
 // One pair of clouds, searched both ways.
@@ -143,9 +127,8 @@ public:
 
     void build(int64_t cloud) {
         cloud_ = cloud;
-        build_tree(points_, pairs_.points + 3 * cloud * pairs_.num_points, pairs_.mask_of(cloud), pairs_.num_points);
-        build_tree(targets_, pairs_.target + 3 * cloud * pairs_.num_targets, pairs_.target_mask_of(cloud),
-                   pairs_.num_targets);
+        build_tree(points_, pairs_.points + 3 * cloud * pairs_.num_points, pairs_.num_points);
+        build_tree(targets_, pairs_.target + 3 * cloud * pairs_.num_targets, pairs_.num_targets);
     }
 
     // The searches are cut into tasks of neighbouring queries: first those of points, then those of targets.
@@ -161,20 +144,10 @@ public:
                            pairs_.nearest_point + cloud_ * pairs_.num_targets);
     }
 
-    // What is masked was no query. A masked point has target 0, a masked target the point nearest to the origin.
     void finish(T* loss) {
-        const uint8_t *mask = pairs_.mask_of(cloud_), *target_mask = pairs_.target_mask_of(cloud_);
-        if (mask != nullptr)
-            for (int64_t i = 0; i < pairs_.num_points; ++i)
-                if (!mask[i]) pairs_.nearest_target[cloud_ * pairs_.num_points + i] = 0;
-        if (target_mask != nullptr) {
-            const int64_t nearest = nearest_to_origin(points_);
-            for (int64_t i = 0; i < pairs_.num_targets; ++i)
-                if (!target_mask[i]) pairs_.nearest_point[cloud_ * pairs_.num_targets + i] = nearest;
-        }
         if (loss == nullptr) return;
-        const double there = mean_distance(point_squared_ + 0, mask, pairs_.num_points, pairs_.squared);
-        const double back = mean_distance(target_squared_ + 0, target_mask, pairs_.num_targets, pairs_.squared);
+        const double there = mean_distance(point_squared_ + 0, pairs_.num_points, pairs_.squared);
+        const double back = mean_distance(target_squared_ + 0, pairs_.num_targets, pairs_.squared);
         loss[cloud_] = T(pairs_.squared ? there + back : (there + back) / 2);
     }
 
@@ -190,23 +163,11 @@ private:
 
     static int64_t tasks_of(const BucketTree<T>& queries) { return (queries.num_points + kTaskSize - 1) / kTaskSize; }
 
-    void build_tree(BucketTree<T>& tree, const T* points, const uint8_t* mask, int64_t count) {
+    void build_tree(BucketTree<T>& tree, const T* points, int64_t count) {
         if (sorted_)
-            tree.build_sorted(points, mask, count);
+            tree.build_sorted(points, count);
         else
-            tree.build_in_order(points, mask, count);
-    }
-
-    static int64_t nearest_to_origin(const BucketTree<T>& tree) {
-        int64_t nearest = 0;
-        T smallest = kInfinity<T>;
-        for (int64_t i = 0; i < tree.num_points; ++i) {
-            const T norm = squared_norm(tree.x[i], tree.y[i], tree.z[i]);
-            const bool wins = norm < smallest || (norm == smallest && tree.index[i] < nearest);
-            nearest = wins ? tree.index[i] : nearest;
-            smallest = wins ? norm : smallest;
-        }
-        return nearest;
+            tree.build_in_order(points, count);
     }
 
     void search_one_way(const BucketTree<T>& queries, const BucketTree<T>& tree, int64_t begin, int64_t end,
@@ -268,13 +229,10 @@ void chamfer_forward(const ChamferBatch<T>& pairs, int threads, T* loss) {
     }
 }
 
-// The gradient of one direction: each valid query pulls itself and its neighbour together. False if an index is out
-// of range. A masked neighbour, met only where all distances overflow, stands at the origin; its gradient is cleared
-// later.
+// The gradient of one direction: each query pulls itself and its neighbour together. False if an index is out of range.
 template <class T>
-bool pull_pairs(const T* queries, const T* others, const uint8_t* mask, const uint8_t* others_mask,
-                const int64_t* nearest, int64_t count, int64_t num_others, T scale, bool squared,
-                T* __restrict grad_queries, T* __restrict grad_others) {
+bool pull_pairs(const T* queries, const T* others, const int64_t* nearest, int64_t count, int64_t num_others, T scale,
+                bool squared, T* __restrict grad_queries, T* __restrict grad_others) {
     constexpr int64_t block = 64;
     T x[block], y[block], z[block];
     for (int64_t start = 0; start < count; start += block) {
@@ -286,8 +244,6 @@ bool pull_pairs(const T* queries, const T* others, const uint8_t* mask, const ui
             x[i] = from[0] - to[0];
             y[i] = from[1] - to[1];
             z[i] = from[2] - to[2];
-            if (others_mask != nullptr && !others_mask[other]) x[i] = from[0], y[i] = from[1], z[i] = from[2];
-            if (mask != nullptr && !mask[start + i]) x[i] = y[i] = z[i] = 0;
         }
         for (int64_t i = 0; i < size; ++i) {
             const T norm = squared_norm(x[i], y[i], z[i]);
@@ -310,13 +266,6 @@ bool pull_pairs(const T* queries, const T* others, const uint8_t* mask, const ui
     return true;
 }
 
-template <class T>
-void clear_masked(const uint8_t* mask, int64_t count, T* gradient) {
-    if (mask == nullptr) return;
-    for (int64_t i = 0; i < count; ++i)
-        if (!mask[i]) gradient[3 * i] = gradient[3 * i + 1] = gradient[3 * i + 2] = 0;
-}
-
 // False if an index is out of range.
 template <class T>
 bool chamfer_backward(const ChamferBatch<T>& pairs, const T* grad_loss, int threads, T* grad_points, T* grad_target) {
@@ -327,18 +276,15 @@ bool chamfer_backward(const ChamferBatch<T>& pairs, const T* grad_loss, int thre
             const int64_t n = pairs.num_points, m = pairs.num_targets;
             const T *points = pairs.points + 3 * cloud * n, *target = pairs.target + 3 * cloud * m;
             T *to_points = grad_points + 3 * cloud * n, *to_target = grad_target + 3 * cloud * m;
-            const uint8_t *mask = pairs.mask_of(cloud), *target_mask = pairs.target_mask_of(cloud);
             memset(to_points, 0, sizeof(T) * 3 * n);
             memset(to_target, 0, sizeof(T) * 3 * m);
             const T grad = pairs.squared ? grad_loss[cloud] : grad_loss[cloud] / 2;
-            const T there = grad / T(count_valid(mask, n)), back = grad / T(count_valid(target_mask, m));
-            if (!pull_pairs(points, target, mask, target_mask, pairs.nearest_target + cloud * n, n, m, there,
-                            pairs.squared, to_points, to_target) ||
-                !pull_pairs(target, points, target_mask, mask, pairs.nearest_point + cloud * m, m, n, back,
-                            pairs.squared, to_target, to_points))
+            const T there = grad / T(n), back = grad / T(m);
+            if (!pull_pairs(points, target, pairs.nearest_target + cloud * n, n, m, there, pairs.squared, to_points,
+                            to_target) ||
+                !pull_pairs(target, points, pairs.nearest_point + cloud * m, m, n, back, pairs.squared, to_target,
+                            to_points))
                 __atomic_store_n(&in_range, false, __ATOMIC_RELAXED);
-            clear_masked(mask, n, to_points);
-            clear_masked(target_mask, m, to_target);
         }
     });
     return in_range;

@@ -69,35 +69,33 @@ const char* point_kernels_select(const char* name) {
     return kernels->name;
 }
 
-int point_kernels_farthest_point_sample(int is_double, const void* points, const uint8_t* mask, int64_t batch,
-                                        int64_t num_points, int64_t num_samples, int skip_near_origin, int threads,
-                                        int64_t* chosen) {
-    return selected.load()->farthest_point_sample(is_double, points, mask, batch, num_points, num_samples,
-                                                  skip_near_origin, threads, chosen);
+int point_kernels_farthest_point_sample(int is_double, const void* points, int64_t batch, int64_t num_points,
+                                        int64_t num_samples, int skip_near_origin, int threads, int64_t* chosen) {
+    return selected.load()->farthest_point_sample(is_double, points, batch, num_points, num_samples, skip_near_origin,
+                                                  threads, chosen);
 }
 
-int point_kernels_k_nearest_neighbors(int is_double, const void* queries, const void* points, const uint8_t* mask,
-                                      int64_t batch, int64_t num_queries, int64_t num_points, int64_t k, int threads,
+int point_kernels_k_nearest_neighbors(int is_double, const void* queries, const void* points, int64_t batch,
+                                      int64_t num_queries, int64_t num_points, int64_t k, int threads,
                                       void* distances, int64_t* indices) {
-    return selected.load()->k_nearest_neighbors(is_double, queries, points, mask, batch, num_queries, num_points, k,
-                                                threads, distances, indices);
+    return selected.load()->k_nearest_neighbors(is_double, queries, points, batch, num_queries, num_points, k, threads,
+                                                distances, indices);
 }
 
-int point_kernels_chamfer_forward(int is_double, const void* points, const void* target, const uint8_t* mask,
-                                  const uint8_t* target_mask, int64_t batch, int64_t num_points, int64_t num_targets,
-                                  int squared, int threads, void* loss, int64_t* nearest_target,
-                                  int64_t* nearest_point) {
-    return selected.load()->chamfer_forward(is_double, points, target, mask, target_mask, batch, num_points,
-                                            num_targets, squared, threads, loss, nearest_target, nearest_point);
+int point_kernels_chamfer_forward(int is_double, const void* points, const void* target, int64_t batch,
+                                  int64_t num_points, int64_t num_targets, int squared, int threads, void* loss,
+                                  int64_t* nearest_target, int64_t* nearest_point) {
+    return selected.load()->chamfer_forward(is_double, points, target, batch, num_points, num_targets, squared,
+                                            threads, loss, nearest_target, nearest_point);
 }
 
 int point_kernels_chamfer_backward(int is_double, const void* grad_loss, const void* points, const void* target,
-                                   const int64_t* nearest_target, const int64_t* nearest_point, const uint8_t* mask,
-                                   const uint8_t* target_mask, int64_t batch, int64_t num_points, int64_t num_targets,
-                                   int squared, int threads, void* grad_points, void* grad_target) {
-    return selected.load()->chamfer_backward(is_double, grad_loss, points, target, nearest_target, nearest_point, mask,
-                                             target_mask, batch, num_points, num_targets, squared, threads,
-                                             grad_points, grad_target);
+                                   const int64_t* nearest_target, const int64_t* nearest_point, int64_t batch,
+                                   int64_t num_points, int64_t num_targets, int squared, int threads,
+                                   void* grad_points, void* grad_target) {
+    return selected.load()->chamfer_backward(is_double, grad_loss, points, target, nearest_target, nearest_point,
+                                             batch, num_points, num_targets, squared, threads, grad_points,
+                                             grad_target);
 }
 
 int point_kernels_group_max(int is_double, const void* values, int64_t groups, int64_t rows, int64_t channels,

@@ -18,20 +18,17 @@ public:
           group_farthest_(round_up(num_points, 16 * kBucketSize * kGroupSize) / kBucketSize),
           open_groups_(num_points / kBucketSize + 64), open_buckets_(num_points / kBucketSize + 64) {}
 
-    void sample(const T* points, const uint8_t* mask, int64_t num_points, int64_t num_samples, bool skip_near_origin,
-                int64_t* chosen) {
+    void sample(const T* points, int64_t num_points, int64_t num_samples, bool skip_near_origin, int64_t* chosen) {
         const bool sorted = worth_sorting(num_points, num_samples);
         if (sorted)
-            tree_.build_sorted(points, mask, num_points);
+            tree_.build_sorted(points, num_points);
         else
-            tree_.build_in_order(points, mask, num_points);
+            tree_.build_in_order(points, num_points);
         reset(skip_near_origin, sorted);
         int64_t current = 0;
-        while (mask != nullptr && current < num_points && !mask[current]) ++current;
-        if (current == num_points) current = 0;  // no valid point: the first, always
         for (int64_t i = 0; i < num_samples; ++i) {
             chosen[i] = current;
-            if (tree_.num_points == 0 || i + 1 == num_samples) continue;
+            if (i + 1 == num_samples) break;
             const T* center = points + 3 * current;
             current = sorted ? next_pruned(center) : next(center);
         }
@@ -158,14 +155,14 @@ private:
 };
 
 template <class T>
-void farthest_point_sample(const T* points, const uint8_t* mask, int64_t batch, int64_t num_points,
-                           int64_t num_samples, bool skip_near_origin, int threads, int64_t* chosen) {
+void farthest_point_sample(const T* points, int64_t batch, int64_t num_points, int64_t num_samples,
+                           bool skip_near_origin, int threads, int64_t* chosen) {
     const double operations = double(batch) * double(num_points) * double(num_samples);
     share_tasks(batch, operations, threads, [&](TaskQueue& queue) {
         FarthestPointSampler<T> sampler(num_points);
         for (int64_t cloud; queue.next(cloud);)
-            sampler.sample(points + 3 * cloud * num_points, mask == nullptr ? nullptr : mask + cloud * num_points,
-                           num_points, num_samples, skip_near_origin, chosen + cloud * num_samples);
+            sampler.sample(points + 3 * cloud * num_points, num_points, num_samples, skip_near_origin,
+                           chosen + cloud * num_samples);
     });
 }
 

@@ -1,7 +1,7 @@
 // The k nearest points of each query, nearest first, the lower index first of equally near ones.
 //
 // A bound on the k-th distance comes from a part of the points; what does not exceed it is a candidate; candidates are
-// ranked by counting. Points at an infinite distance (masked, overflown or NaN) are never candidates: they follow in
+// ranked by counting. Points at an infinite distance (overflown or NaN) are never candidates: they follow in
 // the order of their index where there are fewer than k others.
 #ifndef POINT_KERNELS_K_NEAREST_NEIGHBORS_H
 #define POINT_KERNELS_K_NEAREST_NEIGHBORS_H
@@ -58,7 +58,7 @@ public:
           candidate_indices_(padded(capacity)), bounds_(padded(capacity) / kBucketSize),
           group_bounds_(padded(capacity) / kBucketSize), ranks_(padded(capacity)), order_(padded(capacity)) {}
 
-    // Writes k distances and indices. `num_points` counts masked points too.
+    // Writes k distances and indices.
     void search(const T* query, int64_t num_points, T* distances, int64_t* indices) {
         const Vector<T> x = broadcast(query[0]), y = broadcast(query[1]), z = broadcast(query[2]);
         num_candidates_ = 0;
@@ -238,17 +238,16 @@ private:
 };
 
 template <class T>
-void k_nearest_neighbors(const T* queries, const T* points, const uint8_t* mask, int64_t batch, int64_t num_queries,
-                         int64_t num_points, int64_t k, int threads, T* distances, int64_t* indices) {
+void k_nearest_neighbors(const T* queries, const T* points, int64_t batch, int64_t num_queries, int64_t num_points,
+                         int64_t k, int threads, T* distances, int64_t* indices) {
     // Measured: boxes pay off in large clouds, and sorting the points from some tens of queries on.
     const bool sorted = num_points >= 1536 && num_queries >= 32 && 8 * k <= num_points;
     const auto build = [&](BucketTree<T>& tree, int64_t cloud) {
         const T* cloud_points = points + 3 * cloud * num_points;
-        const uint8_t* cloud_mask = mask == nullptr ? nullptr : mask + cloud * num_points;
         if (sorted)
-            tree.build_sorted(cloud_points, cloud_mask, num_points);
+            tree.build_sorted(cloud_points, num_points);
         else
-            tree.build_in_order(cloud_points, cloud_mask, num_points);
+            tree.build_in_order(cloud_points, num_points);
     };
     const auto search = [&](NeighborSearch<T>& neighbors, int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i)

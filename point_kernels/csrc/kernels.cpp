@@ -25,52 +25,48 @@ int run(int is_double, const Kernel& kernel) {
     }
 }
 
-int run_farthest_point_sample(int is_double, const void* points, const uint8_t* mask, int64_t batch,
-                              int64_t num_points, int64_t num_samples, int skip_near_origin, int threads,
-                              int64_t* chosen) {
+int run_farthest_point_sample(int is_double, const void* points, int64_t batch, int64_t num_points,
+                              int64_t num_samples, int skip_near_origin, int threads, int64_t* chosen) {
     return run(is_double, [&](auto element) {
         using T = decltype(element);
-        farthest_point_sample(static_cast<const T*>(points), mask, batch, num_points, num_samples,
-                              skip_near_origin != 0, threads, chosen);
+        farthest_point_sample(static_cast<const T*>(points), batch, num_points, num_samples, skip_near_origin != 0,
+                              threads, chosen);
         return true;
     });
 }
 
-int run_k_nearest_neighbors(int is_double, const void* queries, const void* points, const uint8_t* mask,
-                            int64_t batch, int64_t num_queries, int64_t num_points, int64_t k, int threads,
-                            void* distances, int64_t* indices) {
+int run_k_nearest_neighbors(int is_double, const void* queries, const void* points, int64_t batch,
+                            int64_t num_queries, int64_t num_points, int64_t k, int threads, void* distances,
+                            int64_t* indices) {
     return run(is_double, [&](auto element) {
         using T = decltype(element);
-        k_nearest_neighbors(static_cast<const T*>(queries), static_cast<const T*>(points), mask, batch, num_queries,
+        k_nearest_neighbors(static_cast<const T*>(queries), static_cast<const T*>(points), batch, num_queries,
                             num_points, k, threads, static_cast<T*>(distances), indices);
         return true;
     });
 }
 
-int run_chamfer_forward(int is_double, const void* points, const void* target, const uint8_t* mask,
-                        const uint8_t* target_mask, int64_t batch, int64_t num_points, int64_t num_targets,
-                        int squared, int threads, void* loss, int64_t* nearest_target, int64_t* nearest_point) {
+int run_chamfer_forward(int is_double, const void* points, const void* target, int64_t batch, int64_t num_points,
+                        int64_t num_targets, int squared, int threads, void* loss, int64_t* nearest_target,
+                        int64_t* nearest_point) {
     return run(is_double, [&](auto element) {
         using T = decltype(element);
-        const ChamferBatch<T> pairs = {static_cast<const T*>(points), static_cast<const T*>(target),
-                                       mask,           target_mask,  batch,
-                                       num_points,     num_targets,  squared != 0,
-                                       nearest_target, nearest_point};
+        const ChamferBatch<T> pairs = {static_cast<const T*>(points), static_cast<const T*>(target), batch, num_points,
+                                       num_targets, squared != 0, nearest_target, nearest_point};
         chamfer_forward(pairs, threads, static_cast<T*>(loss));
         return true;
     });
 }
 
 int run_chamfer_backward(int is_double, const void* grad_loss, const void* points, const void* target,
-                         const int64_t* nearest_target, const int64_t* nearest_point, const uint8_t* mask,
-                         const uint8_t* target_mask, int64_t batch, int64_t num_points, int64_t num_targets,
-                         int squared, int threads, void* grad_points, void* grad_target) {
+                         const int64_t* nearest_target, const int64_t* nearest_point, int64_t batch,
+                         int64_t num_points, int64_t num_targets, int squared, int threads, void* grad_points,
+                         void* grad_target) {
     return run(is_double, [&](auto element) {
         using T = decltype(element);
-        const ChamferBatch<T> pairs = {static_cast<const T*>(points), static_cast<const T*>(target),
-                                       mask,           target_mask,  batch,
-                                       num_points,     num_targets,  squared != 0,
-                                       const_cast<int64_t*>(nearest_target), const_cast<int64_t*>(nearest_point)};
+        const ChamferBatch<T> pairs = {static_cast<const T*>(points), static_cast<const T*>(target), batch, num_points,
+                                       num_targets, squared != 0, const_cast<int64_t*>(nearest_target),
+                                       const_cast<int64_t*>(nearest_point)};
         return chamfer_backward(pairs, static_cast<const T*>(grad_loss), threads, static_cast<T*>(grad_points),
                                 static_cast<T*>(grad_target));
     });

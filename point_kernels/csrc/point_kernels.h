@@ -1,8 +1,8 @@
 // The C interface of the library: what cpu_ops.py binds with ctypes. No torch and no Python header takes part.
 //
-// Clouds are dense arrays (batch, points, 3) of float or double, told apart by `is_double`; a mask is (batch, points)
-// bytes, 1 where a point is valid, or null. Indices are int64. The caller has checked the shapes: at least one point a
-// cloud, 1 <= k <= points, fewer than 2^31 points. Any values are safe, NaN included.
+// Clouds are dense arrays (batch, points, 3) of float or double, told apart by `is_double`. Indices are int64. The
+// caller has checked the shapes: at least one point a cloud, 1 <= k <= points, fewer than 2^31 points. Any values are
+// safe, NaN included.
 #ifndef POINT_KERNELS_H
 #define POINT_KERNELS_H
 
@@ -26,25 +26,24 @@ POINT_KERNELS_EXPORT const char* point_kernels_select(const char* name);
 
 // chosen: (batch, num_samples).
 POINT_KERNELS_EXPORT int point_kernels_farthest_point_sample(
-    int is_double, const void* points, const uint8_t* mask, int64_t batch, int64_t num_points, int64_t num_samples,
-    int skip_near_origin, int threads, int64_t* chosen);
+    int is_double, const void* points, int64_t batch, int64_t num_points, int64_t num_samples, int skip_near_origin,
+    int threads, int64_t* chosen);
 
 // distances, indices: (batch, num_queries, k).
 POINT_KERNELS_EXPORT int point_kernels_k_nearest_neighbors(
-    int is_double, const void* queries, const void* points, const uint8_t* mask, int64_t batch, int64_t num_queries,
-    int64_t num_points, int64_t k, int threads, void* distances, int64_t* indices);
+    int is_double, const void* queries, const void* points, int64_t batch, int64_t num_queries, int64_t num_points,
+    int64_t k, int threads, void* distances, int64_t* indices);
 
 // nearest_target: (batch, num_points), nearest_point: (batch, num_targets), loss: (batch,) or null.
 POINT_KERNELS_EXPORT int point_kernels_chamfer_forward(
-    int is_double, const void* points, const void* target, const uint8_t* mask, const uint8_t* target_mask,
-    int64_t batch, int64_t num_points, int64_t num_targets, int squared, int threads, void* loss,
-    int64_t* nearest_target, int64_t* nearest_point);
+    int is_double, const void* points, const void* target, int64_t batch, int64_t num_points, int64_t num_targets,
+    int squared, int threads, void* loss, int64_t* nearest_target, int64_t* nearest_point);
 
 // grad_loss: (batch,); grad_points and grad_target have the shapes of the clouds.
 POINT_KERNELS_EXPORT int point_kernels_chamfer_backward(
     int is_double, const void* grad_loss, const void* points, const void* target, const int64_t* nearest_target,
-    const int64_t* nearest_point, const uint8_t* mask, const uint8_t* target_mask, int64_t batch, int64_t num_points,
-    int64_t num_targets, int squared, int threads, void* grad_points, void* grad_target);
+    const int64_t* nearest_point, int64_t batch, int64_t num_points, int64_t num_targets, int squared, int threads,
+    void* grad_points, void* grad_target);
 
 // values: (groups, rows, channels); maximum, indices: (groups, channels).
 POINT_KERNELS_EXPORT int point_kernels_group_max(int is_double, const void* values, int64_t groups, int64_t rows,

@@ -5,19 +5,18 @@ import sys
 import numpy as np
 import pytest
 import torch
-from app_server import ROOT, served
+from app_server import CLASSES, ROOT, served
 
 from small_models import small_student_config, small_teacher_config
 
 sys.path.insert(0, str(ROOT / "app"))
 
-CLASSES = ["chair", "<b>lamp</b>", "mug"]
 PARTS = ["chair/seat", "chair/leg", "lamp/shade", "lamp/pole", "mug/body"]
 
 
 @pytest.fixture(scope="session")
 def model_names(tmp_path_factory) -> dict[str, str]:
-    """What each flag of the app is given."""
+    """Value of each flag of the app."""
     from modeling_act import (
         ACTPointCloudProcessor,
         ACTStudent,
@@ -64,7 +63,7 @@ def address(model_names, tmp_path_factory):
 
 @pytest.fixture
 def cloud_file(tmp_path):
-    """A full cube: wherever one clicks there is a point."""
+    """A cube full of points, so that every click hits one."""
     path = tmp_path / "cube.xyz"
     np.savetxt(path, np.random.default_rng(0).random((600, 3)), fmt="%.5f")
     return path

@@ -1,9 +1,10 @@
-"""The page in a real browser, on small real models, from the first look to a broken file."""
+"""The page in Chromium, with small real models."""
 
 import configparser
 import shutil
 import time
 
+import page
 import pytest
 from app_server import ROOT, served
 
@@ -11,7 +12,7 @@ from browser import errors_of, needs_chromium, open_browser
 
 
 def wait_for(driver, script: str, seconds: float = 20):
-    """What `return script` gives in the page, as soon as it is anything."""
+    """Value of a script in the page, as soon as it is true."""
     end = time.monotonic() + seconds
     while not (value := driver.execute_script(f"return {script}")):
         assert time.monotonic() < end, f"no {script}; there is {driver.find_element('tag name', 'body').text}"
@@ -46,7 +47,6 @@ def test_from_a_sample_to_a_broken_file(address, cloud_file, tmp_path):
         wait_for(driver, "document.querySelectorAll('#hits canvas').length >= 5")
         wait_for(driver, "document.querySelectorAll('#rebuilt canvas').length === 3")
         assert "airplane.ply" in driver.execute_script(f"return {text_of('#viewer figcaption')}")
-        assert driver.execute_script("return document.querySelectorAll('#classes .row').length") == 3
         assert driver.execute_script(f"return {text_of('#classes')}").count("<b>lamp</b>") == 1  # as text
 
         driver.find_element("css selector", "#upload input[type=file]").send_keys(str(cloud_file))
@@ -77,8 +77,8 @@ def test_from_a_sample_to_a_broken_file(address, cloud_file, tmp_path):
         )  # the cross beside a file
         wait_for(driver, "document.querySelector('#upload input[type=file]')")
         driver.find_element("css selector", "#upload input[type=file]").send_keys(str(broken))
-        told = wait_for(driver, text_of("#message"))
-        assert ".ply: " in told and "onerror" in told and "\n" not in told
+        line = wait_for(driver, text_of("#message"))
+        assert ".ply: " in line and "onerror" in line and "\n" not in line
         assert driver.execute_script(f"return {text_of('#viewer figcaption')}").startswith("cube.xyz")  # still there
         assert driver.find_elements("css selector", "img[onerror]") == []
 
@@ -144,8 +144,6 @@ def test_a_space_installs_what_the_package_needs():
 
 
 def test_a_wrong_model_ends_the_start_with_one_line(monkeypatch, model_names):
-    import page
-
     monkeypatch.setattr("sys.argv", ["app.py", "--classifier", model_names["student"]])
     with pytest.raises(SystemExit, match="app.py: error: .*holds ACTStudent, where .* is needed") as caught:
         page.main()

@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import save_file
 
 from golden_weights import golden_tensors, official_state, save_official
+from hostile_cases import Payload
 from modeling_act import ACTStudent, ACTStudentConfig, ACTStudentForPointCloudClassification, ACTTeacher
 from modeling_act.convert.official_checkpoint import main as convert
-from modeling_act.convert.official_checkpoint import read_state
+from modeling_act.convert.read_checkpoint import read_state
+from modeling_act.errors import InputError
 
 POINTS = golden_tensors()["points"]
 SIZES = ["--num_groups=16", "--num_attention_heads=6"]
@@ -180,26 +182,65 @@ def test_safetensors_are_read_too(tmp_path):
     assert model.config.head == "linear" and model.config.num_labels == 15
 
 
-class Hostile:
-    def __reduce__(self):
-        return (print, ("hostile code ran",))
+def save_pickle(path, content):
+    path.write_bytes(pickle.dumps(content, protocol=2))
 
 
-def test_pickles_that_would_run_code_are_refused(tmp_path, capsys):
-    torch.save({"base_model": {"codebook": torch.zeros(1)}, "optimizer": Hostile()}, tmp_path / "hostile.pth")
-    assert convert([str(tmp_path / "hostile.pth"), str(tmp_path / "out")]) == 1
-    captured = capsys.readouterr()
-    assert "hostile code ran" not in captured.out and "cannot be read as a checkpoint" in captured.err
-    assert captured.err.count("\n") == 1 and not (tmp_path / "out").exists()
-    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Hostile()))
-    assert convert([str(tmp_path / "plain.pth"), str(tmp_path / "out")]) == 1
-    assert "hostile code ran" not in capsys.readouterr().out
+@pytest.mark.parametrize("save", [lambda path, content: torch.save(content, path), save_pickle])
+def test_pickles_that_would_run_code_are_refused(tmp_path, capsys, save):
+    checkpoint, marker = tmp_path / "hostile.pth", tmp_path / "marker"
+    save(checkpoint, {"base_model": {"codebook": torch.zeros(1)}, "optimizer": Payload(marker)})
+    assert convert([str(checkpoint), str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert "hostile.pth cannot be read as a checkpoint of plain tensors: " in error and error.count("\n") == 1
+    assert not marker.exists() and not (tmp_path / "out").exists()
 
 
-def test_numpy_scalars_of_the_authors_are_allowed(tmp_path):
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"a": torch.zeros(1).expand(10**6, 10**6)}, "holds a as no plain tensor with all of its numbers"),
+        ({"a": torch.eye(3).to_sparse()}, "holds a as no plain tensor|cannot be read"),
+        ({"a": 3}, "holds a as no plain tensor"),
+        ({3: torch.zeros(1)}, "holds no state dict under base_model, "),
+        ({}, "holds no state dict under base_model, "),
+    ],
+)
+def test_only_plain_tensors_are_read(tmp_path, state, message):
+    torch.save({"base_model": state}, tmp_path / "state.pth")
+    with pytest.raises(InputError, match=message):
+        read_state(tmp_path / "state.pth")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_the_authors_saved_is_read(tmp_path, zipped):
+    """Parameters, tied tensors and views, all types, and NumPy scalars among the metrics, in new and old files."""
+    tied = torch.randn(8, 8)
+    state = {f"module.{kind}": torch.zeros(3).to(kind) for kind in (torch.float16, torch.int64, torch.bool)}
+    state |= {"parameter": torch.nn.Parameter(torch.ones(2)), "a": tied, "b": tied, "row": torch.arange(9.0)[3:6]}
     metrics = {"acc": np.float64(93.2), "epoch": np.int64(3), "acc32": np.float32(1)}
-    torch.save({"base_model": {"a": torch.zeros(1)}, "best_metrics": metrics}, tmp_path / "metrics.pth")
-    assert list(read_state(tmp_path / "metrics.pth")) == ["a"]
+    content = {"base_model": state, "metrics": metrics, "epoch": 3}
+    torch.save(content, tmp_path / "checkpoint.pth", _use_new_zipfile_serialization=zipped)
+    read = read_state(tmp_path / "checkpoint.pth")
+    assert set(read) == {key.removeprefix("module.") for key in state}
+    assert read["row"].tolist() == [3, 4, 5] and torch.equal(read["b"], tied)
+
+
+def test_group_size_is_given_or_read_from_a_teacher(tmp_path, capsys):
+    """The weights of an encoder fit groups of any size; those of a teacher decode groups of one."""
+    encoder = without_heads(encoder_state())
+    assert run(tmp_path, prefixed(encoder, "MAE_encoder"), *SIZES, "--group_size=24") == 0
+    model = ACTStudent.from_pretrained(tmp_path / "out")
+    assert model.config.group_size == 24 and model.group(POINTS).neighborhoods.shape == (2, 16, 24, 3)
+    assert run(tmp_path, prefixed(encoder, "MAE_encoder"), *SIZES) == 0
+    assert ACTStudent.from_pretrained(tmp_path / "out").config.group_size == 32
+    save_official("student_state", tmp_path / "stage2.pth", teacher=True)
+    arguments = [str(tmp_path / "stage2.pth"), str(tmp_path / "student"), *SIZES]
+    assert convert(arguments) == 0
+    assert ACTStudentConfig.from_pretrained(tmp_path / "student").group_size == 32
+    capsys.readouterr()
+    assert convert([*arguments, "--group_size=16"]) == 1
+    assert capsys.readouterr().err == "error: --group_size 16 contradicts the file, which has 32\n"
 
 
 def refusals():
@@ -209,7 +250,7 @@ def refusals():
     wrong = classifier | {"pos_embed.2.weight": torch.zeros(96, 64)}
     yield "no norm", {k: v for k, v in classifier.items() if k != "norm.weight"}, [], "lacks .*student.norm.weight"
     yield "a shape", wrong, [], r"position_embedding.linear2.weight: expected shape \(96, 128\)"
-    yield "another head", classifier, ["--num_labels=40"], "--num_labels 40 contradicts"
+    yield "another head", classifier, ["--num_labels=40"], "--num_labels 40 contradicts the file, which has 15"
     yield "unknown", {"conv1.weight": torch.zeros(2, 2)}, [], "no known checkpoint: its keys begin with conv1"
     missing_layer = {k: v for k, v in classifier.items() if ".2." not in k or "blocks" not in k}
     yield "a missing layer", missing_layer, [], "has gaps"
@@ -247,6 +288,6 @@ def test_as_a_command(tmp_path, run_python):
     lines = process.stdout.splitlines()
     placed = [line for line in lines if " -> " in line]
     unused = [line for line in lines if " unused: " in line]
-    assert len(placed) + len(unused) == len(official_state("student_state"))
-    assert "dvae_tokenizer.* not written: the teacher; give --teacher_output to keep it" in lines
+    assert len(placed) + len(unused) == len(read_state(tmp_path / "s.pth"))
+    assert "the teacher, dvae_tokenizer.*, is not written; give --teacher_output to keep it" in lines
     run_python("-m", "modeling_act.convert.official_checkpoint", tmp_path / "absent", tmp_path / "o", returncode=1)

@@ -1,4 +1,4 @@
-"""The way to a Hub and back, and Hubs that break down on it: nothing half is left, and a second try succeeds.
+"""Publishing to a Hub and loading from it, where the Hub fails on the way: no half model, and a second try succeeds.
 
 The real client runs in processes of its own, against a Hub on this machine.
 """
@@ -18,13 +18,13 @@ import torch
 from loopback_hub import STRANGER, LoopbackHub
 from modeling_act import ACTPointCloudProcessor
 from modeling_act.errors import InputError
-from modeling_act.hub.publishing import collect, publish
+from modeling_act.hub.publishing import publish
 from small_models import small_models
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME, REPOSITORY = "org/act-vitb", "models/org/act-vitb"
 CARD = '# A student\n\n```python\nstudent = ACTStudent.from_pretrained("student")\n```\n'
-# Does one step after the other, and prints a line of JSON on each: what it loaded, or why it could not.
+# Does its steps in order, and prints a line of JSON for each: the digest of the loaded model, an error, the cache.
 CLIENT = """
 import hashlib, json, os, sys, urllib.request
 from pathlib import Path
@@ -42,7 +42,7 @@ def load(offline=False, **options):
     try:
         model = AutoModel.from_pretrained("org/act-vitb", **options)
     except Exception as error:
-        return {"error": " ".join(str(error).split()), "kind": [kind.__name__ for kind in type(error).__mro__]}
+        return {"error": str(error)}
     tensors = sorted(model.state_dict().items())
     digest = hashlib.sha256(b"".join(value.numpy().tobytes() for _, value in tensors)).hexdigest()
     return {"digest": digest, "module": type(model).__module__}
@@ -53,8 +53,7 @@ for step, options in steps:
     elif step == "mend":
         urllib.request.urlopen(os.environ["HF_ENDPOINT"] + "/mend").read()
     elif step == "cached":
-        cache = Path(os.environ["HF_HOME"]).rglob("snapshots/*/*")
-        print(json.dumps({path.name: path.stat().st_size for path in cache}))
+        print(json.dumps([path.name for path in Path(os.environ["HF_HOME"]).rglob("snapshots/*/*")]))
 """
 
 
@@ -64,9 +63,9 @@ def digest_of(model) -> str:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Two students with different weights, and what their encoders' weights amount to."""
-    found = []
+def students(tmp_path_factory):
+    """Folders of two students with different weights, and the digests of their weights."""
+    saved = []
     for seed in (0, 1):
         torch.manual_seed(seed)
         folder = tmp_path_factory.mktemp("runs") / "student"
@@ -75,20 +74,19 @@ def folders(tmp_path_factory):
         model.save_pretrained(folder)
         ACTPointCloudProcessor(num_points=64).save_pretrained(folder)
         (folder / "README.md").write_text(CARD)
-        found.append((folder, digest_of(model)))
-    return found
+        saved.append((folder, digest_of(model)))
+    return saved
 
 
 @pytest.fixture
 def client(run_python, tmp_path):
-    """Runs the steps in a process with this test's cache; returns what they printed."""
+    """Runs steps in a process with this test's cache and returns what they printed."""
 
     def run(hub, steps, package="with", **environment):
-        environment = (
-            hub.environment | {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_DOWNLOAD_TIMEOUT": "2"} | environment
-        )
+        own = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_DOWNLOAD_TIMEOUT": "2"}
+        environment = hub.environment | own | environment
         process = run_python("-c", CLIENT, package, json.dumps(steps), environment=environment, cwd=tmp_path)
-        return [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")]
+        return [json.loads(line) for line in process.stdout.splitlines() if line.startswith(("{", "["))]
 
     return run
 
@@ -97,17 +95,17 @@ def client(run_python, tmp_path):
 
 
 @pytest.fixture
-def two_versions(own_hub, folders):
+def two_versions(own_hub, students):
     """The first student on main, tagged v1, and the second on the branch v2."""
-    (first, _), (second, _) = folders
-    publish(collect(first, NAME), NAME)
-    publish(collect(second, NAME), NAME, revision="v2")
+    (first, _), (second, _) = students
+    publish(first, NAME)
+    publish(second, NAME, revision="v2")
     own_hub.tags[REPOSITORY]["v1"] = own_hub.branches[REPOSITORY]["main"]
     return own_hub
 
 
-def test_a_branch_a_tag_and_a_commit_load_and_closed_doors_say_so(two_versions, folders, client):
-    hub, ((_, first), (_, second)) = two_versions, folders
+def test_a_branch_a_tag_and_a_commit_load(two_versions, students, client):
+    hub, ((_, first), (_, second)) = two_versions, students
     loads = [{}, {"revision": "v2"}, {"revision": "v1"}, {"revision": hub.sha(REPOSITORY, "v2")}, {"revision": "v9"}]
     *loaded, unknown = client(hub, [("load", options) for options in loads])
     assert [result["digest"] for result in loaded] == [first, second, first, second]
@@ -116,8 +114,8 @@ def test_a_branch_a_tag_and_a_commit_load_and_closed_doors_say_so(two_versions, 
 
 
 @pytest.mark.slow
-def test_without_the_package_and_then_without_the_hub(two_versions, folders, client):
-    hub, ((_, first), (_, second)) = two_versions, folders
+def test_without_the_package_and_then_without_the_hub(two_versions, students, client):
+    hub, ((_, first), (_, second)) = two_versions, students
     remote = [("load", {"trust_remote_code": True}), ("load", {"trust_remote_code": True, "revision": "v2"})]
     refused, *loaded = client(hub, [("load", {"trust_remote_code": False}), *remote], "without")
     assert "trust_remote_code=True" in refused["error"]
@@ -126,70 +124,63 @@ def test_without_the_package_and_then_without_the_hub(two_versions, folders, cli
     hub.server.shutdown()
     asked = len(hub.requests)
     assert client(hub, remote, "without", HF_HUB_OFFLINE="1") == loaded
-    again = client(hub, [("load", {}), ("load", {"revision": "v2"}), ("load", {"revision": "v1"})], HF_HUB_OFFLINE="1")
-    assert [result.get("digest") for result in again] == [first, second, None]
-    assert "couldn't find them in the cached files" in again[2]["error"]
+    again = client(hub, [("load", {}), ("load", {"revision": "v1"})], HF_HUB_OFFLINE="1")
+    assert again[0]["digest"] == first and "couldn't find them in the cached files" in again[1]["error"]
     assert len(hub.requests) == asked
 
 
 @pytest.mark.slow
-def test_private_and_gated_models_open_to_those_who_may(two_versions, folders, client):
-    hub, ((_, first), _) = two_versions, folders
-    steps = [("load", {"token": token}) for token in (STRANGER, False, None)]
-    hub.private.add(REPOSITORY)
-    *closed, opened = client(hub, steps)
-    assert all("is not a local folder and is not a valid model identifier" in result["error"] for result in closed)
-    assert opened["digest"] == first
-    hub.private.clear()
-    hub.gated.add(REPOSITORY)
-    *closed, opened = client(hub, steps, HF_HOME=os.environ["HF_HOME"] + "/gated")
-    assert all("You are trying to access a gated repo." in result["error"] for result in closed)
-    assert opened["digest"] == first
+@pytest.mark.parametrize(
+    ("restriction", "message"),
+    [
+        ("private", "is not a local folder and is not a valid model identifier"),
+        ("gated", "You are trying to access a gated repo."),
+    ],
+)
+def test_a_private_or_gated_model_opens_to_those_who_may(two_versions, students, client, restriction, message):
+    getattr(two_versions, restriction).add(REPOSITORY)
+    *closed, opened = client(two_versions, [("load", {"token": token}) for token in (STRANGER, False, None)])
+    assert all(message in result["error"] for result in closed)
+    assert opened["digest"] == students[0][1]
 
 
 # Downloads that break off --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("part", "kind", "method", "seconds", "message"),
+    ("part", "kind"),
     [
-        ("model.safetensors", "cut", "GET", 0, "org/act-vitb: model.safetensors could not be downloaded whole ("),
+        ("model.safetensors", "cut"),
         *(
-            pytest.param(*values, marks=pytest.mark.slow)
-            for values in (
-                ("model.safetensors", "truncated", "GET", 0, "downloaded whole (peer closed connection without"),
-                ("model.safetensors", "short", "GET", 0, "Consistency check failed: file should be of size"),
-                ("model.safetensors", "slow", "GET", 4, "downloaded whole (timed out); nothing of it was kept"),
-                ("model.safetensors", "403", "", 0, "org/act-vitb does not appear to have a file named"),
-                ("config.json", "truncated", "GET", 0, "Can't load the configuration of 'org/act-vitb'"),
-                ("config.json", "404", "", 0, "couldn't find them in the cached files"),
-                ("config.json", "401", "", 0, "Client error '401 Unauthorized'"),
-                ("config.json", "500", "", 0, "couldn't find them in the cached files"),
+            pytest.param(part, kind, marks=pytest.mark.slow)
+            for part, kind in (
+                ("model.safetensors", "truncated"),
+                ("model.safetensors", "short"),
+                ("model.safetensors", "slow"),
+                ("model.safetensors", "403"),
+                ("config.json", "truncated"),
+                ("config.json", "500"),
             )
         ),
     ],
 )
-def test_a_download_that_breaks_off_leaves_nothing_that_loads(
-    own_hub, folders, client, part, kind, method, seconds, message
-):
-    (folder, digest), _ = folders
-    publish(collect(folder, NAME), NAME)
-    own_hub.fail(part, kind, method, seconds=seconds)
+def test_a_download_that_breaks_off_leaves_nothing_that_loads(own_hub, students, client, part, kind):
+    folder, digest = students[0]
+    publish(folder, NAME)
+    own_hub.fail(part, kind, method="" if kind.isdecimal() else "GET", seconds=4)
     steps = [("load", {}), ("cached", {}), ("load", {"offline": True}), ("mend", {}), ("load", {}), ("cached", {})]
     broken, cached, offline, loaded, complete = client(own_hub, steps)
-    assert message in broken["error"] and {"OSError", "InputError"} & set(broken["kind"])
-    assert part not in cached
-    assert "error" in offline, "half a model was taken for a whole one"
+    assert "error" in broken and "error" in offline, "half a model was taken for a whole one"
+    assert part not in cached and part in complete
     assert loaded["digest"] == digest
-    assert complete[part] == (folder / part).stat().st_size
 
 
 @pytest.mark.slow
-def test_a_slow_hub_and_one_that_stumbles_once_still_serve(own_hub, folders, client):
-    (folder, digest), _ = folders
-    publish(collect(folder, NAME), NAME)
-    own_hub.fail("/resolve/", "slow", times=1000, seconds=0.3)
-    own_hub.faults.insert(0, own_hub.faults[0].__class__("model.safetensors", "truncated", "GET", 1, 0))
+def test_a_slow_hub_and_one_that_stumbles_once_still_serve(own_hub, students, client):
+    folder, digest = students[0]
+    publish(folder, NAME)
+    own_hub.fail("model.safetensors", "truncated", method="GET", times=1)
+    own_hub.fail("/resolve/", "slow", seconds=0.3)
     assert client(own_hub, [("load", {})])[0]["digest"] == digest
 
 
@@ -197,41 +188,39 @@ def test_a_slow_hub_and_one_that_stumbles_once_still_serve(own_hub, folders, cli
 
 
 @pytest.mark.parametrize(
-    ("part", "kind", "times"),
+    ("part", "kind"),
     [
-        ("/commit/main", "cut", 1000),
-        ("/commit/main", "500", 1000),
-        pytest.param("/large/", "cut", 1000, marks=pytest.mark.slow),  # the client tries for half a minute
-        pytest.param("/large/", "500", 1000, marks=pytest.mark.slow),
+        ("/commit/main", "cut"),
+        ("/commit/main", "500"),
+        pytest.param("/large/", "cut", marks=pytest.mark.slow),  # the client tries for half a minute
+        pytest.param("/large/", "500", marks=pytest.mark.slow),
     ],
 )
-def test_an_upload_that_breaks_off_leaves_no_half_commit(own_hub, folders, part, kind, times):
-    (folder, _), _ = folders
-    own_hub.fail(part, kind, times=times)
-    with pytest.raises(InputError, match="org/act-vitb did not take it .*; the Hub ") as error:
-        publish(collect(folder, NAME), NAME)
+def test_an_upload_that_breaks_off_leaves_no_half_commit(own_hub, students, part, kind):
+    folder, _ = students[0]
+    own_hub.fail(part, kind)
+    with pytest.raises(InputError, match="the upload to org/act-vitb failed .*; the Hub is out of reach") as error:
+        publish(folder, NAME)
     assert "\n" not in str(error.value)
     assert len(own_hub.commits[REPOSITORY]) == 1
     own_hub.faults.clear()
-    publish(collect(folder, NAME), NAME)
+    publish(folder, NAME)
     _, commit = own_hub.commits[REPOSITORY]
     assert commit["model.safetensors"] == (folder / "model.safetensors").read_bytes()
 
 
-def test_an_upload_that_stumbles_once_goes_on(own_hub, folders):
-    (folder, _), _ = folders
+def test_an_upload_that_stumbles_once_goes_on(own_hub, students):
     own_hub.fail("/large/", "cut", times=1)
-    publish(collect(folder, NAME), NAME)
+    publish(students[0][0], NAME)
     assert len(own_hub.commits[REPOSITORY]) == 2
     assert sum(request.startswith("PUT /large/") for request in own_hub.requests) == 2
 
 
 @pytest.mark.slow
-def test_a_client_killed_while_it_uploads_leaves_no_half_commit(folders, tmp_path):
-    (folder, _), _ = folders
+def test_a_client_killed_while_it_uploads_leaves_no_half_commit(students, tmp_path):
     with LoopbackHub() as hub:
         hub.fail("/large/", "slow", seconds=3)
-        command = [sys.executable, "model_cards/publish.py", str(folder), NAME]
+        command = [sys.executable, "model_cards/publish.py", str(students[0][0]), NAME]
         process = subprocess.Popen(command, cwd=ROOT, env=os.environ | hub.environment, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
         while not any(request.startswith("PUT ") for request in hub.requests):

@@ -226,7 +226,7 @@ def test_a_norm_without_a_place_is_refused():
     model = make_backbone("transformers/vit")
     model.last_norm = model.layernorm
     del model.layernorm
-    with pytest.raises(ValueError, match="ViTModel: whether the norm last_norm belongs to the blocks is not known"):
+    with pytest.raises(ValueError, match="ViTModel: the norm last_norm is unknown"):
         ACTTeacher.from_backbone(model, **SMALL)
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from modeling_act.box_ops import (
+from modeling_act.modeling_act_detection import (
     axis_aligned,
     box_corners,
     box_iou,

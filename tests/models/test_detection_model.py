@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from modeling_act import ACTStudentConfig, ACTStudentForObjectDetection, ACTStudentForPreTraining
-from modeling_act.box_ops import box_iou, generalized_box_iou
 from modeling_act.modeling_act_detection import (
     CLASS_COST,
     GIOU_COST,
@@ -17,7 +17,9 @@ from modeling_act.modeling_act_detection import (
     NO_OBJECT_WEIGHT,
     ACTDetectionOutput,
     angle_losses,
+    box_iou,
     detection_losses,
+    generalized_box_iou,
     match,
 )
 from small_models import small_student_config
@@ -80,7 +82,7 @@ def test_save_and_load_is_bit_equal(bins, tmp_path):
     assert equal(loaded(**inputs), model(**inputs))
     auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
     assert auto_map["AutoModel"] == "modeling_act_detection.ACTStudentForObjectDetection"
-    assert {path.name for path in tmp_path.glob("*.py")} >= {"modeling_act_detection.py", "box_ops.py"}
+    assert {path.name for path in tmp_path.glob("*.py")} >= {"modeling_act_detection.py", "modeling_act_student.py"}
     assert AutoConfig.from_pretrained(tmp_path).num_angle_bins == bins
 
 
@@ -185,13 +187,13 @@ def test_a_moved_scene_has_moved_boxes():
     ("fields", "message"),
     [
         ({"num_queries": 17}, "`num_queries` must not exceed `num_groups`.*17 and 16"),
-        ({"num_angle_bins": 0}, "`num_angle_bins` must be at least 1, got 0"),
+        ({"num_angle_bins": 0}, "num_angle_bins.*must be a positive integer, got 0"),
         ({"detection_dim": 18, "detection_num_attention_heads": 4}, "`detection_dim` must be divisible by twice"),
-        ({"detection_dropout": 1.0}, "`detection_dropout` must be at least 0 and below 1"),
+        ({"detection_dropout": 1.0}, "detection_dropout.*smaller than 1, got 1.0"),
     ],
 )
 def test_bad_configurations_are_refused(fields, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((StrictDataclassError, ValueError), match=f"(?s){message}"):
         make_model(**fields)
 
 
@@ -199,7 +201,7 @@ def test_bad_configurations_are_refused(fields, message):
     ("wrong", "message"),
     [
         ({"boxes": torch.zeros(2, 3, 6)}, r"`boxes` must be floating-point of shape \(\.\.\., 7\)"),
-        ({"boxes": torch.zeros(3, 3, 7)}, r"`boxes` must have shape \(2, most boxes, 7\), got \(3, 3, 7\)"),
+        ({"boxes": torch.zeros(3, 3, 7)}, r"`boxes` must have shape \(2, max boxes, 7\), got \(3, 3, 7\)"),
         ({"box_labels": None}, r"`box_labels` must be integers of shape \(2, 3\), got none"),
         ({"box_labels": LABELS.float()}, "`box_labels` must be integers of shape"),
         ({"box_labels": LABELS[:, :2]}, r"`box_labels` must be integers of shape \(2, 3\), got torch.int64 of shape"),

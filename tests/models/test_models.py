@@ -125,6 +125,22 @@ def test_bf16_autocast_stays_close_to_fp32(name):
             assert error <= (1e-1 if key == "logits" and name == "teacher" else 2e-2), f"{key}: {error}"
 
 
+def test_the_residual_stream_of_the_student_keeps_its_dtype_under_autocast():
+    """With a projection and without a class token, only the cast before the first layer promotes the tokens."""
+    model = ACTStudent(small_student_config(use_cls_token=False, embedding_dim=12)).eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(torch.randn(2, 64, 3), output_hidden_states=True)
+    assert {states.dtype for states in output.hidden_states} == {torch.float32}
+
+
+@pytest.mark.parametrize("prompt_type", ["deep", "none"])
+def test_the_residual_stream_of_the_teacher_keeps_its_dtype_under_autocast(prompt_type):
+    model = ACTTeacher(small_teacher_config(prompt_type=prompt_type)).eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(torch.randn(2, 64, 3), output_hidden_states=True)
+    assert {states.dtype for states in output.hidden_states} == {torch.float32}
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_bf16_autocast_trains(name):
     model, inputs = build(name)
@@ -146,6 +162,7 @@ def test_gradient_checkpointing_changes_nothing(name):
     for checkpointing in (False, True):
         if checkpointing:
             model.gradient_checkpointing_enable()
+            assert model.is_gradient_checkpointing
         model.zero_grad()
         given = {"code_mode": "soft"} if name == "teacher" else {}
         output = model(**inputs, **given)
@@ -176,7 +193,7 @@ def test_student_outputs():
 
 
 @pytest.mark.parametrize("visible_only", [False, True])
-def test_hidden_groups_reach_only_the_batch_statistics(visible_only):
+def test_masked_groups_reach_only_the_batch_statistics(visible_only):
     model = ACTStudent(small_student_config(embed_visible_only=visible_only, drop_path_rate=0.0)).train()
     groups = model.group(torch.randn(2, 64, 3))
     mask = torch.zeros(groups.centers.shape[:2], dtype=torch.bool)
@@ -189,7 +206,7 @@ def test_hidden_groups_reach_only_the_batch_statistics(visible_only):
 
 
 def test_student_sees_only_visible_groups():
-    """What is hidden does not show in the output, in training only through batch statistics."""
+    """Masked groups do not change the output, in training only through batch statistics."""
     model, inputs = build("student")
     model.eval()
     groups = model.group(inputs["points"])
@@ -230,7 +247,7 @@ def test_masks():
     generator = torch.Generator().manual_seed(3)
     mask = sample_mask(centers, 12, "random", generator)
     assert mask.sum(1).eq(12).all()
-    assert (mask.float().mean(0) - 0.75).abs().max() < 0.1  # every place is hidden as often
+    assert (mask.float().mean(0) - 0.75).abs().max() < 0.1  # every place is masked as often
     assert torch.equal(mask, sample_mask(centers, 12, "random", torch.Generator().manual_seed(3)))
     assert not torch.equal(mask, sample_mask(centers, 12, "random", generator))
     block = sample_mask(centers, 5, "block", torch.Generator().manual_seed(3))

@@ -190,18 +190,17 @@ def test_chamfer_is_the_oracles(kind):
         torch.testing.assert_close(chamfer(points, target), values.mean(), rtol=1e-13, atol=1e-15)
 
 
-def every_operation(points, queries, features, mask=None):
+def every_operation(points, queries, features):
     """All that the operations return for a batch: {name: tensor whose first dimension is the batch}."""
-    distances, neighbors = k_nearest_neighbors(queries, points, 4, mask)
-    weights, nearest = interpolation_weights(queries, points, mask)
+    distances, neighbors = k_nearest_neighbors(queries, points, 4)
+    weights, nearest = interpolation_weights(queries, points)
     results = {"distances": distances, "neighbors": neighbors, "weights": weights, "nearest": nearest}
     results["interpolated"] = interpolate(features, weights, nearest)
-    results |= group_points(points, 4, 3, mask)._asdict()
+    results |= group_points(points, 4, 3)._asdict()
     for skip in (False, True):
-        results[f"sample, skip_near_origin={skip}"] = farthest_point_sample(points, 4, mask, skip)
+        results[f"sample, skip_near_origin={skip}"] = farthest_point_sample(points, 4, skip)
     for chamfer in (chamfer_l1, chamfer_l2):
-        results[f"{chamfer.__name__}, points masked"] = chamfer(points, queries, mask, reduction="none")
-        results[f"{chamfer.__name__}, target masked"] = chamfer(queries, points, None, mask, reduction="none")
+        results[chamfer.__name__] = chamfer(points, queries, reduction="none")
     return results
 
 
@@ -215,49 +214,14 @@ def test_a_batch_of_two_is_two_of_one(kind, dtype):
 
 
 @CLOUDS
-@FLOATS
-@pytest.mark.parametrize("padding", [math.nan, 0.0])  # a NaN is never near: only a zero can be taken for a neighbor
-def test_a_ragged_batch_is_each_cloud_alone(kind, dtype, padding):
-    points, queries = make_clouds(kind, 3, 12, dtype), make_clouds(kind, 3, 5, dtype)
-    features = torch.randn(3, 12, 6, dtype=dtype)
-    mask = torch.ones(3, 12, dtype=torch.bool)
-    mask[0, 4:] = False
-    mask[1, [0, 1, 5, 8]] = False  # padding may stand anywhere
-    points[~mask], features[~mask] = padding, torch.nan
-    together = every_operation(points, queries, features, mask)
-    for i in range(3):
-        alone = every_operation(points[i : i + 1, mask[i]], queries[i : i + 1], features[i : i + 1, mask[i]])
-        for name, value in alone.items():
-            if value.dtype == torch.int64:
-                value = mask[i].nonzero().squeeze(1)[value]  # places in the padded cloud
-            rtol = 1e-6 if name.startswith("chamfer") else 0  # a longer sum
-            torch.testing.assert_close(together[name][i : i + 1], value, rtol=rtol, atol=0, msg=f"{name}, cloud {i}")
-
-
-@CHAMFER
-def test_padding_gets_no_gradient(chamfer):
-    clouds = torch.randn(2, 6, 3), torch.randn(2, 8, 3)
-    masks = torch.arange(6) < torch.tensor([[3], [6]]), torch.arange(8) >= torch.tensor([[0], [2]])
-    for cloud, mask in zip(clouds, masks, strict=True):
-        cloud.masked_fill_(~mask.unsqueeze(2), torch.nan).requires_grad_()
-    loss = chamfer(*clouds, *masks)
-    assert torch.equal(loss, chamfer(*clouds, *masks, reduction="none").mean())
-    for gradient, mask in zip(torch.autograd.grad(loss, clouds), masks, strict=True):
-        assert gradient.isfinite().all() and gradient[mask].all() and not gradient[~mask].any()
-
-
-@CLOUDS
 @pytest.mark.parametrize("chunk", [1, 4 * 24])  # 6 queries to 2 x 12 points: one or four at a time
 def test_chunks_change_nothing(monkeypatch, kind, chunk):
     points, queries, features = make_clouds(kind, 2, 12), make_clouds(kind, 2, 6), torch.randn(2, 12, 6).double()
-    # The first queries are padding too: the first chunk holds nothing else.
-    masks = torch.arange(12).expand(2, -1) % 9 > 3, torch.arange(6).expand(2, -1) > 3
 
     def results():
         clouds = queries.requires_grad_(), points.requires_grad_()
         gradients = torch.autograd.grad(chamfer_l1(*clouds) + chamfer_l2(*clouds), clouds)
-        masked = chamfer_l2(queries, points, *masks[::-1]), *k_nearest_neighbors(queries, points, 4, masks[0])
-        return [*every_operation(points, queries, features).values(), *gradients, *masked]
+        return [*every_operation(points, queries, features).values(), *gradients]
 
     expected = results()
     monkeypatch.setitem(point_ops._CHUNK_ELEMENTS, "cpu", chunk)
@@ -267,11 +231,9 @@ def test_chunks_change_nothing(monkeypatch, kind, chunk):
 
 
 @CHAMFER
-@pytest.mark.parametrize("masked", [False, True])
-def test_chamfer_gradient(chamfer, masked):
+def test_chamfer_gradient(chamfer):
     clouds = [torch.randn(1, n, 3, dtype=torch.float64, requires_grad=True) for n in (4, 5)]
-    masks = (torch.arange(4)[None] < 3, torch.arange(5)[None] > 1) if masked else (None, None)
-    assert torch.autograd.gradcheck(lambda *clouds: chamfer(*clouds, *masks), clouds)
+    assert torch.autograd.gradcheck(chamfer, clouds)
 
 
 def test_gradients_of_grouping_and_interpolation():
@@ -330,28 +292,21 @@ def test_half_precision_is_measured_in_float32(dtype):
 # Errors -------------------------------------------------------------------------------------------------------------
 
 CLOUD = torch.zeros(2, 4, 3)
-MASK = torch.ones(2, 4, dtype=torch.bool)
-TWO_VALID = torch.tensor([[True, True, True, True], [False, True, True, False]])
 HOLE = torch.arange(8).view(2, 4, 1) == 6  # cloud 1, point 2
 
 WRONG_COUNTS = [
     (farthest_point_sample, (CLOUD, 5), "`num_samples` must not exceed the number of points, got num_samples=5 and"),
     (farthest_point_sample, (CLOUD, 0), "`num_samples` must be at least 1, got 0"),
-    (farthest_point_sample, (CLOUD, 3, TWO_VALID), "valid points, got num_samples=3 and a cloud with 2 of them"),
     (k_nearest_neighbors, (CLOUD, CLOUD, 5), "number of points, got k=5 and points of shape (2, 4, 3)"),
     (k_nearest_neighbors, (CLOUD, CLOUD, -1), "`k` must be at least 1, got -1"),
-    (k_nearest_neighbors, (CLOUD, CLOUD, 3, TWO_VALID), "valid points, got k=3 and a cloud with 2 of them"),
-    (interpolation_weights, (CLOUD, CLOUD, TWO_VALID), "valid points, got k=3 and a cloud with 2 of them"),
     (group_points, (CLOUD, 5, 1), "`num_groups` must not exceed the number of points, got num_groups=5 and points of"),
     (group_points, (CLOUD, 0, 1), "`num_groups` must be at least 1, got 0"),
-    (group_points, (CLOUD, 3, 1, TWO_VALID), "valid points, got num_groups=3 and a cloud with 2 of them"),
     (group_points, (CLOUD, 1, 5), "`group_size` must not exceed the number of points, got group_size=5 and points of"),
     (group_points, (CLOUD, 1, 0), "`group_size` must be at least 1, got 0"),
-    (group_points, (CLOUD, 1, 3, TWO_VALID), "valid points, got group_size=3 and a cloud with 2 of them"),
     (k_nearest_neighbors, (CLOUD[:1], CLOUD, 1), "`queries` and `points` must share a batch, got 1 and 2 clouds"),
     (chamfer_l1, (CLOUD[:1], CLOUD), "same number of clouds with a point each, got shapes (1, 4, 3) and (2, 4, 3)"),
     (chamfer_l2, (CLOUD, CLOUD[:, :0]), "same number of clouds with a point each, got shapes (2, 4, 3) and (2, 0, 3)"),
-    (chamfer_l1, (CLOUD, CLOUD, None, None, "sum"), "`reduction` must be 'mean' or 'none', got 'sum'"),
+    (chamfer_l1, (CLOUD, CLOUD, "sum"), "`reduction` must be 'mean' or 'none', got 'sum'"),
 ]
 
 
@@ -362,39 +317,34 @@ def test_wrong_counts_are_one_clear_error(function, arguments, message):
 
 
 WRONG_POINTS = [
-    (CLOUD.long(), None, "must be a floating-point tensor, got torch.int64"),
-    (CLOUD.tolist(), None, "must be a floating-point tensor, got list"),
-    (CLOUD[0], None, "must have shape (batch, points, 3), got (4, 3)"),
-    (CLOUD.mT, None, "must have shape (batch, points, 3), got (2, 3, 4)"),
-    (CLOUD.masked_fill(HOLE, math.nan), None, "must be finite, got [nan, nan, nan] at cloud 1, point 2"),
-    (CLOUD.masked_fill(HOLE, -math.inf), MASK, "must be finite, got [-inf, -inf, -inf] at cloud 1, point 2"),
-    (CLOUD, MASK.int(), "must be bool of shape (2, 4), True where a point is valid, got torch.int32 of shape (2, 4)"),
-    (CLOUD, MASK[:1], "must be bool of shape (2, 4), True where a point is valid, got torch.bool of shape (1, 4)"),
-    (CLOUD, MASK & torch.tensor([[True], [False]]), "must leave every cloud a valid point, got none in cloud 1"),
+    (CLOUD.long(), "must be a floating-point tensor, got torch.int64"),
+    (CLOUD.tolist(), "must be a floating-point tensor, got list"),
+    (CLOUD[0], "must have shape (batch, points, 3), got (4, 3)"),
+    (CLOUD.mT, "must have shape (batch, points, 3), got (2, 3, 4)"),
+    (CLOUD.masked_fill(HOLE, math.nan), "must be finite, got [nan, nan, nan] at cloud 1, point 2"),
+    (CLOUD.masked_fill(HOLE, -math.inf), "must be finite, got [-inf, -inf, -inf] at cloud 1, point 2"),
 ]
 
 
-@pytest.mark.parametrize(("points", "mask", "message"), WRONG_POINTS)
-def test_wrong_points_are_one_clear_error(points, mask, message):
-    calls = [
-        ("points", farthest_point_sample, (points, 1, mask)),
-        ("points", k_nearest_neighbors, (CLOUD, points, 1, mask)),
-        ("points", group_points, (points, 1, 1, mask)),
-        ("points", chamfer_l2, (points, CLOUD, mask)),
-        ("target", chamfer_l1, (CLOUD, points, None, mask)),
-    ]
-    if mask is None:
-        calls.append(("queries", k_nearest_neighbors, (points, CLOUD, 1)))
-    for name, function, arguments in calls:
+@pytest.mark.parametrize(("points", "message"), WRONG_POINTS)
+def test_wrong_points_are_one_clear_error(points, message):
+    for name, function, arguments in (
+        ("points", farthest_point_sample, (points, 1)),
+        ("points", k_nearest_neighbors, (CLOUD, points, 1)),
+        ("queries", k_nearest_neighbors, (points, CLOUD, 1)),
+        ("points", group_points, (points, 1, 1)),
+        ("points", chamfer_l2, (points, CLOUD)),
+        ("target", chamfer_l1, (CLOUD, points)),
+    ):
         with pytest.raises(ValueError, match=f"`{name}` {re.escape(message)}"):
             function(*arguments)
 
 
 def test_grouping_can_be_exported():
     class Grouping(torch.nn.Module):
-        def forward(self, points, mask):
-            return group_points(points, 5, 4, mask)
+        def forward(self, points):
+            return group_points(points, 5, 4)
 
-    points, mask = make_clouds("grid", 2, 12, torch.float32), torch.arange(12).expand(2, -1) > 2
-    exported = torch.export.export(Grouping(), (torch.randn(2, 12, 3), torch.ones_like(mask)), strict=False).module()
-    assert all(map(torch.equal, exported(points, mask), group_points(points, 5, 4, mask)))
+    points = make_clouds("grid", 2, 12, torch.float32)
+    exported = torch.export.export(Grouping(), (torch.randn(2, 12, 3),), strict=False).module()
+    assert all(map(torch.equal, exported(points), group_points(points, 5, 4)))

@@ -1,4 +1,4 @@
-"""Clouds and masks for the tests of the kernels, and the plain-torch path of modeling_act as their oracle."""
+"""Clouds for the tests of the kernels, and the plain-torch path of modeling_act as their oracle."""
 
 import torch
 
@@ -29,29 +29,22 @@ def make_clouds(kind, num_clouds, num_points, dtype=torch.float32):
     return clouds.to(dtype)
 
 
-def make_mask(num_clouds, num_points, num_valid):
-    """A mask (num_clouds, num_points) with at least `num_valid` points of each cloud, and a half of the others."""
-    order = torch.rand(num_clouds, num_points).argsort(1)
-    return (order < num_valid) | (torch.rand(num_clouds, num_points) < 0.5)
-
-
-def oracle_farthest_point_sample(points, num_samples, mask=None, skip_near_origin=False):
+def oracle_farthest_point_sample(points, num_samples, skip_near_origin=False):
     with point_ops.without_kernels():
-        return point_ops._farthest_point_sample(points, num_samples, mask, skip_near_origin)
+        return point_ops._farthest_point_sample(points, num_samples, skip_near_origin)
 
 
-def oracle_k_nearest_neighbors(queries, points, k, mask=None):
+def oracle_k_nearest_neighbors(queries, points, k):
     with point_ops.without_kernels():
-        return point_ops._k_nearest_neighbors(queries, points, k, mask)
+        return point_ops._k_nearest_neighbors(queries, points, k)
 
 
-def oracle_nearest_pairs(points, target, mask=None, target_mask=None):
-    points, target = point_ops._upcast(points.detach(), mask), point_ops._upcast(target.detach(), target_mask)
-    return point_ops._nearest_pairs(points, target, mask, target_mask)
+def oracle_nearest_pairs(points, target):
+    return point_ops._nearest_pairs(point_ops._measurable(points), point_ops._measurable(target))
 
 
-def oracle_chamfer(points, target, mask=None, target_mask=None, squared=False):
+def oracle_chamfer(points, target, squared=False):
     """The loss (batch,) of chamfer_l1 or chamfer_l2."""
     chamfer = point_ops.chamfer_l2 if squared else point_ops.chamfer_l1
     with point_ops.without_kernels():
-        return chamfer(points, target, mask, target_mask, reduction="none")
+        return chamfer(points, target, reduction="none")

@@ -12,7 +12,6 @@ point_kernels = pytest.importorskip("point_kernels", reason="point_kernels is no
 from cases import (  # noqa: E402
     KINDS,
     make_clouds,
-    make_mask,
     oracle_chamfer,
     oracle_farthest_point_sample,
     oracle_k_nearest_neighbors,
@@ -64,27 +63,24 @@ def assert_same(results, expected):
 
 
 def compare_with_oracle(kind, num_points, dtype, num_clouds=2, most=200):
-    """Every operation on one batch, without and with masks, up to `most` samples or neighbours."""
+    """Every operation on one batch, up to `most` samples or neighbours."""
     points = make_clouds(kind, num_clouds, num_points, dtype)
     queries = make_clouds(kind, num_clouds, min(num_points // 2 + 3, 600), dtype)
-    num_valid = int(torch.randint(1, num_points + 1, ()))
-    masks = make_mask(num_clouds, num_points, num_valid), make_mask(num_clouds, queries.shape[1], 1)
-    for mask, query_mask in ((None, None), masks):
-        count = min(num_valid, most)
-        for skip in (False, True):
-            chosen = point_kernels.farthest_point_sample(points, count, mask, skip)
-            assert_same([chosen], [oracle_farthest_point_sample(points, count, mask, skip)])
-        for k in {count, min(count, 8)}:
-            expected = oracle_k_nearest_neighbors(queries[:, :40], points, k, mask)
-            assert_same(point_kernels.k_nearest_neighbors(queries[:, :40], points, k, mask), expected)
-        expected = oracle_nearest_pairs(points, queries, mask, query_mask)
-        assert_same(point_kernels.nearest_pairs(points, queries, mask, query_mask), expected)
-        for squared in (False, True):
-            loss, *pairs = point_kernels.chamfer(points, queries, mask, query_mask, squared)
-            assert_same(pairs, expected)
-            if kind != "huge":  # whose distances overflow, or not, by the way they are summed
-                wanted = oracle_chamfer(points, queries, mask, query_mask, squared)
-                torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-7)
+    count = min(int(torch.randint(1, num_points + 1, ())), most)
+    for skip in (False, True):
+        chosen = point_kernels.farthest_point_sample(points, count, skip)
+        assert_same([chosen], [oracle_farthest_point_sample(points, count, skip)])
+    for k in {count, min(count, 8)}:
+        expected = oracle_k_nearest_neighbors(queries[:, :40], points, k)
+        assert_same(point_kernels.k_nearest_neighbors(queries[:, :40], points, k), expected)
+    expected = oracle_nearest_pairs(points, queries)
+    assert_same(point_kernels.nearest_pairs(points, queries), expected)
+    for squared in (False, True):
+        loss, *pairs = point_kernels.chamfer(points, queries, squared)
+        assert_same(pairs, expected)
+        if kind != "huge":  # whose distances overflow, or not, by the way they are summed
+            wanted = oracle_chamfer(points, queries, squared)
+            torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -128,14 +124,10 @@ def test_sampling_of_large_clouds(kind, build):
 @pytest.mark.parametrize("kind", ["random", "surface", "far", "line"])
 def test_very_large_clouds(kind):
     points, target = make_clouds(kind, 1, 100_000), make_clouds(kind, 1, 5_000)
-    mask = make_mask(1, 100_000, 50_000)
-    for valid in (None, mask):
-        chosen = point_kernels.farthest_point_sample(points, 1000, valid)
-        assert_same([chosen], [oracle_farthest_point_sample(points, 1000, valid)])
-        expected = oracle_k_nearest_neighbors(target[:, :500], points, 40, valid)
-        assert_same(point_kernels.k_nearest_neighbors(target[:, :500], points, 40, valid), expected)
-        expected = oracle_nearest_pairs(points, target, valid)
-        assert_same(point_kernels.nearest_pairs(points, target, valid), expected)
+    assert_same([point_kernels.farthest_point_sample(points, 1000)], [oracle_farthest_point_sample(points, 1000)])
+    expected = oracle_k_nearest_neighbors(target[:, :500], points, 40)
+    assert_same(point_kernels.k_nearest_neighbors(target[:, :500], points, 40), expected)
+    assert_same(point_kernels.nearest_pairs(points, target), oracle_nearest_pairs(points, target))
 
 
 def test_one_outlier_does_not_change_anything():
@@ -144,19 +136,6 @@ def test_one_outlier_does_not_change_anything():
     assert_same([point_kernels.farthest_point_sample(points, 100)], [oracle_farthest_point_sample(points, 100)])
     expected = oracle_k_nearest_neighbors(points[:, :64], points, 16)
     assert_same(point_kernels.k_nearest_neighbors(points[:, :64], points, 16), expected)
-
-
-def test_masks_that_leave_too_little():
-    # Of one valid point and of none: what is beyond repeats or comes in the order of the indices.
-    points = make_clouds("random", 2, 40)
-    mask = torch.zeros(2, 40, dtype=torch.bool)
-    mask[0, 7] = True
-    chosen = point_kernels.farthest_point_sample(points, 4, mask)
-    assert_same([chosen], [oracle_farthest_point_sample(points, 4, mask)])
-    expected = oracle_k_nearest_neighbors(points, points, 5, mask)
-    assert_same(point_kernels.k_nearest_neighbors(points, points, 5, mask), expected)
-    assert expected[1][0, 0].tolist() == [7, 0, 1, 2, 3] and expected[1][1, 0].tolist() == [0, 1, 2, 3, 4]
-    assert_same(point_kernels.nearest_pairs(points, points, mask), oracle_nearest_pairs(points, points, mask))
 
 
 def test_values_that_are_no_numbers_stay_in_range():

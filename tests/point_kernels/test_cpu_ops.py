@@ -7,7 +7,7 @@ import torch
 
 point_kernels = pytest.importorskip("point_kernels", reason="point_kernels is not installed")
 
-from cases import make_clouds, make_mask, oracle_chamfer, oracle_k_nearest_neighbors  # noqa: E402
+from cases import make_clouds, oracle_chamfer, oracle_k_nearest_neighbors  # noqa: E402
 
 from point_kernels import cpu_ops  # noqa: E402
 
@@ -15,37 +15,29 @@ if not point_kernels.is_available("cpu"):
     pytest.skip("point_kernels was installed without a C++ compiler", allow_module_level=True)
 
 SQUARED = pytest.mark.parametrize("squared", [False, True])
-MASKED = pytest.mark.parametrize("masked", [False, True])
 ops = torch.ops.point_kernels
 
 
-def make_pair(masked, dtype=torch.float64):
-    points, target = (make_clouds("random", 3, size, dtype).requires_grad_() for size in (70, 13))
-    return points, target, *((make_mask(3, 70, 3), make_mask(3, 13, 2)) if masked else (None, None))
+def make_pair(dtype=torch.float64):
+    return [make_clouds("random", 3, size, dtype).requires_grad_() for size in (70, 13)]
 
 
 @SQUARED
-@MASKED
-def test_gradient_of_chamfer(squared, masked):
-    points, target, mask, target_mask = make_pair(masked)
-    small = points[:, :9].detach().requires_grad_(), target, None if mask is None else mask[:, :9], target_mask
-    if masked:
-        small[2][:, 0] = True
-    assert torch.autograd.gradcheck(lambda a, b: point_kernels.chamfer(a, b, *small[2:], squared)[0], small[:2])
+def test_gradient_of_chamfer(squared):
+    points, target = make_pair()
+    small = points[:, :9].detach().requires_grad_(), target
+    assert torch.autograd.gradcheck(lambda a, b: point_kernels.chamfer(a, b, squared)[0], small)
     weights = torch.rand(3, dtype=torch.float64)
     gradients, expected = (
         torch.autograd.grad(loss @ weights, (points, target))
-        for loss in (
-            point_kernels.chamfer(points, target, mask, target_mask, squared)[0],
-            oracle_chamfer(points, target, mask, target_mask, squared),
-        )
+        for loss in (point_kernels.chamfer(points, target, squared)[0], oracle_chamfer(points, target, squared))
     )
     torch.testing.assert_close(gradients, expected, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_gradient_has_the_dtype_of_its_cloud(dtype):
-    points, target, *_ = make_pair(False, dtype)
+    points, target = make_pair(dtype)
     loss = point_kernels.chamfer(points, target.float())[0]
     assert loss.dtype == torch.float32
     gradients = torch.autograd.grad(loss.sum(), (points, target))
@@ -65,7 +57,7 @@ def test_gradient_by_hand():
 
 
 def test_there_is_no_second_gradient():
-    points, target, *_ = make_pair(False)
+    points, target = make_pair()
     loss = point_kernels.chamfer(points, target, squared=True)[0].sum()
     (gradient,) = torch.autograd.grad(loss, points, create_graph=True)
     with pytest.raises(NotImplementedError, match="differentiable once"):
@@ -77,17 +69,16 @@ def test_distances_carry_no_gradient():
     assert not point_kernels.k_nearest_neighbors(points, points, 3)[0].requires_grad
 
 
-@MASKED
-def test_operators_keep_the_rules_of_torch(masked):
-    points, target, mask, target_mask = make_pair(masked)
+def test_operators_keep_the_rules_of_torch():
+    points, target = make_pair()
     queries = target.detach()
-    torch.library.opcheck(ops.farthest_point_sample, (points.detach(), 3, mask, True))
-    torch.library.opcheck(ops.k_nearest_neighbors, (queries, points.detach(), 3, mask))
-    torch.library.opcheck(ops.nearest_pairs, (points.detach(), queries, mask, target_mask))
+    torch.library.opcheck(ops.farthest_point_sample, (points.detach(), 3, True))
+    torch.library.opcheck(ops.k_nearest_neighbors, (queries, points.detach(), 3))
+    torch.library.opcheck(ops.nearest_pairs, (points.detach(), queries))
     for squared in (False, True):
-        torch.library.opcheck(ops.chamfer, (points, target, mask, target_mask, squared))
-    _, *pairs = point_kernels.chamfer(points, target, mask, target_mask)
-    arguments = (torch.rand(3, dtype=torch.float64), points.detach(), queries, *pairs, mask, target_mask, False)
+        torch.library.opcheck(ops.chamfer, (points, target, squared))
+    _, *pairs = point_kernels.chamfer(points, target)
+    arguments = (torch.rand(3, dtype=torch.float64), points.detach(), queries, *pairs, False)
     torch.library.opcheck(ops.chamfer_backward, arguments)
 
 
@@ -140,15 +131,14 @@ def test_threads_change_nothing(batch_size, num_points):
 def test_strided_and_mixed_input():
     points = make_clouds("random", 4, 50)
     strided = points.movedim(2, 0).contiguous().movedim(0, 2)[::2, 1::2]
-    mask = make_mask(4, 50, 20)[::2, 1::2]
-    assert not strided.is_contiguous() and not mask.is_contiguous()
+    assert not strided.is_contiguous()
     for a, b in ((strided, points[:2]), (points[:2].double(), strided), (strided.half(), points[:2])):
         expected = oracle_k_nearest_neighbors(a, b, 6)
         assert all(map(torch.equal, point_kernels.k_nearest_neighbors(a, b, 6), expected))
     dense = strided.contiguous()
     for operation in (
-        lambda cloud: point_kernels.farthest_point_sample(cloud, 5, mask),
-        lambda cloud: point_kernels.chamfer(cloud, points[:2], mask)[0],
+        lambda cloud: point_kernels.farthest_point_sample(cloud, 5),
+        lambda cloud: point_kernels.chamfer(cloud, points[:2])[0],
     ):
         assert torch.equal(operation(strided), operation(dense))
 
@@ -164,18 +154,16 @@ def test_empty_batches_and_no_queries():
 
 CLOUDS = torch.zeros(2, 8, 3)
 BAD_INPUT = [
-    (ops.farthest_point_sample, (CLOUDS[0], 2, None, False), "`points` must be floating-point of shape"),
-    (ops.farthest_point_sample, (CLOUDS[..., :2], 2, None, False), "(2, 8, 2)"),
-    (ops.farthest_point_sample, (CLOUDS.int(), 2, None, False), "got torch.int32 of shape (2, 8, 3) on cpu"),
-    (ops.farthest_point_sample, (CLOUDS, 9, None, False), "must be from 1 to the number of points, 8, got 9"),
-    (ops.farthest_point_sample, (CLOUDS, 0, None, False), "got 0"),
-    (ops.farthest_point_sample, (CLOUDS, 2, CLOUDS[..., 0], False), "the mask of `points` must be bool of shape"),
-    (ops.farthest_point_sample, (CLOUDS, 2, torch.ones(2, 7).bool(), False), "got torch.bool of shape (2, 7)"),
-    (ops.farthest_point_sample, (CLOUDS[:, :1].expand(2, 2**31, 3), 2, None, False), "at most 2147483647"),
-    (ops.k_nearest_neighbors, (CLOUDS[:1], CLOUDS, 2, None), "must share a batch, got 1 and 2 clouds"),
-    (ops.k_nearest_neighbors, (CLOUDS, CLOUDS, 9, None), "`k` must be from 1 to the number of points, 8, got 9"),
-    (ops.nearest_pairs, (CLOUDS, CLOUDS[:, :0], None, None), "must hold a point a cloud"),
-    (ops.chamfer, (CLOUDS, CLOUDS[:1], None, None, True), "`points` and `target` must share a batch"),
+    (ops.farthest_point_sample, (CLOUDS[0], 2, False), "`points` must be floating-point of shape"),
+    (ops.farthest_point_sample, (CLOUDS[..., :2], 2, False), "(2, 8, 2)"),
+    (ops.farthest_point_sample, (CLOUDS.int(), 2, False), "got torch.int32 of shape (2, 8, 3) on cpu"),
+    (ops.farthest_point_sample, (CLOUDS, 9, False), "must be from 1 to the number of points, 8, got 9"),
+    (ops.farthest_point_sample, (CLOUDS, 0, False), "got 0"),
+    (ops.farthest_point_sample, (CLOUDS[:, :1].expand(2, 2**31, 3), 2, False), "at most 2147483647"),
+    (ops.k_nearest_neighbors, (CLOUDS[:1], CLOUDS, 2), "must share a batch, got 1 and 2 clouds"),
+    (ops.k_nearest_neighbors, (CLOUDS, CLOUDS, 9), "`k` must be from 1 to the number of points, 8, got 9"),
+    (ops.nearest_pairs, (CLOUDS, CLOUDS[:, :0]), "must hold a point a cloud"),
+    (ops.chamfer, (CLOUDS, CLOUDS[:1], True), "`points` and `target` must share a batch"),
 ]  # fmt: skip
 
 
@@ -194,9 +182,9 @@ def test_bad_indices_are_refused_before_they_are_followed():
         (indices.int(), "`nearest_point` must be int64 of shape (2, 8)"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
-            ops.chamfer_backward(torch.ones(2), CLOUDS, CLOUDS, indices, bad, None, None, True)
+            ops.chamfer_backward(torch.ones(2), CLOUDS, CLOUDS, indices, bad, True)
     with pytest.raises(ValueError, match=re.escape("`grad_loss` must have shape (2,)")):
-        ops.chamfer_backward(torch.ones(3), CLOUDS, CLOUDS, indices, indices, None, None, True)
+        ops.chamfer_backward(torch.ones(3), CLOUDS, CLOUDS, indices, indices, True)
 
 
 def test_instruction_set_can_be_chosen(run_python):

@@ -46,7 +46,7 @@ def install(tmp_path, run_python):
 @pytest.mark.slow
 def test_wheel_serves_every_python(install):
     name, used = install()
-    assert name.startswith("point_kernels-0.1.0-py3-none-") and "any" not in name
+    assert name.startswith("point_kernels-0.2.0-py3-none-") and "any" not in name
     assert used.stdout.endswith("[[0, 2, 1]]\n") and not used.stderr
 
 
@@ -69,4 +69,4 @@ def test_repository_for_the_kernels_library(tmp_path, run_python):
         "loaded = get_local_kernel(Path(sys.argv[1]), backend='cpu', trust_remote_code=True)\n"
         "print(loaded.__name__, loaded.nearest_pairs(torch.zeros(1, 1, 3), torch.ones(1, 2, 3))[0].tolist())"
     )
-    assert run_python("-c", code, folder).stdout == "point_kernels_cpu_0_1_0 [[0]]\n"
+    assert run_python("-c", code, folder).stdout == "point_kernels_cpu_0_2_0 [[0]]\n"

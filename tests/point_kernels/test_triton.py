@@ -70,19 +70,18 @@ def compile_for_hopper(kernel, arguments, options):
 
 def sample_cloud(ops, dtype=torch.float32, num_points=1024):
     points = torch.zeros(2, num_points, 3, dtype=dtype)
-    ops.farthest_point_sample(points, 1, torch.ones(2, num_points, dtype=torch.bool), True)
+    ops.farthest_point_sample(points, 1, True)
 
 
 def find_neighbors(ops):
     points = torch.zeros(2, 1024, 3)
-    ops.k_nearest_neighbors(points[:, :64], points, 32, torch.ones(2, 1024, dtype=torch.bool))
+    ops.k_nearest_neighbors(points[:, :64], points, 32)
 
 
 def measure_chamfer(ops):
     points, target = torch.zeros(2, 1024, 3), torch.zeros(2, 32, 3)
-    mask = torch.ones(2, 1024, dtype=torch.bool)
-    _, *nearest = ops.chamfer_forward(points, target, mask, None, False)
-    ops.chamfer_backward(torch.ones(2), points, target, *nearest, mask, None, False)
+    _, *nearest = ops.chamfer_forward(points, target, False)
+    ops.chamfer_backward(torch.ones(2), points, target, *nearest, False)
 
 
 CALLS = {
@@ -115,4 +114,4 @@ def test_a_cpu_tensor_is_refused_outside_the_interpreter():
     from point_kernels import triton_ops
 
     with pytest.raises(ValueError, match="need tensors on a CUDA device, got one on cpu"):
-        triton_ops.farthest_point_sample(torch.zeros(1, 4, 3), 2, None, False)
+        triton_ops.farthest_point_sample(torch.zeros(1, 4, 3), 2, False)

@@ -30,12 +30,6 @@ def grid_cloud(*shape):
     return torch.randint(-2, 3, (*shape, 3)).float().to(DEVICE)
 
 
-def half_masked(points):
-    mask = (torch.rand(points.shape[:2]) < 0.5).to(points.device)
-    mask[:, -1] = True
-    return mask
-
-
 def assert_equal(results, expected):
     for result, other in zip(results, expected, strict=True):
         assert result.dtype == other.dtype
@@ -52,18 +46,16 @@ def sampling(request, monkeypatch):
         monkeypatch.setattr(triton_ops, "_SAMPLE_BLOCK", 32)
 
 
-def check_samples(points, num_samples, mask=None, skip_near_origin=False):
-    arguments = (points, num_samples, mask, skip_near_origin)
+def check_samples(points, num_samples, skip_near_origin=False):
+    arguments = (points, num_samples, skip_near_origin)
     assert_equal([triton_ops.farthest_point_sample(*arguments)], [point_ops._farthest_point_sample(*arguments)])
 
 
 def test_samples_by_hand(sampling):
     line = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [4, 0, 0], [10, 0, 0], [6, 0, 0]]], device=DEVICE)
-    assert triton_ops.farthest_point_sample(line, 5, None, False).tolist() == [[0, 3, 2, 4, 1]]
-    mask = torch.tensor([[False, True, True, False, True]], device=DEVICE)
-    assert triton_ops.farthest_point_sample(line, 3, mask, False).tolist() == [[1, 4, 2]]
+    assert triton_ops.farthest_point_sample(line, 5, False).tolist() == [[0, 3, 2, 4, 1]]
     duplicates = torch.tensor([[[1.0, 1, 1], [1, 1, 1], [2, 2, 2]]], device=DEVICE)
-    assert triton_ops.farthest_point_sample(duplicates, 3, None, False).tolist() == [[0, 2, 0]]
+    assert triton_ops.farthest_point_sample(duplicates, 3, False).tolist() == [[0, 2, 0]]
 
 
 @pytest.mark.parametrize("num_points", [1, 33, 70])
@@ -77,22 +69,13 @@ def test_samples_of_other_types(sampling, dtype):
     check_samples(random_cloud(2, 40).to(dtype), 6)
 
 
-def test_samples_of_masked_points(sampling):
-    points = grid_cloud(3, 40)
-    mask = half_masked(points)
-    mask[1] = False  # refused by the public function; here every index must still be one of the cloud
-    points[~mask] = torch.nan
-    check_samples(points, 8, mask)
-    check_samples(points / 64, 8, mask, skip_near_origin=True)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_samples_beside_the_origin(sampling, dtype):
     # Squared norms around the bound of 1e-3, which differs between float32 and float64.
     points = torch.zeros(1, 12, 3, dtype=dtype, device=DEVICE)
     points[0, :, 0] = (1e-3 + torch.linspace(-1e-10, 1e-10, 12, dtype=torch.float64)).sqrt()
     check_samples(points, 12, skip_near_origin=True)
-    check_samples(points.flip(1), 12, half_masked(points), skip_near_origin=True)
+    check_samples(points.flip(1), 12, skip_near_origin=True)
 
 
 def test_samples_of_extreme_clouds(sampling):
@@ -101,7 +84,7 @@ def test_samples_of_extreme_clouds(sampling):
     check_samples(random_cloud(1, 33) * 1e-22, 5)  # squares are denormal or zero
     broken = random_cloud(1, 33)
     broken[0, 20:23] = torch.nan
-    indices = triton_ops.farthest_point_sample(broken, 33, None, False)
+    indices = triton_ops.farthest_point_sample(broken, 33, False)
     assert indices.ge(0).all() and indices.lt(33).all()
 
 
@@ -113,14 +96,14 @@ def test_samples_of_strided_clouds():
 # Nearest neighbours --------------------------------------------------------------------------------------------------
 
 
-def check_neighbors(queries, points, k, mask=None):
-    arguments = (queries, points, k, mask)
+def check_neighbors(queries, points, k):
+    arguments = (queries, points, k)
     assert_equal(triton_ops.k_nearest_neighbors(*arguments), point_ops._k_nearest_neighbors(*arguments))
 
 
 def test_neighbors_by_hand():
     line = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [4, 0, 0], [1, 0, 0], [2, 0, 0]]], device=DEVICE)
-    distances, indices = triton_ops.k_nearest_neighbors(line[:, 1:2], line, 5, None)
+    distances, indices = triton_ops.k_nearest_neighbors(line[:, 1:2], line, 5)
     assert indices.tolist() == [[[1, 3, 0, 4, 2]]]
     assert distances.tolist() == [[[0.0, 0.0, 1.0, 1.0, 9.0]]]
 
@@ -140,9 +123,9 @@ def test_neighbors_of_all_points():
 @pytest.mark.parametrize("num_points", [1500, 40_000])  # more subsets; as many as there can be
 def test_neighbors_in_larger_clouds(num_points):
     points = random_cloud(1, num_points)
-    check_neighbors(points[:, :4], points, 20, half_masked(points))
+    check_neighbors(points[:, :4], points, 20)
     points = grid_cloud(1, num_points)
-    check_neighbors(points[:, :4], points, 20, half_masked(points))
+    check_neighbors(points[:, :4], points, 20)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
@@ -151,18 +134,11 @@ def test_neighbors_of_other_types(dtype):
     check_neighbors(points[:, 5:9], points, 10)
 
 
-def test_neighbors_of_masked_points():
-    points = grid_cloud(2, 35)
-    mask = half_masked(points)
-    points[~mask] = torch.nan
-    check_neighbors(grid_cloud(2, 3), points, 35, mask)  # refused by the public function: what is masked comes last
-
-
 def test_neighbors_in_extreme_clouds():
     for points in (random_cloud(1, 33) * 1e30, random_cloud(1, 33) + 1e4, random_cloud(1, 33) * 1e-22):
         check_neighbors(points[:, :3], points, 20)
     points[0, 20:23] = torch.nan
-    indices = triton_ops.k_nearest_neighbors(points[:, 18:22], points, 33, None)[1]
+    indices = triton_ops.k_nearest_neighbors(points[:, 18:22], points, 33)[1]
     assert indices.ge(0).all() and indices.lt(33).all()
 
 
@@ -176,33 +152,25 @@ def check_pairs(*arguments):
 @pytest.mark.parametrize(("num_points", "num_target"), [(1, 1), (8, 32), (33, 1), (9, 150)])
 @pytest.mark.parametrize("cloud", [random_cloud, grid_cloud])
 def test_pairs(cloud, num_points, num_target):
-    check_pairs(cloud(2, num_points), cloud(2, num_target), None, None)
+    check_pairs(cloud(2, num_points), cloud(2, num_target))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_pairs_of_other_types(dtype):
-    check_pairs(random_cloud(2, 20).to(dtype), random_cloud(2, 9).to(dtype), None, None)
+    check_pairs(random_cloud(2, 20).to(dtype), random_cloud(2, 9).to(dtype))
 
 
-def test_pairs_of_masked_points():
-    points, target = grid_cloud(2, 20), grid_cloud(2, 11)
-    mask, target_mask = half_masked(points), half_masked(target)
-    check_pairs(points, target, mask, target_mask)
-    check_pairs(points, target, None, target_mask)
-    check_pairs(points * 1e30, target * -1e30, mask, None)
-
-
-def check_chamfer(points, target, mask=None, target_mask=None):
+def check_chamfer(points, target):
     """Loss and gradients, for either power, against autograd through plain torch."""
     relative = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-7}[points.dtype]
     tolerance = {"rtol": relative, "atol": min(relative, 1e-6)}
     for squared, oracle in ((False, point_ops.chamfer_l1), (True, point_ops.chamfer_l2)):
         clouds = points.clone().requires_grad_(), target.clone().requires_grad_()
-        expected = oracle(*clouds, mask, target_mask, "none")
+        expected = oracle(*clouds, "none")
         grad_loss = torch.linspace(-1, 2, len(points), device=DEVICE).to(expected.dtype)
         expected_gradients = torch.autograd.grad(expected, clouds, grad_loss)
-        loss, *nearest = triton_ops.chamfer_forward(points, target, mask, target_mask, squared)
-        gradients = triton_ops.chamfer_backward(grad_loss, points, target, *nearest, mask, target_mask, squared)
+        loss, *nearest = triton_ops.chamfer_forward(points, target, squared)
+        gradients = triton_ops.chamfer_backward(grad_loss, points, target, *nearest, squared)
         torch.testing.assert_close(loss, expected.detach(), **tolerance)
         for gradient, other in zip(gradients, expected_gradients, strict=True):
             torch.testing.assert_close(gradient, other, **tolerance)
@@ -224,13 +192,6 @@ def test_chamfer_where_pairs_coincide():
     check_chamfer(points, points)
 
 
-def test_chamfer_of_masked_points():
-    points, target = random_cloud(2, 20), random_cloud(2, 7)
-    mask, target_mask = half_masked(points), half_masked(target)
-    points[~mask], target[~target_mask] = torch.nan, torch.inf
-    check_chamfer(points, target, mask, target_mask)
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_chamfer_of_other_types(dtype):
     check_chamfer(random_cloud(2, 10).to(dtype), random_cloud(2, 5).to(dtype))
@@ -238,28 +199,26 @@ def test_chamfer_of_other_types(dtype):
 
 def test_empty_batches():
     points = random_cloud(0, 10)
-    assert triton_ops.farthest_point_sample(points, 3, None, False).shape == (0, 3)
-    assert triton_ops.k_nearest_neighbors(points, points, 3, None)[1].shape == (0, 10, 3)
-    assert triton_ops.chamfer_forward(points, points, None, None, False)[0].shape == (0,)
+    assert triton_ops.farthest_point_sample(points, 3, False).shape == (0, 3)
+    assert triton_ops.k_nearest_neighbors(points, points, 3)[1].shape == (0, 10, 3)
+    assert triton_ops.chamfer_forward(points, points, False)[0].shape == (0,)
 
 
 @pytest.mark.parametrize(
     ("call", "reason"),
     [
-        (lambda p: triton_ops.farthest_point_sample(p[0], 1, None, False), r"got torch.float32 \(9, 3\)"),
-        (lambda p: triton_ops.farthest_point_sample(p.long(), 1, None, False), "got torch.int64"),
+        (lambda p: triton_ops.farthest_point_sample(p[0], 1, False), r"got torch.float32 \(9, 3\)"),
+        (lambda p: triton_ops.farthest_point_sample(p.long(), 1, False), "got torch.int64"),
         (
-            lambda p: triton_ops.farthest_point_sample(p, 10, None, False),
+            lambda p: triton_ops.farthest_point_sample(p, 10, False),
             "`num_samples` must be from 1 to .* 9, got 10",
         ),
         (
-            lambda p: triton_ops.k_nearest_neighbors(p, p, 0, None),
+            lambda p: triton_ops.k_nearest_neighbors(p, p, 0),
             "`k` must be from 1 to the number of points, 9, got 0",
         ),
-        (lambda p: triton_ops.k_nearest_neighbors(p[:1], p, 1, None), r"\(1, 9, 3\) .* beside a batch of 2"),
-        (lambda p: triton_ops.k_nearest_neighbors(p, p, 1, p[..., 0]), r"; torch.float32 \(2, 9\)"),
-        (lambda p: triton_ops.nearest_pairs(p, p, None, p[:, 1:, 0] > 0), r"; torch.bool \(2, 8\)"),
-        (lambda p: triton_ops.chamfer_forward(p, p[:, :0], None, None, False), r"\(2, 0, 3\)"),
+        (lambda p: triton_ops.k_nearest_neighbors(p[:1], p, 1), r"\(1, 9, 3\) .* beside a batch of 2"),
+        (lambda p: triton_ops.chamfer_forward(p, p[:, :0], False), r"\(2, 0, 3\)"),
     ],
 )
 def test_what_kernels_cannot_read_is_refused(call, reason):
@@ -270,7 +229,5 @@ def test_what_kernels_cannot_read_is_refused(call, reason):
 def test_gradients_of_indices_beyond_the_clouds_stay_inside():
     points = random_cloud(1, 20)
     nearest = torch.arange(20, device=DEVICE).unsqueeze(0) * 10**9 - 5
-    gradients = triton_ops.chamfer_backward(
-        torch.ones(1, device=DEVICE), points, points, nearest, nearest, None, None, True
-    )
+    gradients = triton_ops.chamfer_backward(torch.ones(1, device=DEVICE), points, points, nearest, nearest, True)
     assert not any(gradient.any() for gradient in gradients)

@@ -1,4 +1,4 @@
-"""`ShapeIndex`: what it finds against brute force, both ways, and which folders it refuses."""
+"""`ShapeIndex`: its scan and its graph against brute force, and the damaged folders that it refuses."""
 
 import json
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from modeling_act.errors import InputError
 from modeling_act.search import shape_index
 from modeling_act.search.shape_index import ShapeIndex, probe_cloud
 
@@ -39,7 +40,7 @@ def test_it_finds_what_brute_force_finds(folder):
 
 
 def test_the_graph_of_a_large_index_misses_few(tmp_path, monkeypatch):
-    monkeypatch.setattr(shape_index, "MOST_TO_SCAN", 100)
+    monkeypatch.setattr(shape_index, "MAX_TO_SCAN", 100)
     index = ShapeIndex.build(tmp_path, NAMES, VECTORS, {"probe": []})
     assert index.graph is not None and (tmp_path / "graph.usearch").is_file()
     queries = torch.randn(50, 16)
@@ -47,7 +48,7 @@ def test_the_graph_of_a_large_index_misses_few(tmp_path, monkeypatch):
     shared = [len({name for name, _ in row} & {name for name, _ in expected}) for row, expected in pairs]
     assert np.mean(shared) > 9.5
     (tmp_path / "graph.usearch").unlink()
-    with pytest.raises(ValueError, match="graph.usearch is missing"):
+    with pytest.raises(InputError, match="graph.usearch is missing"):
         ShapeIndex.load(tmp_path)
 
 
@@ -55,7 +56,7 @@ def test_another_model_is_refused(folder):
     index = ShapeIndex.load(folder)
     index.check_model(torch.tensor([2.0, 0.01]))
     for vector in (torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0, 0.0])):
-        with pytest.raises(ValueError, match=r"made by another model or processor \(org/model\)"):
+        with pytest.raises(InputError, match=r"made by another model or processor \(org/model\)"):
             index.check_model(vector)
 
 
@@ -65,45 +66,58 @@ def test_the_probe_is_always_the_same():
     assert cloud[1].tolist() == pytest.approx([0.0306425, -0.6336777, -0.1809643], abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("/etc/passwd.ply", "relative paths"),
-        ("a/../../x.ply", "relative paths"),
-        ("..", "relative paths"),
-        ("a\0.ply", "relative paths"),
-        (3, "relative paths"),
-        (NAMES[1], "two clouds have one name"),
-    ],
-)
-def test_names_that_lead_elsewhere_are_refused(folder, name, message):
-    told = json.loads((folder / "index.json").read_text())
-    told["names"][0] = name
-    (folder / "index.json").write_text(json.dumps(told))
-    with pytest.raises(ValueError, match=message):
+ABOUT = {"names": NAMES, "about": {"probe": [1.0, 0.0]}}
+DAMAGED = [
+    ([1], "TypeError list indices must be integers"),
+    ({"names": NAMES}, "KeyError 'about'"),
+    ({"about": {}}, "KeyError 'names'"),
+    (ABOUT | {"names": 5}, "TypeError 'int' object is not iterable"),
+    (ABOUT | {"names": [["a"], *NAMES[1:]]}, r"must be relative paths without '..', got \['a'\]"),
+    (ABOUT | {"names": ["/etc/passwd.ply", *NAMES[1:]]}, "must be relative paths"),
+    (ABOUT | {"names": ["a/../../x.ply", *NAMES[1:]]}, "must be relative paths"),
+    (ABOUT | {"names": ["..", *NAMES[1:]]}, "must be relative paths"),
+    (ABOUT | {"names": ["a\0.ply", *NAMES[1:]]}, "must be relative paths"),
+    (ABOUT | {"names": [NAMES[1], *NAMES[1:]]}, "two clouds have one name, 'set/shape 1.ply'"),
+    (ABOUT | {"names": NAMES[:3]}, r"vector for each of 3 names, got float32 of shape \(500, 16\)"),
+    (ABOUT | {"about": ["model"]}, "'list' object has no attribute 'get'"),
+    (ABOUT | {"about": {"probe": ["x"]}}, "index.json: is damaged"),
+    (ABOUT | {"about": {"probe": {"a": 1}}}, "index.json: is damaged"),
+    (ABOUT | {"about": {"probe": [[1.0], [2.0, 3.0]]}}, "index.json: is damaged"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), DAMAGED)
+def test_an_index_that_says_other_things_is_refused(folder, content, message):
+    (folder / "index.json").write_text(json.dumps(ABOUT))
+    assert len(ShapeIndex.load(folder)) == 500
+    (folder / "index.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message) as caught:
         ShapeIndex.load(folder)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_damaged_folders_are_refused(folder):
-    with pytest.raises(ValueError, match="is no index"):
+def test_damaged_vectors_are_refused(folder):
+    with pytest.raises(InputError, match="is no index; python -m modeling_act encode SHAPES --index"):
         ShapeIndex.load(folder / "none")
-    whole = (folder / "vectors.npy").read_bytes()
-    (folder / "vectors.npy").write_bytes(whole[:-100])
-    with pytest.raises(ValueError, match="vectors.npy: is damaged"):
-        ShapeIndex.load(folder)
-    np.save(folder / "vectors.npy", np.array([{"a": 1}] * 500, dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="vectors.npy: is damaged"):
-        ShapeIndex.load(folder)
-    np.save(folder / "vectors.npy", np.zeros((499, 16), np.float32))
-    with pytest.raises(ValueError, match="500 names and 499 vectors"):
-        ShapeIndex.load(folder)
-    (folder / "index.json").write_text("[1]")
-    with pytest.raises(ValueError, match="must hold names"):
-        ShapeIndex.load(folder)
+    data = (folder / "vectors.npy").read_bytes()
+    for vectors, message in (
+        (data[:-100], "vectors.npy: is damaged"),
+        (data.replace(b"(500, 16), }" + b" " * 10, b"(5000000000, 16), }   "), "vectors.npy: is damaged"),
+        (np.array([{"a": 1}] * 500, dtype=object), "vectors.npy: is damaged"),
+        (np.zeros((499, 16), np.float32), r"vector for each of 500 names, got float32 of shape \(499, 16\)"),
+        (np.zeros((500, 16)), "float32 vector for each of 500 names, got float64"),
+        (np.zeros(500, np.float32), r"got float32 of shape \(500,\)"),
+    ):
+        if isinstance(vectors, bytes):
+            (folder / "vectors.npy").write_bytes(vectors)
+        else:
+            np.save(folder / "vectors.npy", vectors, allow_pickle=True)
+        with pytest.raises(InputError, match=message):
+            ShapeIndex.load(folder)
 
 
 def test_queries_of_another_width_are_refused(folder):
-    with pytest.raises(ValueError, match=r"must be of shape \(n, 16\)"):
+    with pytest.raises(InputError, match=r"must be of shape \(n, 16\)"):
         ShapeIndex.load(folder).search(torch.ones(2, 3))
 
 
@@ -114,7 +128,7 @@ def test_vectors_and_queries_as_torch_has_them(tmp_path):
     broken = VECTORS.clone()
     broken[3, 2] = torch.nan
     for use in (lambda: ShapeIndex.build(tmp_path, NAMES, broken, {}), lambda: index.search(broken)):
-        with pytest.raises(ValueError, match="must be finite, got NaN or infinity in row 3"):
+        with pytest.raises(InputError, match="must be finite, got 1 numbers that are not"):
             use()
 
 
@@ -127,5 +141,5 @@ def test_an_index_that_is_open_outlives_the_next_one(folder):
 
 def test_one_name_twice_among_many_is_found_at_once(tmp_path):
     names = [f"{number}.ply" for number in range(50_000)]
-    with pytest.raises(ValueError, match="two clouds have one name, '49999.ply'"):
+    with pytest.raises(InputError, match="two clouds have one name, '49999.ply'"):
         ShapeIndex.build(tmp_path, [*names, names[-1]], torch.ones(50_001, 2), {})

@@ -1,4 +1,4 @@
-"""Names that mean harm: of clouds on the command line, in an index, in a page; and what a processor's file may say."""
+"""Malicious names of clouds: on the command line, in an index, in a page; and a processor that names code."""
 
 import json
 import os
@@ -133,45 +133,6 @@ def test_links_in_a_folder_of_results_are_not_followed(tmp_path):
             path_below(tmp_path / "out", name, ".ply")
 
 
-@pytest.mark.parametrize(
-    "address",
-    ["http://host/%2e%2e%2f%2e%2e%2fup.xyz", "http://host/..%2fup.xyz?x=/../y.xyz", "http://host/../../up.xyz"],
-)
-def test_addresses_are_named_by_their_last_part(address):
-    assert list(list_clouds([address])) == ["up.xyz"]
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        {"names": ["a"] * 500, "about": ["model"]},
-        {"names": [["a"]] * 500},
-        {"names": {"a": 1}},
-    ],
-)
-def test_an_index_that_says_other_things_is_refused(tmp_path, content):
-    ShapeIndex.build(tmp_path, ["a", "b"], torch.eye(2), {"probe": [1.0, 0.0]})
-    (tmp_path / "index.json").write_text(json.dumps({"about": {}} | content))
-    with pytest.raises(InputError):
-        ShapeIndex.load(tmp_path)
-
-
-def test_an_index_made_by_nothing_is_refused(tmp_path):
-    ShapeIndex.build(tmp_path, ["a", "b"], torch.eye(2), {"probe": [1.0, 0.0]})
-    for about in (["model"], "model", {"probe": ["x"]}, {"probe": {"a": 1}}, {"probe": [[1.0], [2.0, 3.0]]}):
-        (tmp_path / "index.json").write_text(json.dumps({"names": ["a", "b"], "about": about}))
-        with pytest.raises(InputError):
-            ShapeIndex.load(tmp_path).check_model(torch.tensor([1.0, 0.0]))
-
-
-def test_headers_of_an_index_are_held_against_its_file(tmp_path):
-    ShapeIndex.build(tmp_path, ["a", "b"], torch.eye(2), {"probe": [1.0, 0.0]})
-    data = (tmp_path / "vectors.npy").read_bytes()
-    (tmp_path / "vectors.npy").write_bytes(data.replace(b"(2, 2), }" + b" " * 12, b"(2000000000000, 2), }"))
-    with limited_memory(), pytest.raises(InputError, match="vectors.npy: is damaged"):
-        ShapeIndex.load(tmp_path)
-
-
 PROCESSORS = [
     {"num_points": 10**12},
     {"num_points": -1},
@@ -206,9 +167,11 @@ def test_a_processor_is_what_its_file_may_say(tmp_path, fields):
 def test_a_processor_runs_no_code_of_its_folder(tmp_path):
     ACTPointCloudProcessor(64).save_pretrained(tmp_path / "model")
     file = tmp_path / "model" / "preprocessor_config.json"
-    told = json.loads(file.read_text()) | {"auto_map": {"AutoFeatureExtractor": "evil.Evil"}}
+    content = json.loads(file.read_text()) | {"auto_map": {"AutoFeatureExtractor": "evil.Evil"}}
     evil = f"open({str(tmp_path / 'marker')!r}, 'w')\nclass Evil:\n    pass\n".encode()
     shutil.rmtree(tmp_path / "model")
-    folder = write_folder(tmp_path / "model", {"preprocessor_config.json": json.dumps(told).encode(), "evil.py": evil})
+    folder = write_folder(
+        tmp_path / "model", {"preprocessor_config.json": json.dumps(content).encode(), "evil.py": evil}
+    )
     assert ACTPointCloudProcessor.from_pretrained(folder).num_points == 64
     assert not (tmp_path / "marker").exists()

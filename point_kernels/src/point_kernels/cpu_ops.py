@@ -20,10 +20,10 @@ _logger = logging.getLogger(__name__)
 
 # p a pointer, n a 64-bit count, i an int: the arguments of point_kernels.h
 _ARGUMENTS = {
-    "farthest_point_sample": "ippnnniip",
-    "k_nearest_neighbors": "ipppnnnnipp",
-    "chamfer_forward": "ippppnnniippp",
-    "chamfer_backward": "ipppppppnnniipp",
+    "farthest_point_sample": "ipnnniip",
+    "k_nearest_neighbors": "ippnnnnipp",
+    "chamfer_forward": "ippnnniippp",
+    "chamfer_backward": "ipppppnnniipp",
     "group_max": "ipnnnipp",
     "linear_max_backward": "ippppnnnnipp",
 }
@@ -66,69 +66,61 @@ def instruction_set() -> str | None:
     return _instruction_set
 
 
-def farthest_point_sample(points: Tensor, num_samples: int, mask: Tensor | None, skip_near_origin: bool) -> Tensor:
-    _check_cloud("points", points, mask)
+def farthest_point_sample(points: Tensor, num_samples: int, skip_near_origin: bool) -> Tensor:
+    _check_cloud("points", points)
     _check_count("num_samples", num_samples, points)
-    points, mask = _measurable(points), _dense(mask)
+    points = _measurable(points)
     batch_size, num_points, _ = points.shape
     chosen = torch.empty((batch_size, num_samples), dtype=torch.int64)
     _run(
-        "farthest_point_sample", chosen.numel(), points.dtype == torch.float64, points.data_ptr(), _pointer(mask),
-        batch_size, num_points, num_samples, skip_near_origin, torch.get_num_threads(), chosen.data_ptr(),
+        "farthest_point_sample", chosen.numel(), points.dtype == torch.float64, points.data_ptr(), batch_size,
+        num_points, num_samples, skip_near_origin, torch.get_num_threads(), chosen.data_ptr(),
     )  # fmt: skip
     return chosen
 
 
-def k_nearest_neighbors(queries: Tensor, points: Tensor, k: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    _check_cloud("queries", queries, None)
-    _check_cloud("points", points, mask)
+def k_nearest_neighbors(queries: Tensor, points: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    _check_cloud("queries", queries)
+    _check_cloud("points", points)
     _check_batch("queries", queries, "points", points)
     _check_count("k", k, points)
     dtype = measured_dtype(queries, points)
-    queries, points, mask = _measurable(queries, dtype), _measurable(points, dtype), _dense(mask)
+    queries, points = _measurable(queries, dtype), _measurable(points, dtype)
     batch_size, num_queries, _ = queries.shape
     distances = torch.empty((batch_size, num_queries, k), dtype=dtype)
     indices = torch.empty((batch_size, num_queries, k), dtype=torch.int64)
     _run(
         "k_nearest_neighbors", indices.numel(), dtype == torch.float64, queries.data_ptr(), points.data_ptr(),
-        _pointer(mask), batch_size, num_queries, points.shape[1], k, torch.get_num_threads(), distances.data_ptr(),
+        batch_size, num_queries, points.shape[1], k, torch.get_num_threads(), distances.data_ptr(),
         indices.data_ptr(),
     )  # fmt: skip
     return distances, indices
 
 
-def nearest_pairs(
-    points: Tensor, target: Tensor, mask: Tensor | None, target_mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    return _chamfer_forward(points, target, mask, target_mask, squared=True, loss=None)
+def nearest_pairs(points: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    return _chamfer_forward(points, target, squared=True, loss=None)
 
 
-def chamfer(
-    points: Tensor, target: Tensor, mask: Tensor | None, target_mask: Tensor | None, squared: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def chamfer(points: Tensor, target: Tensor, squared: bool) -> tuple[Tensor, Tensor, Tensor]:
     loss = torch.empty(points.shape[:1], dtype=measured_dtype(points, target))
-    return loss, *_chamfer_forward(points, target, mask, target_mask, squared, loss)
+    return loss, *_chamfer_forward(points, target, squared, loss)
 
 
 def _chamfer_forward(
     points: Tensor,
     target: Tensor,
-    mask: Tensor | None,
-    target_mask: Tensor | None,
     squared: bool,
     loss: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    _check_pair(points, target, mask, target_mask)
+    _check_pair(points, target)
     dtype = measured_dtype(points, target)
-    points, target, mask, target_mask = (
-        _measurable(points, dtype), _measurable(target, dtype), _dense(mask), _dense(target_mask),
-    )  # fmt: skip
+    points, target = _measurable(points, dtype), _measurable(target, dtype)
     nearest_target = torch.empty(points.shape[:2], dtype=torch.int64)
     nearest_point = torch.empty(target.shape[:2], dtype=torch.int64)
     _run(
         "chamfer_forward", nearest_target.numel(), dtype == torch.float64, points.data_ptr(), target.data_ptr(),
-        _pointer(mask), _pointer(target_mask), points.shape[0], points.shape[1], target.shape[1], squared,
-        torch.get_num_threads(), _pointer(loss), nearest_target.data_ptr(), nearest_point.data_ptr(),
+        points.shape[0], points.shape[1], target.shape[1], squared, torch.get_num_threads(), _pointer(loss),
+        nearest_target.data_ptr(), nearest_point.data_ptr(),
     )  # fmt: skip
     return nearest_target, nearest_point
 
@@ -139,11 +131,9 @@ def chamfer_backward(
     target: Tensor,
     nearest_target: Tensor,
     nearest_point: Tensor,
-    mask: Tensor | None,
-    target_mask: Tensor | None,
     squared: bool,
 ) -> tuple[Tensor, Tensor]:
-    _check_pair(points, target, mask, target_mask)
+    _check_pair(points, target)
     for name, indices, cloud in (("nearest_target", nearest_target, points), ("nearest_point", nearest_point, target)):
         if indices.dtype != torch.int64 or indices.shape != cloud.shape[:2] or not indices.is_cpu:
             raise ValueError(
@@ -153,11 +143,11 @@ def chamfer_backward(
         raise ValueError(f"`grad_loss` must have shape ({len(points)},) on the CPU, got {_describe(grad_loss)}")
     dtypes, dtype = (points.dtype, target.dtype), measured_dtype(points, target)
     grad_loss, points, target = (_measurable(values, dtype) for values in (grad_loss, points, target))
-    nearest_target, nearest_point, mask, target_mask = map(_dense, (nearest_target, nearest_point, mask, target_mask))
+    nearest_target, nearest_point = nearest_target.contiguous(), nearest_point.contiguous()
     gradients = torch.empty_like(points), torch.empty_like(target)
     _run(
         "chamfer_backward", points.numel(), dtype == torch.float64, grad_loss.data_ptr(), points.data_ptr(),
-        target.data_ptr(), nearest_target.data_ptr(), nearest_point.data_ptr(), _pointer(mask), _pointer(target_mask),
+        target.data_ptr(), nearest_target.data_ptr(), nearest_point.data_ptr(),
         points.shape[0], points.shape[1], target.shape[1], squared, torch.get_num_threads(), gradients[0].data_ptr(),
         gradients[1].data_ptr(),
     )  # fmt: skip
@@ -183,7 +173,7 @@ def linear_max_backward(grad: Tensor, indices: Tensor, values: Tensor, weight: T
     for name, tensor, dtype in (("grad", grad, values.dtype), ("indices", indices, torch.int32)):
         if tensor.shape != (groups, channels) or tensor.dtype != dtype or not tensor.is_cpu:
             raise ValueError(f"`{name}` must be {dtype} of shape {(groups, channels)}, got {_describe(tensor)}")
-    grad, indices, values, weight = map(_dense, (grad, indices, values, weight))
+    grad, indices, values, weight = (tensor.contiguous() for tensor in (grad, indices, values, weight))
     make = torch.empty_like if grad.numel() else torch.zeros_like
     gradients = make(values), make(weight)
     _run(
@@ -215,10 +205,6 @@ def _measurable(points: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return points.to(dtype).contiguous()
 
 
-def _dense(values: Tensor | None) -> Tensor | None:
-    return None if values is None else values.contiguous()
-
-
 def _pointer(values: Tensor | None) -> int | None:
     return None if values is None else values.data_ptr()
 
@@ -227,17 +213,13 @@ def _describe(values: Tensor) -> str:
     return f"{values.dtype} of shape {tuple(values.shape)} on {values.device}"
 
 
-def _check_cloud(name: str, points: Tensor, mask: Tensor | None) -> None:
+def _check_cloud(name: str, points: Tensor) -> None:
     if points.ndim != 3 or points.shape[2] != 3 or not points.is_floating_point() or not points.is_cpu:
         raise ValueError(
             f"`{name}` must be floating-point of shape (batch, points, 3) on the CPU, got {_describe(points)}"
         )
     if points.shape[1] > _MOST_POINTS:
         raise ValueError(f"`{name}` must hold at most {_MOST_POINTS} points a cloud, got {points.shape[1]}")
-    if mask is not None and (mask.dtype != torch.bool or mask.shape != points.shape[:2] or not mask.is_cpu):
-        raise ValueError(
-            f"the mask of `{name}` must be bool of shape {tuple(points.shape[:2])} on the CPU, got {_describe(mask)}"
-        )
 
 
 def _check_linear(values: Tensor, weight: Tensor) -> None:
@@ -266,9 +248,9 @@ def _check_count(name: str, count: int, points: Tensor) -> None:
         raise ValueError(f"`{name}` must be from 1 to the number of points, {points.shape[1]}, got {count}")
 
 
-def _check_pair(points: Tensor, target: Tensor, mask: Tensor | None, target_mask: Tensor | None) -> None:
-    _check_cloud("points", points, mask)
-    _check_cloud("target", target, target_mask)
+def _check_pair(points: Tensor, target: Tensor) -> None:
+    _check_cloud("points", points)
+    _check_cloud("target", target)
     _check_batch("points", points, "target", target)
     if 0 in (points.shape[1], target.shape[1]):
         raise ValueError(

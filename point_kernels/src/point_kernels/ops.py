@@ -12,13 +12,12 @@ from torch.utils.flop_counter import register_flop_formula
 from . import cpu_ops
 
 _SCHEMAS = {
-    "farthest_point_sample": "(Tensor points, int num_samples, Tensor? mask, bool skip_near_origin) -> Tensor",
-    "k_nearest_neighbors": "(Tensor queries, Tensor points, int k, Tensor? mask) -> (Tensor, Tensor)",
-    "nearest_pairs": "(Tensor points, Tensor target, Tensor? mask, Tensor? target_mask) -> (Tensor, Tensor)",
-    "chamfer": "(Tensor points, Tensor target, Tensor? mask, Tensor? target_mask, bool squared) "
-    "-> (Tensor, Tensor, Tensor)",
+    "farthest_point_sample": "(Tensor points, int num_samples, bool skip_near_origin) -> Tensor",
+    "k_nearest_neighbors": "(Tensor queries, Tensor points, int k) -> (Tensor, Tensor)",
+    "nearest_pairs": "(Tensor points, Tensor target) -> (Tensor, Tensor)",
+    "chamfer": "(Tensor points, Tensor target, bool squared) -> (Tensor, Tensor, Tensor)",
     "chamfer_backward": "(Tensor grad_loss, Tensor points, Tensor target, Tensor nearest_target, "
-    "Tensor nearest_point, Tensor? mask, Tensor? target_mask, bool squared) -> (Tensor, Tensor)",
+    "Tensor nearest_point, bool squared) -> (Tensor, Tensor)",
     "linear_max": "(Tensor values, Tensor weight) -> (Tensor, Tensor)",
     "linear_max_backward": "(Tensor grad, Tensor indices, Tensor values, Tensor weight) -> (Tensor, Tensor)",
 }
@@ -67,14 +66,14 @@ def _on_cuda(name: str):
 
 
 def _keep_for_gradient(ctx, inputs, output) -> None:
-    points, target, mask, target_mask, ctx.squared = inputs
+    points, target, ctx.squared = inputs
     _, nearest_target, nearest_point = output
-    ctx.save_for_backward(points, target, nearest_target, nearest_point, mask, target_mask)
+    ctx.save_for_backward(points, target, nearest_target, nearest_point)
 
 
-def _differentiate_chamfer(ctx, grad_loss: Tensor, *_) -> tuple[Tensor, Tensor, None, None, None]:
+def _differentiate_chamfer(ctx, grad_loss: Tensor, *_) -> tuple[Tensor, Tensor, None]:
     gradients = torch.ops.point_kernels.chamfer_backward(grad_loss, *ctx.saved_tensors, ctx.squared)
-    return *gradients, None, None, None
+    return *gradients, None
 
 
 def _keep_linear_max(ctx, inputs, output) -> None:
@@ -101,26 +100,26 @@ def _refuse_second_gradient(ctx, *_) -> None:
 # Shapes and dtypes of the results, for tracing ----------------------------------------------------------------------
 
 
-def _fake_farthest_point_sample(points, num_samples, mask, skip_near_origin):
+def _fake_farthest_point_sample(points, num_samples, skip_near_origin):
     return points.new_empty((points.shape[0], num_samples), dtype=torch.int64)
 
 
-def _fake_k_nearest_neighbors(queries, points, k, mask):
+def _fake_k_nearest_neighbors(queries, points, k):
     shape = (queries.shape[0], queries.shape[1], k)
     dtype = cpu_ops.measured_dtype(queries, points)
     return queries.new_empty(shape, dtype=dtype), queries.new_empty(shape, dtype=torch.int64)
 
 
-def _fake_nearest_pairs(points, target, mask, target_mask):
+def _fake_nearest_pairs(points, target):
     return points.new_empty(points.shape[:2], dtype=torch.int64), target.new_empty(target.shape[:2], dtype=torch.int64)
 
 
-def _fake_chamfer(points, target, mask, target_mask, squared):
+def _fake_chamfer(points, target, squared):
     loss = points.new_empty(points.shape[:1], dtype=cpu_ops.measured_dtype(points, target))
-    return loss, *_fake_nearest_pairs(points, target, mask, target_mask)
+    return loss, *_fake_nearest_pairs(points, target)
 
 
-def _fake_chamfer_backward(grad_loss, points, target, nearest_target, nearest_point, mask, target_mask, squared):
+def _fake_chamfer_backward(grad_loss, points, target, nearest_target, nearest_point, squared):
     return points.new_empty(points.shape), target.new_empty(target.shape)
 
 

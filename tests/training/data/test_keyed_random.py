@@ -1,11 +1,14 @@
 """Random numbers keyed on (seed, epoch, row): exact against Python integers, uniform, independent of the batch."""
 
+import ast
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from act_training.data.keyed_random import (
+    RandomStream,
     Sampling,
     augment,
     keyed_bits,
@@ -19,6 +22,7 @@ from act_training.data.keyed_random import (
 from modeling_act.errors import InputError
 from modeling_act.point_ops import farthest_point_sample
 
+ROOT = Path(__file__).resolve().parents[3]
 WRAP = 2**64
 
 
@@ -41,6 +45,19 @@ def test_split_mix_has_its_published_values():
     # The first numbers of Vigna's splitmix64.c from the state 1234567, halved.
     published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
     assert split_mix(1234567, 3) == [value >> 1 for value in published]
+
+
+def test_no_two_uses_share_a_stream():
+    assert list(RandomStream.__members__) == [stream.name for stream in RandomStream]  # an alias would be left out
+    assert [stream.value for stream in RandomStream] == [*range(5), *range(100, 104), *range(200, 206)]
+    calls = [
+        node
+        for path in (ROOT / "training").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("keyed_bits", "keyed_uniform")
+    ]
+    streams = [ast.unparse(call.args[3]) for call in calls]
+    assert len(streams) > 10 and {name for name in streams if not name.startswith("RandomStream.")} == {"stream"}
 
 
 @pytest.mark.parametrize(

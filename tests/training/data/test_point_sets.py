@@ -1,8 +1,9 @@
 """Every source of points that a user can name gives the same rows; what is none is refused in one line."""
 
-import os
 import pickle
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import datasets
 import h5py
@@ -11,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import trimesh
+from act_training.data import point_sets
 from act_training.data.batches import read_batch
 from act_training.data.point_sets import PointSet, open_point_set
 from act_training.data.schema import ALIASES, build_dataset, find_columns
-from act_training.synthetic import built_in_sets
 from act_training.synthetic.everyday_shapes import generate_shapes
 from act_training.synthetic.rooms import generate_rooms
 from datasets import Array2D, DatasetDict, disable_progress_bars
@@ -22,6 +23,7 @@ from datasets import Array2D, DatasetDict, disable_progress_bars
 from modeling_act.errors import InputError
 
 disable_progress_bars()
+ROOT = Path(__file__).resolve().parents[3]
 RANDOM = np.random.default_rng(0)
 POINTS = RANDOM.normal(size=(10, 12, 3)).astype(np.float32)
 LABELS = np.arange(10) % 3
@@ -95,6 +97,9 @@ def test_rows_of_a_source(name, tmp_path):
     chosen = point_set.select([9, 4, 5]).select([2, 0])
     np.testing.assert_allclose(chosen.read([0, 1])["points"][0].reshape(2, 12, 3), POINTS[order[[5, 9]]], rtol=1e-6)
     assert chosen.labels().tolist() == LABELS[order[[5, 9]]].tolist()
+    batches = [(list(rows), columns["points"][0].reshape(-1, 12, 3)) for rows, columns in point_set.iterate_columns(4)]
+    assert [rows for rows, _ in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    np.testing.assert_allclose(np.concatenate([points for _, points in batches]), POINTS[order], rtol=1e-6)
     assert chosen.where(0) == f"row 5 of {path} (train)"
     again = pickle.loads(pickle.dumps(chosen))
     assert again.where(1) == chosen.where(1) and np.array_equal(
@@ -207,35 +212,60 @@ def test_labels_are_whole_numbers_or_words(tmp_path, labels, expected):
         assert point_set.labels().tolist() == expected
 
 
-def test_the_built_in_set_is_generated_once(monkeypatch, tmp_path):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    monkeypatch.setitem(built_in_sets.SPLITS, "everyday_shapes", {"train": range(6), "test": range(6, 10)})
-    monkeypatch.setitem(built_in_sets.PART, "everyday_shapes", 2)
-    first = open_point_set("everyday_shapes", "test")
-    assert len(os.listdir(tmp_path / "everyday_shapes")) == 2  # nothing of the other split
-    monkeypatch.setattr(built_in_sets.everyday_shapes, "generate_shapes", None)
-    second = open_point_set("everyday_shapes", "test")
-    expected = generate_shapes(4, start=6)
-    for point_set in (first, second):
-        batch = read_batch(point_set, [(0, row) for row in range(4)])
+def small_script(folder):
+    """A copy of prepare_data.py that generates a hundredth of the built-in sets, and notes each of its runs."""
+    code = f"""import sys
+sys.path[:0] = {[str(ROOT), str(ROOT / "training")]!r}
+open({str(folder / "runs")!r}, "a").write("x")
+from act_training.prepare import everyday
+everyday.CLOUDS_PER_ITEM = 5
+everyday.NUM_CLOUDS = dict(everyday_shapes=dict(train=60, test=15), everyday_rooms=dict(train=5, test=5))
+import prepare_data
+prepare_data.main(sys.argv[1:])
+"""
+    (folder / "prepare_data.py").write_text(code)
+    (folder / "act_training").symlink_to(ROOT / "training" / "act_training")
+
+
+def test_built_in_sets_are_prepared_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(point_sets, "TRAINING", tmp_path)
+    small_script(tmp_path)
+    with ThreadPoolExecutor(2) as pool:  # at once, as the processes of a run
+        opened = list(pool.map(lambda split: open_point_set("everyday_shapes", split), ["test", "test"]))
+    num_runs = len((tmp_path / "runs").read_text())
+    opened.append(open_point_set("everyday_shapes", "test"))
+    assert num_runs == len((tmp_path / "runs").read_text()) <= 2
+    assert len(list((tmp_path / "cache" / "everyday_shapes").iterdir())) == 1
+    expected = generate_shapes(15, start=60)
+    for point_set in opened:
+        batch = read_batch(point_set, [(0, row) for row in range(15)])
         assert np.array_equal(batch["points"], expected["points"])
         assert np.array_equal(batch["point_labels"], expected["point_labels"])
         assert point_set.labels().tolist() == expected["label"].tolist() and point_set.class_names[0] == "chair"
-    assert np.array_equal(read_batch(second, [(0, 3)])["points"][0], generate_shapes(1, start=9)["points"][0])
 
-
-def test_rooms_are_built_in_with_their_boxes(monkeypatch, tmp_path):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    monkeypatch.setitem(built_in_sets.SPLITS, "everyday_rooms", {"train": range(2), "test": range(2, 4)})
-    monkeypatch.setitem(built_in_sets.PART, "everyday_rooms", 2)
-    rooms, expected = open_point_set("everyday_rooms", "test"), generate_rooms(2, start=2)
-    assert rooms.names_of("box_labels")[0] == "bed"
+    rooms, expected = open_point_set("everyday_rooms", "test"), generate_rooms(2, start=5)
+    assert rooms.names_of("box_labels")[0] == "bed" and "everyday_rooms (test)" in rooms.where(0)
     batch = read_batch(rooms, [(0, 0), (0, 1)])
-    most = max(map(len, expected["boxes"]))
-    assert batch["boxes"].shape == (2, most, 7) and batch["box_labels"].shape == (2, most)
     for row, (boxes, labels) in enumerate(zip(expected["boxes"], expected["box_labels"], strict=True)):
-        assert np.array_equal(batch["boxes"][row, : len(boxes)], boxes.astype(np.float32))
-        assert batch["box_labels"][row].tolist() == [*labels.tolist(), *[-1] * (most - len(labels))]
+        assert np.array_equal(batch["boxes"][row, : len(boxes)], boxes)
+        assert batch["box_labels"][row, : len(labels)].tolist() == labels.tolist()
+    with pytest.raises(InputError, match="everyday_rooms has no split 'other'; it has train, test"):
+        open_point_set("everyday_rooms", "other")
+
+
+def test_a_built_in_set_that_cannot_be_prepared_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr(point_sets, "TRAINING", tmp_path)
+    (tmp_path / "prepare_data.py").write_text("raise SystemExit('prepare_data.py: error: the disk is full')")
+    with pytest.raises(InputError, match=r"^everyday_shapes: cannot be prepared \(.*the disk is full\)$"):
+        open_point_set("everyday_shapes")
+    assert not list((tmp_path / "everyday_shapes").iterdir())
+
+
+def test_scripts_do_not_import_the_generators(run_python):
+    code = "import sys; from act_training.data import point_sets; print([n for n in sys.modules if 'synthetic' in n])"
+    assert run_python("-c", f"import sys; sys.path.insert(0, 'training'); {code}").stdout == "[]\n"
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -254,7 +284,7 @@ def test_a_set_that_cannot_be_reached_is_one_line(name, streaming):
         ("a.npz", lambda path: np.savez(path, vertices=POINTS), "no column of points among"),
         ("a.npz", lambda path: np.savez(path, points=POINTS[0]), "'points' must be numbers of shape"),
         ("a.npz", lambda path: np.savez(path, points=WORDS), "got <U3 of shape"),
-        ("a.npz", lambda path: np.savez(path, points=np.array([{}])), "must hold numbers, got an array of object"),
+        ("a.npz", lambda path: np.savez(path, points=np.array([{}])), "Object arrays cannot be loaded"),
         ("a.npz", lambda path: np.savez(path, points=POINTS, label=LABELS[:4]), "'label' must have the shape"),
         ("a.npz", lambda path: np.savez(path, points=POINTS, label=LABELS / 2), "must be whole numbers, got float64"),
         ("a.npz", lambda path: np.savez(path, points=POINTS, seg=LABELS), r"'seg' must have the shape \(10, 12\)"),

@@ -6,25 +6,25 @@ import torch
 from act_training.measure.detection_metrics import (
     average_precisions,
     detection_metrics,
-    find_right,
+    match_boxes,
     precision_recall_area,
 )
 
-from modeling_act.box_ops import box_iou
+from modeling_act.modeling_act_detection import box_iou
 
 
 def box(x, size=2.0):
     return [x, 0, 0, size, size, size, 0]
 
 
-def scene(found, there):
-    """`found`: (score, label, box); `there`: (label, box)."""
+def scene(detected, true):
+    """`detected`: (score, label, box); `true`: (label, box)."""
     return {
-        "scores": np.array([score for score, _, _ in found]),
-        "labels": np.array([label for _, label, _ in found], dtype=np.int64),
-        "boxes": np.array([place for _, _, place in found], dtype=np.float32).reshape(-1, 7),
-        "true_labels": np.array([label for label, _ in there], dtype=np.int64),
-        "true_boxes": np.array([place for _, place in there], dtype=np.float32).reshape(-1, 7),
+        "scores": np.array([score for score, _, _ in detected]),
+        "labels": np.array([label for _, label, _ in detected], dtype=np.int64),
+        "boxes": np.array([place for _, _, place in detected], dtype=np.float32).reshape(-1, 7),
+        "true_labels": np.array([label for label, _ in true], dtype=np.int64),
+        "true_boxes": np.array([place for _, place in true], dtype=np.float32).reshape(-1, 7),
     }
 
 
@@ -49,7 +49,7 @@ def test_area(right, count, expected):
 
 
 @pytest.mark.parametrize(
-    ("found", "there", "expected"),
+    ("detected", "true", "expected"),
     [
         ([(0.9, 0, box(0)), (0.8, 0, box(10))], TWO, [True, True]),
         ([(0.8, 0, box(0)), (0.9, 0, box(0.1))], TWO, [False, True]),  # the better score takes it, the other repeats
@@ -62,11 +62,11 @@ def test_area(right, count, expected):
         ([], TWO, []),
     ],
 )
-def test_what_is_right(found, there, expected):
-    assert find_right(scene(found, there), 0.25).tolist() == expected
+def test_matched_boxes(detected, true, expected):
+    assert match_boxes(scene(detected, true), 0.25).tolist() == expected
 
 
-def test_thresholds_scenes_and_classes():
+def test_thresholds_scenes_and_classes_worked_by_hand():
     """Worked by hand. Class 0, three boxes. At 0.25: right 0.9, wrong 0.8, right 0.7, right 0.6, so the precisions at
     the hits, raised, are 1, 3 / 4, 3 / 4. At 0.5 the box of 0.7, which overlaps by 1 / 3, is wrong as well: 1, 1 / 2.
     Class 1 is there once, and the better of two scores misses. Class 2 is found but nowhere there."""
@@ -120,12 +120,12 @@ def test_random_scenes_against_a_loop(threshold):
     assert min(precisions.values()) > 0 and max(precisions.values()) < 1
 
 
-def test_turned_boxes_count_by_their_true_overlap():
-    turned = [0, 0, 0, 4, 1, 1, np.pi / 2]
-    assert find_right(scene([(0.9, 0, turned)], [(0, [0, 0, 0, 1, 4, 1, 0])]), 0.9).tolist() == [True]
-    assert find_right(scene([(0.9, 0, turned)], [(0, [0, 0, 0, 4, 1, 1, 0])]), 0.25).tolist() == [False]
+def test_rotated_boxes_count_by_their_true_overlap():
+    rotated = [0, 0, 0, 4, 1, 1, np.pi / 2]
+    assert match_boxes(scene([(0.9, 0, rotated)], [(0, [0, 0, 0, 1, 4, 1, 0])]), 0.9).tolist() == [True]
+    assert match_boxes(scene([(0.9, 0, rotated)], [(0, [0, 0, 0, 4, 1, 1, 0])]), 0.25).tolist() == [False]
 
 
-def test_nothing_to_find_is_refused():
-    with pytest.raises(ValueError, match="at least one box to be found"):
+def test_scenes_without_boxes_are_refused():
+    with pytest.raises(ValueError, match="at least one true box"):
         average_precisions([scene([(0.9, 0, box(0))], [])], 0.25)

@@ -1,4 +1,4 @@
-"""evaluate.py against figures computed here row by row, on a tiny classifier that knows a little."""
+"""evaluate.py against metrics computed here row by row, on a tiny classifier, and on students of known features."""
 
 import json
 import shutil
@@ -11,9 +11,10 @@ from act_training.data.batches import validation_batches
 from act_training.data.keyed_random import Sampling, augment, sample_points
 from act_training.data.point_sets import PointSet, open_point_set
 from act_training.data.schema import build_dataset
-from act_training.measure.corruptions import CORRUPTIONS
-from act_training.measure.frozen_features import embed, predict
+from act_training.measure.frozen_features import embed, fit_and_predict
 from act_training.measure.metrics import retrieval_map
+from act_training.measure.robustness import CORRUPTIONS
+from act_training.run.optimization import calibrate_batch_norm
 from datasets import DatasetDict
 
 from modeling_act import (
@@ -151,8 +152,10 @@ def test_robustness_and_latency_are_tables(folder, tmp_path):
     assert "occlusion 0.5" in (tmp_path / "report.html").read_text()
 
 
-def test_flags_override_what_the_folder_says(folder, tmp_path):
-    record = run(folder, tmp_path, "--num_points", 50, "--no-normalize", "--point_sampling", "random", "--seed", 3)
+def test_flags_override_the_folder(folder, tmp_path):
+    record = run(
+        folder, tmp_path, "--num_points", 50, "--normalize", "false", "--point_sampling", "random", "--seed", 3
+    )
     assert record["points"] == {"num_points": 50, "seed": 3, "normalize": False, "method": "random"}
 
 
@@ -178,27 +181,66 @@ def test_other_classes_than_the_models_are_refused(folder, tmp_path):
     assert record["rows"] == 7 and len((tmp_path / "out" / "skipped_test.txt").read_text().splitlines()) == 2
 
 
-def test_a_frozen_student_is_judged_by_each_task(folder, tmp_path):
-    student = ("--student", folder / "model", "--layer", 2, "--pooling", "mean")
-    record = run(folder, tmp_path, *student)
-    model = ACTStudent.from_pretrained(folder / "model").eval()
+@pytest.fixture(scope="module")
+def students(folder):
+    """Two students of one architecture with different weights: that of the classifier, and an untrained one."""
+    torch.manual_seed(1)
+    config = ACTStudent.from_pretrained(folder / "model").config
+    ACTStudent(config).save_pretrained(folder / "other")
+    ACTPointCloudProcessor(96, "farthest", True).save_pretrained(folder / "other")
+    return folder / "model", folder / "other"
+
+
+def measure_alone(folder, student, layer=None, pooling=None):
+    """Expected metrics and predictions of a student's features of the set."""
     sets = [open_point_set(str(folder / "set"), split) for split in ("train", "test")]
-    known, features = (embed(model, point_set, SAMPLING, 31, 2, "mean") for point_set in sets)
-    labels = sets[1].labels()
+    fit_features, features = (embed(student, point_set, SAMPLING, 31, layer, pooling) for point_set in sets)
+    metrics, predictions, labels = {}, {}, sets[1].labels()
     for task in ("probe", "svm", "knn"):
-        predicted, choice = predict(task, known, sets[0].labels(), features, 0)
-        assert record["metrics"][f"{task}_accuracy"] == pytest.approx((predicted == labels).mean())
-        assert record["metrics"]["knn_neighbors" if task == "knn" else f"{task}_penalty"] == choice
+        predictions[task], value = fit_and_predict(task, fit_features, sets[0].labels(), features, 0)
+        metrics[f"{task}_accuracy"] = (predictions[task] == labels).mean()
+        metrics["knn_neighbors" if task == "knn" else f"{task}_penalty"] = value
+    scaled = (features - fit_features.mean(0)) / fit_features.std(0)
+    return metrics | {"retrieval_map": retrieval_map(scaled, labels)}, predictions, labels
+
+
+def test_a_student_is_measured_by_each_task(folder, students, tmp_path):
+    record = run(folder, tmp_path, "--student", students[0], "--layer", 2, "--pooling", "mean")
+    metrics, predictions, labels = measure_alone(folder, ACTStudent.from_pretrained(students[0]).eval(), 2, "mean")
+    assert {name: record["metrics"][name] for name in metrics} == pytest.approx(metrics, abs=1e-6)
+    for task, predicted in predictions.items():
         assert np.trace(record["confusions"][task]) == (predicted == labels).sum()
         assert len(record["tables"][f"classes by {task}"]) == 3
         assert (tmp_path / "pictures" / f"{task}.png").exists()
-    scaled = (features - known.mean(0)) / known.std(0)
-    assert record["metrics"]["retrieval_map"] == pytest.approx(retrieval_map(scaled, labels), abs=1e-6)
     assert (record["layer"], record["pooling"], record["fitted"], record["rows"]) == (2, "mean", 60, 31)
 
-    record = run(folder, tmp_path / "one", "--student", folder / "model", "--tasks", "retrieval")
+    record = run(folder, tmp_path / "one", "--student", students[0], "--tasks", "retrieval")
     assert record["metrics"].keys() == {"retrieval_map"}
     assert (record["layer"], record["pooling"]) == ("last", "cls_max")
+
+
+def test_several_students_are_measured_as_each_alone(folder, students, tmp_path, capsys):
+    record = run(folder, tmp_path, "--student", *students, "--untrained", "true", "--tasks", "probe", "retrieval")
+    torch.manual_seed(0)
+    untrained = ACTStudent(ACTStudent.from_pretrained(students[0]).config)
+    batches = validation_batches(open_point_set(str(folder / "set"), "train"), 32, SAMPLING, torch.device("cpu"))
+    calibrate_batch_norm(untrained, lambda batch: untrained(batch["points"]), batches)
+    networks = [*(ACTStudent.from_pretrained(path).eval() for path in students), untrained]
+    *results, neighbor = record["results"]
+    assert [row["student"] for row in results] == ["model", "other", "untrained"]
+    for row, network in zip(results, networks, strict=True):
+        metrics, _, _ = measure_alone(folder, network)
+        assert row["probe"] == pytest.approx(metrics["probe_accuracy"])
+        assert row["retrieval"] == pytest.approx(metrics["retrieval_map"], abs=1e-6)
+    assert len({row["retrieval"] for row in results}) == 3  # the networks differ, and so must their features
+    assert record["metrics"]["probe_accuracy"] == results[0]["probe"]
+    assert neighbor.keys() == {"student", "probe"} and neighbor["student"] == "1-NN on shape statistics"
+    assert neighbor["probe"] > 0.8  # rods, disks and balls differ in their extents
+    printed = capsys.readouterr().out.splitlines()
+    assert [line[:26].strip() for line in printed[:4]] == [row["student"] for row in record["results"]]
+
+    record = run(folder, tmp_path / "few", "--student", students[0], "--shapes_per_class", 3, "--tasks", "knn")
+    assert record["fitted"] == 9
 
 
 def test_what_cannot_be_evaluated_is_one_line(folder, tmp_path):
@@ -206,30 +248,36 @@ def test_what_cannot_be_evaluated_is_one_line(folder, tmp_path):
     ACTTeacher(small_teacher_config()).save_pretrained(tmp_path / "teacher")
     (tmp_path / "broken").mkdir()
     for flags, expected in (
-        (("--model", tmp_path / "student"), "is no complete ACTStudentForPointCloudClassification (missing_keys: "),
-        (("--student", tmp_path / "teacher"), "is no complete ACTStudent (missing_keys: "),
+        (
+            ("--model", tmp_path / "student"),
+            "student holds ACTStudent, where ACTStudentForPointCloudClassification is needed",
+        ),
+        (
+            ("--student", folder / "model", tmp_path / "teacher"),
+            "teacher holds ACTTeacher, where ACTStudent is needed",
+        ),
         (("--model", tmp_path / "nowhere"), "nowhere: there is no such folder, nor is it ORGANIZATION/NAME"),
-        (("--model", tmp_path / "broken"), f"--model {tmp_path / 'broken'}: "),
+        (("--model", tmp_path / "broken"), "broken: no model can be read from there"),
         (("--num_points", 15), "15 points are fewer than the 16 that the groups need"),
         (("--num_points", 60, "--robustness"), "60 points, of which --robustness leaves 15, are fewer than the 16"),
         (("--num_points", 0), "--num_points must be positive, got 0"),
         (("--split", "tests"), "has no split 'tests'; it has train, test"),
-        (("--layer", 2), "--layer goes with --student"),
-        (("--student", folder / "model", "--votes", 2), "--votes goes with --model"),
+        (("--layer", 2), "--layer needs --student"),
+        (("--student", folder / "model", "--votes", 2), "--votes needs --model"),
         (("--student", folder / "model", "--split", "train"), "--fit_split and --split both name train"),
         (("--student", folder / "model", "--layer", 4), "`layer` must lie between 1 and 3, got 4"),
         (("--student", folder / "model", "--pooling", "sum"), "`pooling` must join any of cls, max, mean"),
     ):
         assert expected in fail(folder, tmp_path / "out", *flags)
     message = fail(folder, folder / "model")
-    assert "holds a model, and its metrics.json; name another folder" in message
+    assert "holds a model and its metrics.json; name another folder" in message
 
 
 def test_points_are_the_usual_ones_where_a_folder_does_not_say(folder, tmp_path, capsys):
     ACTStudent(small_student_config()).save_pretrained(tmp_path / "student")
     record = run(folder, tmp_path / "out", "--student", tmp_path / "student", "--tasks", "knn")
     assert record["points"] == {"num_points": 1024, "seed": 0, "normalize": True, "method": "random"}
-    assert "has no preprocessor_config.json: taking 1024 points, random" in capsys.readouterr().err
+    assert "has no preprocessor_config.json: sampling 1024 points" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -238,7 +286,7 @@ def test_the_command_line(folder, tmp_path, run_python):
     printed = run_python("training/evaluate.py", *flags).stdout.splitlines()
     assert json.loads(printed[0]) == json.loads((tmp_path / "metrics.json").read_text())["metrics"]
     assert printed[1] == f"{tmp_path}: metrics.json, pictures, report.html"
-    failed = run_python("training/evaluate.py", *flags, "--vote", 3, returncode=2)
+    failed = run_python("training/evaluate.py", *flags, "--vote", 3, returncode=1)
     assert failed.stderr.splitlines()[-1] == "evaluate.py: error: unrecognized arguments: --vote 3"
 
 

@@ -7,8 +7,13 @@ from act_training.data.batches import validation_batches
 from act_training.data.keyed_random import Sampling
 from act_training.data.point_sets import PointSet
 from act_training.data.schema import build_dataset
-from act_training.data.splits import split_rows
-from act_training.measure.frozen_features import CLASSIFIERS, embed, predict, probe_accuracy
+from act_training.measure.frozen_features import (
+    CLASSIFIERS,
+    embed,
+    fit_and_predict,
+    probe_accuracy,
+)
+from act_training.run.run_data import split_rows
 
 from modeling_act import ACTStudent
 from modeling_act.errors import InputError
@@ -74,7 +79,7 @@ def test_classifiers_find_what_is_there_and_nothing_else(kind):
     for separable, low, high in ((True, 1, 1), (False, 0.15, 0.52)):
         features, labels = make_features(separable)
         train, held_out = split_rows(labels, 0.3, 0)
-        predicted, _ = predict(kind, features[train], labels[train], features[held_out], 0)
+        predicted, _ = fit_and_predict(kind, features[train], labels[train], features[held_out], 0)
         assert low <= (predicted == labels[held_out]).mean() <= high
 
 
@@ -82,16 +87,16 @@ def test_classifiers_find_what_is_there_and_nothing_else(kind):
 def test_only_fitted_rows_scale_features(kind):
     features, labels = make_features(True)
     train, held_out = split_rows(labels, 0.3, 0)
-    alone = [predict(kind, features[train], labels[train], features[[row]], 0)[0][0] for row in held_out[:5]]
+    alone = [fit_and_predict(kind, features[train], labels[train], features[[row]], 0)[0][0] for row in held_out[:5]]
     features[held_out[5:]] *= 1e6
-    assert predict(kind, features[train], labels[train], features[held_out], 0)[0][:5].tolist() == alone
+    assert fit_and_predict(kind, features[train], labels[train], features[held_out], 0)[0][:5].tolist() == alone
 
 
 def test_neighbors_are_found_by_cosine():
     # Standardised, the fitted rows are (+-1, +-1). The new row is nearest to class 1 by distance and to 0 by cosine.
     features = np.array([[1.0, 1], [1, 1], [-1, -1], [-1, -1], [1, -1], [-1, 1]])
     labels = np.array([0, 0, 1, 1, 2, 2])
-    predicted, count = predict("knn", features, labels, np.array([[0.01, 0.01]]), 0)
+    predicted, count = fit_and_predict("knn", features, labels, np.array([[0.01, 0.01]]), 0)
     assert (predicted.tolist(), count) == ([0], 1)
 
 
@@ -107,16 +112,16 @@ def test_the_choice_is_made_without_the_rows_that_judge():
 
 def test_few_rows_bound_the_number_of_neighbors():
     random = np.random.default_rng(0)
-    _, count = predict("knn", random.normal(size=(8, 4)), np.arange(8) % 2, random.normal(size=(3, 4)), 0)
+    _, count = fit_and_predict("knn", random.normal(size=(8, 4)), np.arange(8) % 2, random.normal(size=(3, 4)), 0)
     assert count in (1, 3, 5)  # of six rows that are left when two are held out to choose
 
 
 def test_what_cannot_be_fitted_is_refused():
     features, labels = make_features(True)
     with pytest.raises(InputError, match="rows of two classes"):
-        predict("svm", features, np.zeros(300, int), features, 0)
+        fit_and_predict("svm", features, np.zeros(300, int), features, 0)
     with pytest.raises(InputError, match="two rows of one of them"):
-        predict("svm", features[:3], np.arange(3), features, 0)
+        fit_and_predict("svm", features[:3], np.arange(3), features, 0)
     features[3, 2] = np.nan
     with pytest.raises(InputError, match="not finite"):
         probe_accuracy(features, labels, *split_rows(labels, 0.3, 0), 0)

@@ -14,7 +14,7 @@ import numpy as np
 import prepare_data
 import pytest
 import trimesh
-from act_training.prepare.jobs import join_parts, make_part, make_parts, split_parts, summarize
+from act_training.prepare.jobs import prepare_splits, read_shard
 from act_training.prepare.objects import Choices, Item, Plan, plan_folder
 from datasets import load_from_disk
 
@@ -24,23 +24,9 @@ ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = "training/prepare_data.py"
 
 
-def touch(path, text):
-    path.write_text(text)
-    return path
-
-
 def write_box(path, sizes=(1, 1, 1)):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(trimesh.creation.box(sizes).export(file_type="off"))
-
-
-def make_set(raw, work, **choices):
-    choices = Choices("folder", **choices)
-    parts = split_parts(plan_folder(raw, choices), choices, work)
-    work.mkdir()
-    for part in parts:
-        make_part(part)
-    return join_parts(parts, {})
 
 
 def read_or_die(item, choices):
@@ -49,27 +35,35 @@ def read_or_die(item, choices):
     return [{"points": np.full((3, 3), float(item.name)), "name": item.name}]
 
 
-def test_files_that_kill_their_reader_are_named_and_the_others_kept(tmp_path):
-    items = [Item(str(touch(tmp_path / f"{n}.x", "kill" if n in (1, 2, 5) else "")), str(n)) for n in range(6)]
-    choices, work = Choices("folder"), tmp_path / "work"
-    plan = Plan({"train": items}, read_or_die, "")
-    parts, heard = split_parts(plan, choices, work, items_per_part=3), []
-    make_parts(parts, work, 2, heard.append)
-    summary = summarize(parts, plan, choices)
-    assert [bad["name"] for bad in summary["rejected"]] == ["1", "2", "5"]
-    assert summary["rejected"][0]["why"] == f"{items[1].file}: the process that reads it dies"
-    assert join_parts(parts, {})["train"]["name"][:] == [str(n) for n in (0, 3, 4)]
-    assert sum(heard) == 6 and not list(work.glob("*.reading"))
+def write_items(folder, *texts):
+    items = [Item(str(folder / f"{number}.x"), str(number)) for number in range(len(texts))]
+    for item, text in zip(items, texts, strict=True):
+        Path(item.file).write_text(text)
+    return items
 
 
-def test_parts_depend_on_their_own_files_and_choices(tmp_path):
-    items = [Item(str(touch(tmp_path / f"{n}.x", "")), str(n)) for n in range(4)]
+def test_a_file_that_kills_its_reader_is_one_line_and_loses_no_finished_shard(tmp_path):
+    plan = Plan({"train": write_items(tmp_path, "", "", "kill", "")}, read_or_die, "", items_per_shard=1)
+    for _ in range(2):
+        with pytest.raises(InputError, match="^a process died while it read some of 4 files: out of memory [^\n]*$"):
+            prepare_splits(plan, Choices("folder"), tmp_path / "work", num_workers=2)
+    (tmp_path / "2.x").write_text("")
+    joined, rejected = prepare_splits(plan, Choices("folder"), tmp_path / "work", num_workers=2)
+    assert joined["train"]["name"][:] == ["0", "1", "2", "3"] and not rejected
+
+
+def test_a_shard_depends_on_its_own_files_and_choices(tmp_path):
+    items = write_items(tmp_path, "", "", "", "")
     plan, choices = Plan({"train": items}, read_or_die, ""), Choices("folder")
-    before = split_parts(plan, choices, tmp_path, 2)
+
+    def folders(choices=choices):
+        return [read_shard(part, plan, choices, tmp_path) for part in (items[:2], items[2:])]
+
+    before = folders()
+    assert folders() == before
     os.utime(tmp_path / "3.x", (1, 1))
-    after = split_parts(plan, choices, tmp_path, 2)
-    assert [old.folder == new.folder for old, new in zip(before, after, strict=True)] == [True, False]
-    assert split_parts(plan, replace(choices, seed=1), tmp_path, 2)[0].folder != before[0].folder
+    assert [old == new for old, new in zip(before, folders(), strict=True)] == [True, False]
+    assert folders(replace(choices, seed=1))[0] != before[0]
 
 
 def test_bad_files_are_refused_and_then_left_out(run_python, tmp_path, capsys):
@@ -83,66 +77,68 @@ def test_bad_files_are_refused_and_then_left_out(run_python, tmp_path, capsys):
     assert reason in capsys.readouterr().err and not out.exists()
 
     made = run_python(SCRIPT, *flags, "--skip_bad")
-    assert "1 of 1 parts are there from an earlier run" in made.stdout and "box 1" in made.stdout
+    assert "box 1" in made.stdout and made.stdout.endswith(f"saved {out}, 1 left out\n")
     rows = load_from_disk(str(out))["train"].with_format("numpy")
     assert rows[0]["points"].shape == (64, 3) and rows[0]["name"] == "box/good.off"
     assert json.loads((out / "summary.json").read_text())["rejected"][0]["name"] == "box/bad.off"
     card = (out / "README.md").read_text()
     assert "| train | 1 | 64, 64, 64 | 1 |" in card and "1 clouds were left out" in card and card.isascii()
-    assert [path.name for path in out.parent.iterdir()] == ["mine"]  # no parts are left
+    assert [path.name for path in out.parent.iterdir()] == ["mine"]  # no shards are left
     again = run_python(SCRIPT, *flags, returncode=1)
     assert again.stderr == f"prepare_data.py: error: --out {out}: is there already; remove it or name another\n"
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_where_it_was(run_python, tmp_path):
-    raw, out = tmp_path / "raw", tmp_path / "set"
-    for number in range(30):
-        write_box(raw / f"{number:02d}.off", (1, 1, 1 + number))
-    expected = make_set(raw, tmp_path / "uninterrupted", num_points=100_000)
-    flags = ["folder", "--raw", raw, "--out", out, "--num_points", 100_000, "--num_workers", 1, "--files_per_part", 1]
+def test_a_killed_run_continues_with_the_missing_shards(run_python, tmp_path):
+    raw, out, work = tmp_path / "raw", tmp_path / "set", tmp_path / ".set.shards"
+    for number in range(150):
+        write_box(raw / f"{number:03d}.off", (1, 1, 1 + number))
+    choices = Choices("folder", num_points=20_000)
+    expected, _ = prepare_splits(plan_folder(raw, choices), choices, tmp_path / "uninterrupted")
+    flags = ["folder", "--raw", raw, "--out", out, "--num_points", 20_000, "--num_workers", 1]
     command = [sys.executable, SCRIPT, *map(str, flags)]
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
-    work = tmp_path / ".set.parts"
-    while process.poll() is None and len(list(work.glob("train-*-????????????????"))) < 3:
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    while process.poll() is None and len(list(work.glob("*/rejected.json"))) < 1:
         time.sleep(0.005)
     process.kill()
     assert process.wait() == -signal.SIGKILL and not out.exists()
-    wait_for_group_to_end(process.pid)
-
-    finished = sorted(folder for folder in work.iterdir() if not folder.suffix)
-    assert 3 <= len(finished) < 30
-    for (
-        folder
-    ) in finished:  # other contents of the same size and time: had they been read again, the result would differ
-        path = raw / f"{int(folder.name.split('-')[1]):02d}.off"
+    # Other contents of the same size and time: were they read again, the result would differ.
+    for number in range(64):
+        path = raw / f"{number:03d}.off"
         times, text = path.stat().st_mtime_ns, path.read_text()
         path.write_text(text.replace("0.5", "0.7"))
         os.utime(path, ns=(times, times))
-    again = run_python(SCRIPT, *flags)
-    assert f"{len(finished)} of 30 parts are there from an earlier run" in again.stdout
+    run_python(SCRIPT, *flags)
     result = load_from_disk(str(out))["train"]
     assert result.features == expected["train"].features
     assert result.data.table.combine_chunks().equals(expected["train"].data.table.combine_chunks())
 
 
-def wait_for_group_to_end(group):
-    """The workers see that their parent is gone."""
+def test_workers_end_with_a_killed_run(tmp_path):
+    raw = tmp_path / "raw"
+    for number in range(130):
+        write_box(raw / f"{number:03d}.off")
+    flags = ["folder", "--raw", raw, "--out", tmp_path / "set", "--num_points", 50_000, "--num_workers", 2]
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, *map(str, flags)], cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and not list((tmp_path / ".set.shards").glob("*")):
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
     for _ in range(1000):
         try:
-            os.killpg(group, 0)
+            os.killpg(process.pid, 0)
         except ProcessLookupError:
             return
         time.sleep(0.01)
     pytest.fail("workers outlive the script by ten seconds")
 
 
-def test_pushing_keeps_what_the_hub_knows_and_adds_the_card(tmp_path, monkeypatch):
+def test_pushing_keeps_the_metadata_of_the_hub_and_adds_the_card(monkeypatch):
     pushed = {}
 
     class Card:
-        content = "---\ndataset_info: splits\n---\n"
-
         def __init__(self):
             self.text = ""
 
@@ -170,12 +166,14 @@ def test_pushing_keeps_what_the_hub_knows_and_adds_the_card(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (["--raw", "nowhere"], "--raw nowhere: there is no such folder"),
-        (["--raw", ".", "--num_points", "0"], "--num_points must be at least 1, got 0"),
-        (["--raw", ".", "--seed", "-1"], "--seed must not be negative, got -1"),
-        (["--raw", ".", "--out", "."], "--out .: is there already; remove it or name another"),
+        (["folder"], "folder needs --raw"),
+        (["everyday_shapes", "--raw", "."], "everyday_shapes is generated and takes no --raw"),
+        (["folder", "--raw", "nowhere"], "--raw nowhere: there is no such folder"),
+        (["folder", "--raw", ".", "--num_points", "0"], "--num_points must be at least 1, got 0"),
+        (["folder", "--raw", ".", "--seed", "-1"], "--seed must not be negative, got -1"),
+        (["folder", "--raw", ".", "--out", "."], "--out .: is there already; remove it or name another"),
     ],
 )
 def test_bad_flags_are_one_line(flags, line):
     with pytest.raises(InputError, match=f"^{re.escape(line)}$"):
-        prepare_data.main(["folder", "--out", "nowhere", *flags])
+        prepare_data.main([flags[0], "--out", "nowhere", *flags[1:]])

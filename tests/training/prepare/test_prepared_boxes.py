@@ -5,7 +5,7 @@ import pytest
 from act_training.data.batches import read_batch
 from act_training.data.point_sets import PointSet, open_point_set
 from act_training.data.schema import build_dataset
-from act_training.prepare.jobs import join_parts, make_part, split_parts, summarize
+from act_training.prepare.jobs import prepare_splits, summarize
 from act_training.prepare.objects import Choices
 from act_training.prepare.scannet import BOX_CLASSES
 from prepare_data import SOURCES
@@ -68,17 +68,12 @@ def write_scans(raw):
 
 def prepare(raw, work, **choices):
     choices = Choices("scannet", **choices)
-    plan = SOURCES["scannet"](raw, choices)
-    parts = split_parts(plan, choices, work)
-    work.mkdir()
-    for part in parts:
-        make_part(part)
-    return join_parts(parts, plan.names), summarize(parts, plan, choices)
+    return prepare_splits(SOURCES["scannet"](raw, choices), choices, work)
 
 
 def test_scannet_scans_with_their_boxes(tmp_path):
     scans = write_scans(tmp_path / "raw")
-    prepared, summary = prepare(tmp_path / "raw", tmp_path / "work")
+    prepared, rejected = prepare(tmp_path / "raw", tmp_path / "work")
     assert prepared["train"]["name"][:] == ["scene0001_00", "scene0000_00"]
     row = prepared["train"].with_format("numpy")[0]
     points, boxes = scans["scene0001_00"]
@@ -91,7 +86,7 @@ def test_scannet_scans_with_their_boxes(tmp_path):
     assert list(BOX_CLASSES) == [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 24, 28, 33, 34, 36, 39]
     assert prepared["train"].with_format("numpy")[1]["boxes"].shape == (0, 7)
     assert prepared["validation"][0]["box_labels"] == [2]  # the other was of no detected class
-    assert summary["splits"]["train"]["classes"] == {"chair": 1} and not summary["rejected"]
+    assert summarize(prepared)["train"]["classes"] == {"chair": 1} and not rejected
 
 
 def test_scannet_scans_are_thinned_and_their_boxes_are_not(tmp_path):
@@ -106,8 +101,8 @@ def test_bad_scans_are_named(tmp_path):
     folder = tmp_path / "raw" / "scannet_train_detection_data"
     np.save(folder / "scene0000_00_bbox.npy", np.zeros((2, 6)))
     (folder / "scene0001_00_bbox.npy").unlink()
-    _, summary = prepare(tmp_path / "raw", tmp_path / "work")
-    reasons = [bad["why"] for bad in summary["rejected"]]
+    _, rejected = prepare(tmp_path / "raw", tmp_path / "work")
+    reasons = [bad["why"] for bad in rejected]
     assert "scene0001_00_bbox.npy: there is no such file" in reasons[0]
     assert "must hold a table of center, size and class, got an array of (2, 6)" in reasons[1]
     with pytest.raises(InputError, match="expected scannet_train_detection_data and .*is --raw right"):

@@ -10,11 +10,10 @@ import pytest
 import torch
 import trimesh
 from act_training.prepare.few_shot import plan_few_shot
-from act_training.prepare.jobs import join_parts, make_part, split_parts, summarize
+from act_training.prepare.jobs import prepare_splits, summarize
 from act_training.prepare.objects import NUM_PARTS, SCANOBJECTNN_CLASSES, Choices
 from act_training.prepare.s3dis import SCENE_CLASSES
-from datasets import load_from_disk
-from prepare_data import SOURCES
+from prepare_data import GENERATED, SOURCES
 
 from modeling_act.errors import InputError
 from modeling_act.point_ops import farthest_point_sample
@@ -27,14 +26,10 @@ def cloud(size=50):
 
 
 def prepare(source, raw, work, **choices):
-    """The set and its summary, made in this process."""
+    """Prepare a set in this process. Returns it, the summary of its splits, and what was rejected."""
     choices = Choices(source, **choices)
-    plan = SOURCES[source](raw, choices)
-    parts = split_parts(plan, choices, work)
-    work.mkdir()
-    for part in parts:
-        make_part(part)
-    return join_parts(parts, plan.names), summarize(parts, plan, choices)
+    joined, rejected = prepare_splits(SOURCES[source](raw, choices), choices, work)
+    return joined, summarize(joined), rejected
 
 
 def arrays(split):
@@ -70,12 +65,12 @@ def test_shapenet55(tmp_path):
         np.save(raw / "shapenet_pc" / f"{name}.npy", clouds[name])
     write(raw / "ShapeNet-55" / "train.txt", "02691156-a2.npy\n03001627-c3.npy\n")
     write(raw / "ShapeNet-55" / "test.txt", "02691156-a1.npy\n")
-    prepared, summary = prepare("shapenet55", raw, tmp_path / "work")
+    prepared, summary, _ = prepare("shapenet55", raw, tmp_path / "work")
     train = arrays(prepared["train"])
     assert train["name"].tolist() == ["02691156-a2", "03001627-c3"] and train["label"].tolist() == [0, 1]
     np.testing.assert_array_equal(train["points"], [clouds["02691156-a2"], clouds["03001627-c3"]])  # not normalised
     assert prepared["test"].features["label"].names == ["02691156", "03001627"]
-    assert summary["splits"]["train"] == {
+    assert summary["train"] == {
         "clouds": 2, "points": [50, 50.0, 50], "classes": {"02691156": 1, "03001627": 1},
     }  # fmt: skip
 
@@ -89,7 +84,7 @@ def test_modelnet40_text_is_sampled_and_put_into_the_unit_sphere(tmp_path):
     for kind, name in (("chair", "chair_0001"), ("night_stand", "night_stand_0002"), ("chair", "chair_0003")):
         tables[name] = np.hstack([cloud(), cloud()]).round(6)
         write_table(raw / kind / f"{name}.txt", tables[name], ",")
-    prepared, _ = prepare("modelnet40", tmp_path, tmp_path / "work", num_points=20)
+    prepared, _, _ = prepare("modelnet40", tmp_path, tmp_path / "work", num_points=20)
     train = arrays(prepared["train"])
     assert train["label"].tolist() == [0, 1] and train["name"].tolist() == [
         "chair/chair_0001",
@@ -114,10 +109,10 @@ def test_modelnet40_h5_and_meshes(tmp_path):
     write(raw / "shape_names.txt", "airplane\nbathtub\n")
     write(raw / "train_files.txt", "data/modelnet40_ply_hdf5_2048/ply_data_train0.h5\n")
     write(raw / "test_files.txt", "data/modelnet40_ply_hdf5_2048/ply_data_test0.h5\n")
-    prepared, summary = prepare("modelnet40", raw, tmp_path / "work")
+    prepared, summary, _ = prepare("modelnet40", raw, tmp_path / "work")
     np.testing.assert_array_equal(arrays(prepared["train"])["points"], data)
     assert prepared["train"][299]["name"] == "ply_data_train0:299" and prepared["train"][299]["label"] == 1
-    assert summary["splits"]["test"]["classes"] == {"airplane": 1, "bathtub": 2}
+    assert summary["test"]["classes"] == {"airplane": 1, "bathtub": 2}
     assert "normals" not in prepared["train"].features  # the test file has none
 
     raw = tmp_path / "ModelNet40"
@@ -126,7 +121,7 @@ def test_modelnet40_h5_and_meshes(tmp_path):
             raw / "sofa" / split / "sofa_0001.off",
             trimesh.creation.box((1, 2, 3)).export(file_type="off").replace("OFF\n", "OFF"),
         )
-    prepared, _ = prepare("modelnet40", raw, tmp_path / "work_off", num_points=500)
+    prepared, _, _ = prepare("modelnet40", raw, tmp_path / "work_off", num_points=500)
     points = arrays(prepared["train"])["points"][0]
     assert points.shape == (500, 3) and np.linalg.norm(points, axis=1).max() == pytest.approx(1, abs=1e-6)
     assert abs(points.mean(0)).max() < 1e-6 and prepared["test"][0]["name"] == "sofa/sofa_0001"
@@ -144,11 +139,11 @@ def test_scanobjectnn(tmp_path):
             path = tmp_path / "h5_files" / place / f"{prefix}_objectdataset{suffix}.h5"
             write_h5(path, data=data[variant], label=np.array([14, 0, 3, 3], np.int32), mask=mask)
     for variant, key in (("obj_bg", "bg"), ("obj_only", "only"), ("pb_t50_rs", "hardest")):
-        prepared, summary = prepare("scanobjectnn", tmp_path, tmp_path / variant, variant=variant)
+        prepared, summary, _ = prepare("scanobjectnn", tmp_path, tmp_path / variant, variant=variant)
         np.testing.assert_array_equal(arrays(prepared["train"])["points"], data[key])
         assert prepared["test"].features["label"].names == list(SCANOBJECTNN_CLASSES)
-        assert summary["splits"]["test"]["classes"] == {"bag": 1, "cabinet": 2, "toilet": 1}
-    prepared, _ = prepare("scanobjectnn", tmp_path, tmp_path / "mask", keep_mask=True, num_points=10)
+        assert summary["test"]["classes"] == {"bag": 1, "cabinet": 2, "toilet": 1}
+    prepared, _, _ = prepare("scanobjectnn", tmp_path, tmp_path / "mask", keep_mask=True, num_points=10)
     indices = farthest_point_sample(torch.from_numpy(data["hardest"]), 10).numpy()
     found = np.stack(arrays(prepared["train"])["point_labels"])
     np.testing.assert_array_equal(found, np.take_along_axis(mask, indices, axis=1) != -1)
@@ -165,8 +160,8 @@ def test_shapenetpart(tmp_path):
         tables[split] = table
         listing = tmp_path / "train_test_split" / f"shuffled_{split}_file_list.json"
         write(listing, json.dumps([f"shape_data/{folders['Table']}/{split}"]))
-    prepared, summary = prepare("shapenetpart", tmp_path, tmp_path / "work")
-    assert list(prepared) == ["train", "validation", "test"] and summary["splits"]["test"]["classes"] == {"Table": 1}
+    prepared, summary, _ = prepare("shapenetpart", tmp_path, tmp_path / "work")
+    assert list(prepared) == ["train", "validation", "test"] and summary["test"]["classes"] == {"Table": 1}
     row = prepared["validation"].with_format("numpy")[0]
     np.testing.assert_allclose(np.hstack([row["points"], row["normals"]]), tables["val"][:, :6], atol=1e-5)
     np.testing.assert_array_equal(row["point_labels"], tables["val"][:, 6])
@@ -174,10 +169,8 @@ def test_shapenetpart(tmp_path):
     assert features["category"].int2str(int(row["category"])) == "Table"
     assert features["point_labels"].feature.names[47:] == ["Table 0", "Table 1", "Table 2"]
     write_table(tmp_path / folders["Table"] / "val.txt", tables["val"] + [0, 0, 0, 0, 0, 0, 9])
-    with pytest.raises(FileExistsError):
-        prepare("shapenetpart", tmp_path, tmp_path / "work")
-    _, summary = prepare("shapenetpart", tmp_path, tmp_path / "again")
-    assert "point_labels 56 to 58, and there are 50 names" in summary["rejected"][0]["why"]
+    _, _, rejected = prepare("shapenetpart", tmp_path, tmp_path / "again")
+    assert "point_labels 56 to 58, and there are 50 names" in rejected[0]["why"]
 
 
 def write_rooms(raw, as_arrays):
@@ -199,7 +192,7 @@ def write_rooms(raw, as_arrays):
 @pytest.mark.parametrize("as_arrays", [False, True])
 def test_s3dis_rooms_become_blocks(as_arrays, tmp_path):
     room = write_rooms(tmp_path / "raw", as_arrays)
-    prepared, summary = prepare("s3dis", tmp_path / "raw", tmp_path / "work")
+    prepared, summary, _ = prepare("s3dis", tmp_path / "raw", tmp_path / "work")
     assert [row["name"] for row in prepared["test"].select_columns("name")] == [
         "Area_5/office_1/0_0",
         "Area_5/office_1/1_0",
@@ -207,7 +200,7 @@ def test_s3dis_rooms_become_blocks(as_arrays, tmp_path):
     assert prepared["train"][0]["name"] == "Area_1/office_1/0_0"
     first, second = (prepared["test"].with_format("numpy")[place] for place in (0, 1))
     inside = room[:, 0] < 4
-    assert len(first["points"]) == inside.sum() and summary["splits"]["test"]["points"][0] < 900
+    assert len(first["points"]) == inside.sum() and summary["test"]["points"][0] < 900
     order = np.lexsort(first["points"].T), np.lexsort((room[inside, :3] - [3.5, 3.5, 1]).T)
     np.testing.assert_allclose(first["points"][order[0]], (room[inside, :3] - [3.5, 3.5, 1])[order[1]], atol=1e-5)
     np.testing.assert_allclose(first["colors"][order[0]], room[inside, 3:6][order[1]] / 255, atol=1e-5)
@@ -230,7 +223,7 @@ def test_few_shot_folds_are_read_without_running_them(protocol, tmp_path):
     folder = tmp_path / "raw" / "5way10shot"
     for fold in (0, 10):
         write(folder / f"{fold}.pkl", pickle.dumps(entries, protocol=protocol))
-    prepared, _ = prepare("fewshot_modelnet40", tmp_path / "raw", tmp_path / "work")
+    prepared, _, _ = prepare("fewshot_modelnet40", tmp_path / "raw", tmp_path / "work")
     assert list(prepared) == ["fold_0_train", "fold_0_test", "fold_10_train", "fold_10_test"]
     rows = arrays(prepared["fold_10_test"])
     assert rows["label"].tolist() == [0, 1, 2, 3, 4] and rows["name"][2] == "10/test/2 (class 32)"
@@ -253,7 +246,7 @@ class Hostile:
         (Hostile((os.system, ("touch hostile",))), "asks for posix.system"),
         (Hostile((eval, ("1",))), "asks for builtins.eval"),
         ({"train": [(Hostile((np.ndarray, ((10**12,),))), 0, 0)]}, "damaged, or no .pkl file"),
-        ({"train": [(np.array([[None]]), 0, 0)]}, "an array of object, not of numbers"),
+        ({"train": [(np.array([[None]]), 0, 0)]}, "holds object, not numbers"),
         ({"train": [1], "test": []}, "entry 0 of train must be"),
         ([1, 2], "must hold a dict with the lists train and test"),
     ],
@@ -268,57 +261,34 @@ def test_hostile_pickles_are_refused(fold, reason, tmp_path, monkeypatch):
     assert not (tmp_path / "hostile").exists()
 
 
-def test_few_shot_folds_are_drawn_from_a_prepared_set(tmp_path):
-    for split in ("train", "test"):
-        for kind in "abcdef":
-            for number in range(20):
-                write_table(tmp_path / "raw" / split / kind / f"{number}.xyz", cloud(4))
-    prepare("folder", tmp_path / "raw", tmp_path / "work")[0].save_to_disk(str(tmp_path / "set"))
-    source = load_from_disk(str(tmp_path / "set"))
-    prepared, _ = prepare("fewshot_modelnet40", tmp_path / "set", tmp_path / "folds", way=3, shot=4, seed=1)
-    assert len(prepared) == 20 and [len(prepared["fold_9_train"]), len(prepared["fold_9_test"])] == [12, 60]
-    drawn = set()
-    for fold in range(10):
-        train, test = prepared[f"fold_{fold}_train"], prepared[f"fold_{fold}_test"]
-        assert train["label"][:] == [0] * 4 + [1] * 4 + [2] * 4 and len(set(test["name"])) == 60
-        kinds = {row["label"]: row["name"][-2] for row in train}
-        assert all(kinds[row["label"]] == row["name"][-2] for row in test) and len(set(kinds.values())) == 3
-        drawn.add(tuple(train["name"]))
-        row = int(train[0]["name"].split()[0].split("/")[1])
-        assert train[0]["points"] == source["train"][row]["points"]
-    assert len(drawn) == 10
-    with pytest.raises(InputError, match="7 classes of 4 train and 20 test clouds, got 6"):
-        plan_few_shot(tmp_path / "set", Choices("fewshot_modelnet40", way=7, shot=4))
-
-
 def test_a_folder_of_any_files(tmp_path):
     raw, box = tmp_path / "raw", trimesh.creation.box()
     for name, data in (("box.off", box.export(file_type="off")), ("box.stl", box.export(file_type="stl"))):
         write(raw / "train" / "box" / name, data)
     write_table(raw / "val" / "round" / "deeper" / "ball.xyz", cloud(33))
     write(raw / "train" / "box" / "notes.md", "no cloud")
-    prepared, summary = prepare("folder", raw, tmp_path / "work", num_points=33)
+    prepared, summary, _ = prepare("folder", raw, tmp_path / "work", num_points=33)
     assert {split: rows["name"][:] for split, rows in prepared.items()} == {
         "train": ["train/box/box.off", "train/box/box.stl"], "validation": ["val/round/deeper/ball.xyz"],
     }  # fmt: skip
     assert (
         prepared["validation"].features["label"].names == ["box", "round"] and prepared["validation"][0]["label"] == 1
     )
-    assert summary["ignored_files"] == {".md": 1}
+    assert SOURCES["folder"](raw, Choices("folder")).ignored == {".md": 1}
     assert prepared["train"].features["points"].shape == (33, 3)
 
     write_table(raw / "val" / "loose.xyz", cloud(12))
     with pytest.raises(InputError, match="loose.xyz: lies beside folders of classes"):
         prepare("folder", raw, tmp_path / "mixed")
-    flat, _ = prepare("folder", raw / "val" / "round" / "deeper", tmp_path / "flat")
+    flat, _, _ = prepare("folder", raw / "val" / "round" / "deeper", tmp_path / "flat")
     assert flat["train"].column_names == ["points", "name"]
     write_table(raw / "val" / "round" / "deeper" / "second.xyz", cloud(12))
-    ragged, summary = prepare("folder", raw / "val" / "round" / "deeper", tmp_path / "ragged")
+    ragged, summary, _ = prepare("folder", raw / "val" / "round" / "deeper", tmp_path / "ragged")
     assert ragged["train"].features["points"].shape == (None, 3)
-    assert summary["splits"]["train"]["points"] == [12, 22.5, 33]
+    assert summary["train"]["points"] == [12, 22.5, 33]
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", [source for source in SOURCES if source not in GENERATED])
 def test_the_wrong_folder_is_named(source, tmp_path):
     with pytest.raises(InputError, match=f"{tmp_path}: .*(expected|holds no file)"):
         prepare(source, tmp_path, tmp_path / "work")

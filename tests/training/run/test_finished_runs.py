@@ -175,7 +175,9 @@ def check_loaded(published: Published) -> None:
 
 def test_an_upload_that_fails_leaves_the_model_and_says_how_to_upload_it(published):
     error = published.error("refused")
-    assert f"{published.folder / 'student'} holds the whole finished model, but org/refused did not take it" in error
+    assert (
+        f"{published.folder / 'student'} holds the whole finished model, but the upload to org/refused failed" in error
+    )
     assert "500" in error and "--resume_from_checkpoint latest uploads it without training" in error
     assert len(published.hub.commits["models/org/refused"]) == 1
     steps = [record["step"] for record in published.records("student") if "train/loss" in record]

@@ -1,5 +1,7 @@
 """The generated set: the same shapes whatever the slice, labels that agree with parts, points on surfaces by area."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from act_training.synthetic.everyday_shapes import (
@@ -14,8 +16,6 @@ from act_training.synthetic.everyday_shapes import (
     tube,
 )
 
-from modeling_act.errors import InputError
-
 CLASS_OF_PART = np.array([CLASS_NAMES.index(name.split("/")[0]) for name in PART_NAMES])
 
 
@@ -29,6 +29,12 @@ def test_names_are_unique_and_the_parts_of_a_class_stand_together():
     assert len(set(PART_NAMES)) == len(PART_NAMES)
     assert np.array_equal(CLASS_OF_PART, np.sort(CLASS_OF_PART))
     assert set(np.bincount(CLASS_OF_PART)) <= {3, 4, 5, 6}
+
+
+def test_shapes_never_change():
+    shapes = generate_shapes(100, start=7400)
+    digests = {name: hashlib.sha256(values.tobytes()).hexdigest()[:16] for name, values in shapes.items()}
+    assert digests == {"points": "7d208f646ce0c569", "label": "d0f74bb7ed9601c5", "point_labels": "db7aa52d9c3c9b5b"}
 
 
 def test_shapes_types_and_balance(shapes):
@@ -82,16 +88,6 @@ def test_shapes_of_one_class_differ(shapes):
         assert len(np.unique(extents[shapes["label"] == label], axis=0)) == 30
 
 
-def test_yaw_turns_the_same_shapes_about_y():
-    turned, aligned = generate_shapes(20, num_points=128), generate_shapes(20, num_points=128, random_yaw=False)
-    assert np.array_equal(turned["point_labels"], aligned["point_labels"])
-    assert np.allclose(turned["points"][..., 1], aligned["points"][..., 1], atol=1e-6)
-    before, after = (shapes["points"][..., 0] + 1j * shapes["points"][..., 2] for shapes in (aligned, turned))
-    angles = np.angle((after * before.conj()).sum(axis=1))
-    assert np.allclose(after, before * np.exp(1j * angles)[:, None], atol=1e-5)
-    assert angles.std() > 0.5
-
-
 def test_points_are_drawn_by_area():
     small, large = BOX * (1, 1, 1), BOX * (2, 2, 2) + (5, 0, 0)
     points, part_index = sample_points({"small": [small], "large": [large]}, 20000, np.random.default_rng(0))
@@ -121,12 +117,3 @@ def area(surface):
 def test_surfaces_have_the_extents_and_area_of_their_solids(surface, extents, expected_area):
     assert np.allclose(np.ptp(surface.reshape(-1, 3), axis=0), extents)
     assert area(surface) == pytest.approx(expected_area, rel=0.02)  # circles have twenty corners
-
-
-@pytest.mark.parametrize(
-    ("argument", "value"),
-    [("num_shapes", 0), ("num_shapes", 2.0), ("num_points", 1), ("seed", -1), ("seed", None), ("start", -3)],
-)
-def test_wrong_numbers_are_refused(argument, value):
-    with pytest.raises(InputError, match=f"`{argument}` must be a whole number from . up, got {value}"):
-        generate_shapes(**{"num_shapes": 2, "num_points": 16, argument: value})

@@ -1,12 +1,16 @@
-"""Targets that are computed once: the same student, exact resuming, and a refusal where targets change."""
+"""Targets of distillation, cached or not, and the probe of the frozen student."""
 
 import json
 
 import pytest
 import torch
+from act_training.data.keyed_random import Sampling
+from act_training.data.point_sets import open_point_set
+from act_training.measure.frozen_features import embed, probe_accuracy
+from act_training.run.run_data import split_rows
 from safetensors.torch import load_file
 
-from modeling_act import ACTTeacher
+from modeling_act import ACTStudent, ACTTeacher
 from training_runs import copy_run, digest, start
 
 FIXED = ("--fixed_points", "--augmentation")
@@ -30,7 +34,7 @@ def test_targets_computed_once_teach_the_same(inputs, tmp_path):
 @pytest.mark.parametrize("flags", [(), ("--fixed_points", "--augmentation", "rotate_y"), ("--augmentation",)])
 def test_targets_that_change_are_not_computed_once(inputs, tmp_path, flags):
     text = start(inputs, "distill", tmp_path / "run", "--cache_targets", *flags).fail()
-    assert "--cache_targets needs a --teacher, and clouds and targets that stay the same" in text
+    assert "--cache_targets needs a --teacher, and clouds and targets that never change" in text
 
 
 def test_features_of_the_backbone_can_be_the_target(inputs, tmp_path):
@@ -42,5 +46,17 @@ def test_features_of_the_backbone_can_be_the_target(inputs, tmp_path):
     output = teacher(points)
     features = teacher.get_teacher_features(points, of_backbone=True)
     assert torch.equal(features, output.backbone_features)
-    torch.testing.assert_close(teacher.draw(features, output.centers, of_backbone=True), output.fine_points)
-    torch.testing.assert_close(teacher.draw(output.teacher_features, output.centers), output.fine_points)
+    torch.testing.assert_close(teacher.decode_features(features, output.centers, of_backbone=True), output.fine_points)
+    torch.testing.assert_close(teacher.decode_features(output.teacher_features, output.centers), output.fine_points)
+
+
+def test_the_probe_scores_the_frozen_student_on_rows_held_out(inputs, tmp_path):
+    flags = ("--probe_dataset", inputs / "parts.npz", "--probe_epochs", 1, "--max_train_steps", 12)
+    start(inputs, "distill", tmp_path / "run", *flags).finish()
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]
+    student, rows = ACTStudent.from_pretrained(tmp_path / "run"), open_point_set(str(inputs / "parts.npz"), "train")
+    features = embed(student, rows, Sampling(128), batch_size=64)
+    expected = probe_accuracy(features, rows.labels(), *split_rows(rows.labels(), 0.2, 0), 0)
+    assert {name: metrics[f"probe_{name}"] for name in expected} == expected
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "probe/accuracy" in record] == [0, 7, 12]

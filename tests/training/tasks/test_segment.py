@@ -61,8 +61,8 @@ def test_points_without_a_category_and_a_class_that_is_not_judged(inputs, tmp_pa
     model = ACTStudentForSemanticSegmentation.from_pretrained(tmp_path / "run")
     assert model.config.num_labels == 6
     report = (tmp_path / "run" / "report.html").read_text()
-    table = json.loads(re.search(r'"classes of the test split":(\[.*?\])', report)[1])
-    assert [row["class"] for row in table] == ["1", "2", "3", "4"]
+    table = report.partition("<h2>classes of the test split</h2>")[2].partition("</table>")[0]
+    assert re.findall("<tr><td>(.*?)</td>", table) == ["1", "2", "3", "4"]
     assert metrics_of(tmp_path / "run")["test"].keys() == {"miou", "mean_class_accuracy", "accuracy"}
 
 

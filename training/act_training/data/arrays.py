@@ -1,7 +1,5 @@
-"""Sets in one file of arrays, npz or h5, named like the columns of published sets."""
+"""Sets in one npz or h5 file, with arrays named like the columns of published sets."""
 
-import itertools
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,74 +7,61 @@ from datasets import Dataset
 
 from act_training.data.schema import ALIASES, build_dataset, find_columns
 from modeling_act.errors import InputError
-from modeling_act.readers.cloud import LARGEST_COMPRESSION, read_member, translate_errors
+from modeling_act.readers.cloud import translate_errors
 
+ARRAY_SUFFIXES = (".npz", ".h5", ".hdf5")
 NAMES = ("class_names", "part_names", "category_names")
-HARMLESS = 2**24  # bytes of an array that may be packed into however few: labels compress well
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(path) as archive:
-        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        return {
-            name: read_member(archive, members[name], "fiuUS", HARMLESS) for name in members if name in _array_names()
-        }
-
-
-def _read_h5(path: Path) -> dict[str, np.ndarray]:
+def open_h5(path: Path):
+    """Open an h5 file for reading."""
     try:
         import h5py
     except ImportError as error:
-        raise InputError("reading h5 needs h5py; pip install h5py") from error
-    arrays = {}
-    with h5py.File(path, "r") as file:
-        for name in file.keys() & _array_names():
-            entry = file[name]
-            if not isinstance(entry, h5py.Dataset):
-                continue
-            if entry.nbytes > HARMLESS + LARGEST_COMPRESSION * entry.id.get_storage_size():
-                raise InputError(f"claims {entry.nbytes} bytes for {name!r}, stored in {entry.id.get_storage_size()}")
-            arrays[name] = (entry.asstr() if h5py.check_string_dtype(entry.dtype) else entry)[()]
-    return arrays
+        raise InputError("reading h5 files needs h5py: pip install h5py") from error
+    return h5py.File(path, "r")
 
 
-READERS = {".npz": _read_npz, ".h5": _read_h5, ".hdf5": _read_h5}
-ARRAY_SUFFIXES = tuple(READERS)
-
-
-def _array_names() -> set[str]:
-    columns = ALIASES.keys() - {"boxes", "box_labels"}  # of which a cloud has any number, and an array has not
-    return {*itertools.chain(*(ALIASES[column] for column in columns)), *NAMES, "split"}
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read the arrays of a file that a set can have; a cloud has any number of boxes, which no array can hold."""
+    wanted = {"split", *NAMES}.union(*(ALIASES[column] for column in ALIASES if "box" not in column))
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files if name in wanted}
+    with open_h5(path) as file:
+        entries = {name: file[name] for name in file.keys() & wanted if hasattr(file[name], "dtype")}
+        return {name: (entry.asstr() if entry.dtype.kind in "OS" else entry)[()] for name, entry in entries.items()}
 
 
 def read_array_set(path: Path) -> dict[str, Dataset]:
-    """The splits of an npz or h5 file; without a `split` array all of it is "train"."""
-    if path.suffix not in READERS:
+    """Read the splits of an npz or h5 file; without an array `split` all of it is "train"."""
+    if path.suffix not in ARRAY_SUFFIXES:
         raise InputError(f"{path}: a set is a folder, or a .parquet, .npz or .h5 file")
-    return translate_errors(path, lambda checked: _split_arrays(READERS[path.suffix](checked)))
+    return translate_errors(path, lambda checked: _split_arrays(read_arrays(checked)))
 
 
 def _split_arrays(arrays: dict[str, np.ndarray]) -> dict[str, Dataset]:
-    """Sets from arrays named like columns, with `split`, `class_names`, `part_names` beside them if they like."""
-    found = find_columns(list(arrays), "arrays")
-    columns = {column: arrays[name] for column, name in found.items()}
+    aliases = find_columns(list(arrays), "arrays")
+    columns = {column: arrays[name] for column, name in aliases.items()}
     names = {name: arrays[name].astype(str).reshape(-1).tolist() for name in NAMES if name in arrays}
     points = columns["points"]
     if points.ndim != 3 or points.shape[2] != 3 or points.dtype.kind not in "fiu":
         raise InputError(
-            f"{found['points']!r} must be numbers of shape (clouds, points, 3), got {points.dtype} of shape "
+            f"{aliases['points']!r} must be numbers of shape (clouds, points, 3), got {points.dtype} of shape "
             f"{points.shape}"
         )
-    for column, values in columns.items():
+    for column, alias in aliases.items():
+        if column == "points":
+            continue
         expected = points.shape[: 2 if column == "point_labels" else 1]
-        columns[column] = values = values if column in ("points", "point_labels") else values.reshape(-1)
+        columns[column] = values = columns[column] if column == "point_labels" else columns[column].reshape(-1)
         if values.shape[: len(expected)] != expected:
-            raise InputError(f"{found[column]!r} must have the shape {expected} for these points, got {values.shape}")
-        if column != "points" and values.dtype.kind not in "iu":
-            if column == "label" and values.dtype.kind in "USO":
-                names["class_names"], columns[column] = _number(values)
-            else:
-                raise InputError(f"{found[column]!r} must be whole numbers, got {values.dtype}")
+            raise InputError(f"{alias!r} must have the shape {expected} for these points, got {values.shape}")
+        if column == "label" and values.dtype.kind in "USO":
+            words, columns[column] = np.unique(values.astype(str), return_inverse=True)
+            names["class_names"] = words.tolist()
+        elif values.dtype.kind not in "iu":
+            raise InputError(f"{alias!r} must be whole numbers, got {values.dtype}")
     split = arrays.get("split", np.full(len(points), "train")).astype(str)
     if split.shape != (len(points),):
         raise InputError(f"'split' must name the split of each of the {len(points)} clouds, got {split.shape}")
@@ -84,8 +69,3 @@ def _split_arrays(arrays: dict[str, np.ndarray]) -> dict[str, Dataset]:
         name: build_dataset({column: values[split == name] for column, values in columns.items()}, **names)
         for name in dict.fromkeys(split.tolist() or ["train"])
     }
-
-
-def _number(words: np.ndarray) -> tuple[list[str], np.ndarray]:
-    names, numbers = np.unique(words.astype(str), return_inverse=True)
-    return names.tolist(), numbers

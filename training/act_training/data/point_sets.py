@@ -1,15 +1,19 @@
-"""Any point-cloud set a user can name, behind one way of reading rows.
+"""Point-cloud sets of any format, read by rows.
 
 `open_point_set` takes a built-in set, a Hub id, a `save_to_disk` folder, parquet, npz, h5, or a folder of files.
 """
 
 import hashlib
 import itertools
-from collections import OrderedDict
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
@@ -27,11 +31,13 @@ from datasets import (
 from tqdm import tqdm
 
 from act_training.data.arrays import ARRAY_SUFFIXES, read_array_set
-from act_training.data.checks import bad_rows
+from act_training.data.checks import find_bad_rows
 from act_training.data.schema import as_lists, build_dataset, find_columns, read_rows, read_widths
-from act_training.synthetic.built_in_sets import SPLITS, open_built_in
 from modeling_act.errors import InputError
 from modeling_act.readers.cloud import CLOUD_SUFFIXES, read_cloud
+
+BUILT_IN = ("everyday_shapes", "everyday_rooms")
+TRAINING = Path(__file__).parents[2]
 
 
 class PointSet:
@@ -40,7 +46,7 @@ class PointSet:
     def __init__(self, dataset: Dataset, source: str, rows: np.ndarray | None = None):
         self.dataset, self.source = dataset, source
         self.columns = find_columns(dataset.column_names, source)
-        self.rows = np.arange(len(dataset)) if rows is None else rows  # what a row is called in the source
+        self.rows = np.arange(len(dataset)) if rows is None else rows  # numbers of the rows in the source
         table = as_lists(dataset.data.table.select(list(self.columns.values())))
         self._names: dict[str, list[str] | None] = {}
         self._labels: np.ndarray | None = None
@@ -53,25 +59,35 @@ class PointSet:
             table = table.set_column(table.column_names.index(name), name, codes)
             if column == "label":
                 self._labels = codes.to_numpy()
-        self._schema, self._batches = table.schema, table.to_batches()
+        self._batches = table.to_batches()
         self._starts = np.cumsum([0, *map(len, self._batches)])
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __reduce__(self) -> tuple:  # a worker that is not forked maps the files again, and copies nothing
+    def __reduce__(self) -> tuple:  # a worker that is not forked maps the files again instead of copying them
         return PointSet, (self.dataset, self.source, self.rows)
 
     def select(self, rows: Sequence[int]) -> "PointSet":
         return PointSet(self.dataset, self.source, self.rows[np.asarray(rows, dtype=np.int64)])
 
     def read(self, rows: Sequence[int]) -> dict:
-        """As `columns_of`."""
+        """Read columns, as `columns_of` returns them."""
         return columns_of(self.read_table(rows), self.columns)
+
+    def iterate_columns(self, batch_rows: int = 256) -> Iterator[tuple[range, dict]]:
+        """Read all rows, `batch_rows` at a time. Yields the rows and their columns."""
+        for rows, table in self.iterate_tables(batch_rows):
+            yield rows, columns_of(table, self.columns)
+
+    def iterate_tables(self, batch_rows: int) -> Iterator[tuple[range, pa.Table]]:
+        for start in range(0, len(self), batch_rows):
+            rows = range(start, min(start + batch_rows, len(self)))
+            yield rows, self.read_table(rows)
 
     def read_table(self, rows: Sequence[int]) -> pa.Table:
         rows = self.rows[np.asarray(rows, dtype=np.int64)]
-        return _take(self._batches.__getitem__, self._starts, rows, self._schema)
+        return _take(self._batches.__getitem__, self._starts, rows)
 
     def where(self, row: int) -> str:
         return f"row {self.rows[row]} of {self.source}"
@@ -81,14 +97,14 @@ class PointSet:
         return self._names.get("label")
 
     def row_names(self) -> list[str]:
-        """What each row is called, as the column `name` has it."""
+        """Names of all rows, from the column `name`."""
         if "name" not in self.dataset.column_names:
             columns = ", ".join(self.dataset.column_names)
             raise InputError(f"{self.source} has no column name; its columns are {columns}")
         return np.asarray(self.dataset.data.column("name").to_pylist(), dtype=object)[self.rows].tolist()
 
     def names_of(self, column: str) -> list[str] | None:
-        """The names of the classes that a column of the schema tells apart, if it names them."""
+        """Class names of a column of the schema, or None."""
         if column in self._names:
             return self._names[column]
         feature = self.dataset.features[self.columns[column]]
@@ -96,7 +112,7 @@ class PointSet:
         return feature.names if isinstance(feature, ClassLabel) else None
 
     def labels(self) -> np.ndarray:
-        """The class of each row, -1 where it has none."""
+        """Class of each row, -1 where it has none."""
         if self._labels is None:
             names = ", ".join(self.dataset.column_names)
             raise InputError(f"{self.source} has no labels, neither whole numbers nor words; its columns are {names}")
@@ -104,7 +120,7 @@ class PointSet:
 
 
 def _encode_labels(column: pa.ChunkedArray, feature) -> tuple[pa.ChunkedArray | None, list[str] | None]:
-    """Labels as whole numbers, -1 where there is none, and the names of the classes if they have any."""
+    """Convert labels to whole numbers, -1 where there is none. Returns them and the class names, or None."""
     names = feature.names if isinstance(feature, ClassLabel) else None
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         names = sorted(pa.compute.unique(column).drop_null().to_pylist())
@@ -116,51 +132,54 @@ def _encode_labels(column: pa.ChunkedArray, feature) -> tuple[pa.ChunkedArray | 
 
 
 class StreamedPointSet:
-    """Rows of parquet shards, on disk or on the Hub, of which only the blocks (row groups) in use are in memory."""
+    """Rows of parquet shards, on disk or on the Hub; only the blocks (row groups) in use are in memory.
+
+    `IterableDataset` of `datasets` does not serve here: a resume loses its shuffle buffer, and each process reads all
+    shards unless their number is a multiple of the processes.
+    """
 
     window = 4096  # rows that are shuffled together, so that the blocks that hold them must be in memory
 
     def __init__(self, files: list[str], source: str, min_points: int = 1):
-        self.source, self.files, self.min_points = source, files, min_points
-        self._footers = {file: _footer_of(file) for file in files}
+        self.source, self.min_points = source, min_points
+        self._footers = {file: _read_footer(file) for file in files}
         self.blocks = [(file, group) for file in files for group in range(self._footers[file].num_row_groups)]
         self.block_sizes = [self._footers[file].row_group(group).num_rows for file, group in self.blocks]
         self.block_starts = np.cumsum([0, *self.block_sizes])
         if not len(self):
             raise InputError(f"{source}: holds no rows")
-        self.columns = find_columns(self._footers[files[0]].schema.to_arrow_schema().names, source)
+        schemas = {file: footer.schema.to_arrow_schema() for file, footer in self._footers.items()}
+        self.columns = find_columns(schemas[files[0]].names, source)
         names = list(self.columns.values())
-        self._schema = as_lists(_empty(self._footers[files[0]], names)).schema
-        for file in files:
-            if as_lists(_empty(self._footers[file], names)).schema != self._schema:
+        for file, schema in schemas.items():
+            if any(
+                name not in schema.names or schema.field(name).type != schemas[files[0]].field(name).type
+                for name in names
+            ):
                 raise InputError(f"{file}: its columns {', '.join(names)} are not those of {files[0]}")
-        self._cache: OrderedDict[int, pa.RecordBatch] = OrderedDict()
+        self._cache: dict[int, pa.RecordBatch] = {}
 
     def __len__(self) -> int:
         return int(self.block_starts[-1])
 
     def read(self, rows: Sequence[int]) -> dict:
-        return columns_of(self.read_table(rows), self.columns)
+        rows = np.asarray(rows, dtype=np.int64)
+        return columns_of(_take(self._read_block, self.block_starts, rows), self.columns)
 
-    def read_table(self, rows: Sequence[int]) -> pa.Table:
-        return _take(self._block, self.block_starts, np.asarray(rows, dtype=np.int64), self._schema)
-
-    def _block(self, block: int) -> pa.RecordBatch:
-        if block in self._cache:
-            self._cache.move_to_end(block)
-            return self._cache[block]
-        file, group = self.blocks[block]
-        with refusing(f"{file}, row group {group}: cannot be read"):
-            source = _parquet_file(file, self._footers[file])
-            table = as_lists(source.read_row_group(group, columns=list(self.columns.values()))).combine_chunks()
-        for row, reason in bad_rows(table, self.columns["points"], self.min_points):
-            where = self.where(self.block_starts[block] + row)
-            raise InputError(f"{where}: {reason}; mend or remove it, a stream cannot skip rows")
-        self._cache[block] = table.to_batches()[0]
-        held, needed = sum(map(len, self._cache.values())), self.window + max(self.block_sizes)
-        while held - len(oldest := next(iter(self._cache.values()))) >= needed:
-            self._cache.popitem(last=False)
-            held -= len(oldest)
+    def _read_block(self, block: int) -> pa.RecordBatch:
+        if block not in self._cache:
+            file, group = self.blocks[block]
+            with one_line_errors(f"{file}, row group {group}: cannot be read"):
+                source = _open_parquet(file, self._footers[file])
+                table = as_lists(source.read_row_group(group, columns=list(self.columns.values()))).combine_chunks()
+            for row, reason in find_bad_rows(table, self.columns["points"], self.min_points).items():
+                where = self.where(self.block_starts[block] + row)
+                raise InputError(f"{where}: {reason}; mend or remove it, a stream cannot skip rows")
+            self._cache[block] = table.to_batches()[0]
+            capacity, held = self.window + max(self.block_sizes), sum(map(len, self._cache.values()))
+            while held - len(oldest := next(iter(self._cache.values()))) >= capacity:
+                del self._cache[next(iter(self._cache))]
+                held -= len(oldest)
         return self._cache[block]
 
     def where(self, row: int) -> str:
@@ -169,31 +188,29 @@ class StreamedPointSet:
         return f"row {row - self.block_starts[block]} of row group {group} of {file}"
 
     def fingerprint(self) -> str:
-        """Of the footers, which hold sizes and bounds, and of the names of files on the Hub, which hold their commit.
-        A change within the bounds of a file here goes unnoticed."""
+        """Digest of the footers, which hold sizes and bounds, and of the names of files on the Hub, which hold their
+        commit. A change within the bounds of a local file goes unnoticed."""
         footers = [("://" in file and file, footer.to_dict()) for file, footer in self._footers.items()]
         return hashlib.blake2b(repr(footers).encode(), digest_size=16).hexdigest()
 
 
-def _take(
-    batch_of: Callable[[int], pa.RecordBatch], starts: np.ndarray, rows: np.ndarray, schema: pa.Schema
-) -> pa.Table:
-    """Rows of record batches, of which number i begins with row `starts[i]`; neighbors are taken in one piece."""
+def _take(batch_of: Callable[[int], pa.RecordBatch], starts: np.ndarray, rows: np.ndarray) -> pa.Table:
+    """Take rows of record batches; batch i begins with row `starts[i]`. Neighbors are taken in one slice."""
     places = np.searchsorted(starts, rows, side="right") - 1
     cuts = ((np.diff(rows) != 1) | (np.diff(places) != 0)).nonzero()[0] + 1
-    runs = itertools.pairwise([0, *cuts.tolist(), len(rows)] if len(rows) else [])
+    runs = itertools.pairwise([0, *cuts.tolist(), len(rows)])
     pieces = [batch_of(places[first]).slice(rows[first] - starts[places[first]], stop - first) for first, stop in runs]
-    return pa.Table.from_batches(pieces, schema)
+    return pa.Table.from_batches(pieces)
 
 
 def columns_of(table: pa.Table, columns: dict[str, str]) -> dict:
-    """The columns of a table: a value a row, or (values end to end, how many each row has) of points and the like.
-    Rows must have been checked before."""
+    """Convert the columns of checked rows: an array with a value per row (label, category), or for points,
+    point_labels, boxes and box_labels the concatenated values of all rows and the number of values of each."""
     values, lengths = read_rows(table, columns["points"])
-    found = {"points": (values.astype(np.float32, copy=False).reshape(-1, 3), lengths)}
+    arrays = {"points": (values.astype(np.float32, copy=False).reshape(-1, 3), lengths)}
     for name in ("label", "category"):
         if name in columns:
-            found[name] = table.column(columns[name]).to_numpy()
+            arrays[name] = table.column(columns[name]).to_numpy()
     for name, shape in (("point_labels", (-1,)), ("boxes", (-1, 7)), ("box_labels", (-1,))):
         if name in columns:
             values, lengths = read_rows(table, columns[name])
@@ -202,8 +219,11 @@ def columns_of(table: pa.Table, columns: dict[str, str]) -> dict:
             if name != "boxes" and values.dtype.kind not in "iu":
                 raise InputError(f"{name} must be whole numbers, got {values.dtype}")
             values = values.astype(np.float32 if name == "boxes" else np.int64, copy=False)
-            found[name] = (values.reshape(shape), lengths)
-    return found
+            arrays[name] = (values.reshape(shape), lengths)
+    return arrays
+
+
+# Opening -------------------------------------------------------------------------------------------------------------
 
 
 def open_point_set(
@@ -214,60 +234,29 @@ def open_point_set(
     min_points: int = 1,
     num_points: int = 8192,
 ) -> PointSet | StreamedPointSet:
-    """One split of a set, or several as "train+test". A source without splits is all "train". `num_points` are sampled
-    from each mesh of a folder of files; `min_points` is what a streamed row must have, as streams are checked while
-    they are read."""
+    """Open one split of a set, or several as "train+test". A source without splits is all "train".
+
+    `num_points` are sampled from each mesh of a folder of files. `min_points` is the smallest cloud of a stream, whose
+    rows are checked when they are read.
+    """
     if streaming:
-        with refusing(f"{name}: no parquet shards to stream"):
+        with one_line_errors(f"{name}: no parquet shards to stream"):
             files = _files_by_split(name, config_name)[0]
         if not _all_parquet(files):
             raise InputError(f"{name}: --streaming reads parquet shards; write them with `Dataset.to_parquet`")
         shards = [file for part in split.split("+") for file in _pick(files, part, name)]
         return StreamedPointSet(shards, f"{name} ({split})", min_points)
-    with refusing(f"{name}: damaged"):
+    exists = name in BUILT_IN or Path(name).exists()
+    with one_line_errors(
+        f"{name}: {'damaged' if exists else 'neither a file or folder here nor a set that `datasets` can load'}"
+    ):
         parts = [_open_split(name, part, config_name, num_points) for part in split.split("+")]
         return PointSet(concatenate_datasets(parts) if len(parts) > 1 else parts[0], f"{name} ({split})")
 
 
-def _pick(splits: dict, split: str, name: str):
-    if split not in splits:
-        raise InputError(f"{name} has no split {split!r}; it has {', '.join(map(str, splits))}")
-    return splits[split]
-
-
-def _open_split(name: str, split: str, config_name: str | None, num_points: int) -> Dataset:
-    path = Path(name)
-    if name in SPLITS:
-        return open_built_in(name, split)
-    if path.is_file() and path.suffix != ".parquet":
-        return _pick(read_array_set(path), split, name)
-    if path.is_dir():
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            with refusing(f"{name}: damaged `save_to_disk` folder"):
-                opened = load_from_disk(name)
-            return _pick(opened if isinstance(opened, DatasetDict) else {"train": opened}, split, name)
-        if not any(path.rglob("*.parquet")):
-            arrays = {file.stem: file for file in sorted(path.iterdir()) if file.suffix in ARRAY_SUFFIXES}
-            if arrays and arrays.keys() <= {"train", "test", "validation"}:
-                return _pick(read_array_set(_pick(arrays, split, name)), "train", name)
-            return _read_folder(_pick({"train": path}, split, name), num_points)
-    elif not path.exists() and (path.is_absolute() or name.startswith(".")):
-        raise InputError(f"{name}: there is no such file or folder")
-    what = "damaged parquet" if path.exists() else "neither a file or folder here nor a set that `datasets` can load"
-    with refusing(f"{name}: {what}"):
-        files, features = _files_by_split(name, config_name)
-        if not _all_parquet(files):
-            return _pick(load_dataset(name, config_name), split, name)
-        shards = _pick(files, split, name)
-        for file in shards:
-            if "://" not in file:
-                _footer_of(file)  # `datasets` would not say which of them is damaged
-        return load_dataset("parquet", data_files={split: shards}, features=features, split=split)
-
-
 @contextmanager
-def refusing(what: str) -> Iterator[None]:
-    """Makes one line of whatever a parser, `datasets` or the Hub's client raises."""
+def one_line_errors(what: str) -> Iterator[None]:
+    """Turn any error of a parser, of `datasets` or of the Hub's client into one line."""
     try:
         yield
     except InputError:
@@ -277,8 +266,55 @@ def refusing(what: str) -> Iterator[None]:
         raise InputError(f"{what} ({reason.splitlines()[0][:300]})") from error
 
 
+def _pick(splits: dict, split: str, name: str):
+    if split not in splits:
+        raise InputError(f"{name} has no split {split!r}; it has {', '.join(map(str, splits))}")
+    return splits[split]
+
+
+def _open_split(name: str, split: str, config_name: str | None, num_points: int) -> Dataset:
+    path = _prepare_built_in(name) if name in BUILT_IN else Path(name)
+    if path.is_file() and path.suffix != ".parquet":
+        return _pick(read_array_set(path), split, name)
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        opened = load_from_disk(str(path))
+        return _pick(opened if isinstance(opened, DatasetDict) else {"train": opened}, split, name)
+    if path.is_dir() and not any(path.rglob("*.parquet")):
+        arrays = {file.stem: file for file in sorted(path.iterdir()) if file.suffix in ARRAY_SUFFIXES}
+        if arrays and arrays.keys() <= {"train", "test", "validation"}:
+            return _pick(read_array_set(_pick(arrays, split, name)), "train", name)
+        return _read_folder(_pick({"train": path}, split, name), num_points)
+    if not path.exists() and (path.is_absolute() or name.startswith(".")):
+        raise InputError(f"{name}: there is no such file or folder")
+    files, features = _files_by_split(name, config_name)
+    if not _all_parquet(files):
+        return _pick(load_dataset(name, config_name), split, name)
+    shards = _pick(files, split, name)
+    for file in shards:
+        if "://" not in file:
+            _read_footer(file)  # the errors of `datasets` do not name the damaged file
+    return load_dataset("parquet", data_files={split: shards}, features=features, split=split)
+
+
+def _prepare_built_in(name: str) -> Path:
+    """Folder of a built-in set in the cache of `datasets`; prepare_data.py generates it on first use."""
+    sources = [file.read_bytes() for file in sorted((TRAINING / "act_training" / "synthetic").glob("*.py"))]
+    version = hashlib.blake2b(b"".join(sources), digest_size=8).hexdigest()
+    folder = Path(datasets.config.HF_DATASETS_CACHE, name, version)
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as draft:
+            command = [sys.executable, str(TRAINING / "prepare_data.py"), name, "--out", f"{draft}/set"]
+            process = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+            if process.returncode:
+                raise InputError(f"{name}: cannot be prepared ({process.stderr.strip().splitlines()[-1]})")
+            with suppress(OSError):  # another process was faster
+                os.rename(f"{draft}/set", folder)
+    return folder
+
+
 def _read_folder(path: Path, num_points: int) -> Dataset:
-    """A folder of mesh and cloud files; the class of a file is its subfolder."""
+    """Read a folder of mesh and cloud files; the class of a file is its subfolder."""
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in CLOUD_SUFFIXES and file.is_file())
     if not files:
         raise InputError(
@@ -294,7 +330,7 @@ def _read_folder(path: Path, num_points: int) -> Dataset:
     if problems:
         raise InputError(
             f"{path}: {len(problems)} of {len(files)} files cannot be read; mend or remove them, or let "
-            f"prepare_data.py --skip_bad leave them out: {'; '.join(itertools.islice(problems, 10))}"
+            f"prepare_data.py --skip_bad leave them out: {'; '.join(problems[:10])}"
         )
     columns = {"points": clouds, "name": [str(file.relative_to(path)) for file in files]}
     if classes and all(file.parent != path for file in files):
@@ -306,7 +342,7 @@ def _read_folder(path: Path, num_points: int) -> Dataset:
 
 
 def _files_by_split(name: str, config_name: str | None) -> tuple[dict[str, list[str]], Features | None]:
-    """The files of a parquet file or folder or of a set on the Hub, by split, and what the Hub says of the columns."""
+    """Files by split of a parquet file, a folder or a set on the Hub, and the features that the Hub states."""
     path = Path(name)
     if path.is_file():
         return {"train": [name]}, None
@@ -314,7 +350,7 @@ def _files_by_split(name: str, config_name: str | None) -> tuple[dict[str, list[
         builder = load_dataset_builder("parquet", data_dir=name)
     else:
         builder = load_dataset_builder(name, config_name)
-    files = {str(split): list(map(str, found)) for split, found in (builder.config.data_files or {}).items()}
+    files = {str(split): list(map(str, shards)) for split, shards in (builder.config.data_files or {}).items()}
     return files, builder.info.features
 
 
@@ -322,7 +358,7 @@ def _all_parquet(files: dict[str, list[str]]) -> bool:
     return bool(files) and all(file.endswith(".parquet") for shards in files.values() for file in shards)
 
 
-def _parquet_file(file: str, footer: pa.parquet.FileMetaData | None = None) -> pa.parquet.ParquetFile:
+def _open_parquet(file: str, footer: pa.parquet.FileMetaData | None = None) -> pa.parquet.ParquetFile:
     if "://" not in file:
         return pa.parquet.ParquetFile(file, memory_map=True, metadata=footer)
     import fsspec
@@ -330,11 +366,6 @@ def _parquet_file(file: str, footer: pa.parquet.FileMetaData | None = None) -> p
     return pa.parquet.ParquetFile(fsspec.open(file).open(), metadata=footer)
 
 
-def _footer_of(file: str) -> pa.parquet.FileMetaData:
-    with refusing(f"{file}: damaged parquet"):
-        return _parquet_file(file).metadata
-
-
-def _empty(footer: pa.parquet.FileMetaData, columns: list[str]) -> pa.Table:
-    schema = footer.schema.to_arrow_schema()
-    return pa.schema([field for field in schema if field.name in columns]).empty_table()
+def _read_footer(file: str) -> pa.parquet.FileMetaData:
+    with one_line_errors(f"{file}: damaged parquet"):
+        return _open_parquet(file).metadata

@@ -1,7 +1,7 @@
-"""The one schema of point-cloud sets on `datasets`, built from and read into numpy without a Python object a point.
+"""Schema of point-cloud sets on `datasets`, converted from and to numpy without a Python object for each point.
 
 points (n, 3) float32, and where a set has them: normals and colors alike, point_labels (n,) int64, label and category
-(ClassLabel), name (str), boxes (m, 7) float32 (modeling_act/box_ops.py) and box_labels (m,). Clouds of one size make
+(ClassLabel), name (str), boxes (m, 7) float32 (center, size, angle) and box_labels (m,). Clouds of one size make
 fixed arrays, others ragged ones.
 """
 
@@ -11,13 +11,14 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 from datasets import Array2D, ClassLabel, Dataset, Features, List, Value
+from datasets.fingerprint import generate_random_fingerprint
 
 from modeling_act.errors import InputError
 
 IGNORED = -100  # label of points without one, as in the loss
 BLOCK_SIZE = 1.0  # side of the columns that rooms are cut into, in metres
 PER_POINT = ("points", "normals", "colors")
-# What the columns of published sets are called, the first that is there is taken.
+# Names of the columns in published sets, in order of preference.
 ALIASES = {
     "points": ("points", "inputs", "point_cloud", "pc", "xyz", "pos", "coord", "coords", "data"),
     "label": ("label", "labels", "category", "cls", "class"),
@@ -29,18 +30,18 @@ ALIASES = {
 
 
 def find_columns(names: Sequence[str], source: str) -> dict[str, str]:
-    """Which of a set's columns is which of the schema's."""
-    found = {}
+    """Map columns of the schema to the names that a set has for them."""
+    columns = {}
     for column, aliases in ALIASES.items():
-        match = next((alias for alias in aliases if alias in names and alias not in found.values()), None)
+        match = next((alias for alias in aliases if alias in names and alias not in columns.values()), None)
         if match:
-            found[column] = match
-    if "points" not in found:
+            columns[column] = match
+    if "points" not in columns:
         raise InputError(
             f"{source}: no column of points among {', '.join(names) or 'none'}; expected one of "
             f"{', '.join(ALIASES['points'])}"
         )
-    return found
+    return columns
 
 
 def make_features(
@@ -51,8 +52,8 @@ def make_features(
     category_names: Sequence[str] | None = None,
     box_names: Sequence[str] | None = None,
 ) -> Features:
-    """The features of a set with these columns; `num_points` is None where clouds differ in size."""
-    known = {
+    """Features of a set with these columns; `num_points` is None if clouds differ in size."""
+    features = {
         "label": ClassLabel(names=list(class_names)) if class_names else Value("int64"),
         "category": ClassLabel(names=list(category_names)) if category_names else Value("int64"),
         "point_labels": List(ClassLabel(names=list(part_names)) if part_names else Value("int64")),
@@ -60,28 +61,27 @@ def make_features(
         "box_labels": List(ClassLabel(names=list(box_names)) if box_names else Value("int64")),
         "name": Value("string"),
     }
-    known |= {column: Array2D((num_points, 3), "float32") for column in PER_POINT}
-    return Features({column: known[column] for column in columns})
+    features |= {column: Array2D((num_points, 3), "float32") for column in PER_POINT}
+    return Features({column: features[column] for column in columns})
 
 
 def build_dataset(columns: dict[str, Sequence], **names: Sequence[str] | None) -> Dataset:
-    """A set from columns of the schema. Per-point columns are (clouds, n, 3) arrays or lists of (n, 3) arrays;
-    `names` are `class_names`, `part_names`, `category_names`, `box_names`."""
+    """Build a set from columns of the schema.
+
+    Columns with an entry per point are (clouds, n, ...) arrays or lists of (n, ...) arrays; `names` are `class_names`,
+    `part_names`, `category_names` and `box_names`.
+    """
     sizes = {len(cloud) for cloud in columns["points"]}
     num_points = sizes.pop() if len(sizes) == 1 else None
     features = make_features(num_points, list(columns), **names)
     schema, chunk = features.arrow_schema, max(1, 2**27 // max(1, num_points or max(sizes, default=1)))
-    parts = [
-        pa.table(
-            [
-                _arrow_column(values[start : start + chunk], schema.field(name).type)
-                for name, values in columns.items()
-            ],
-            schema=schema,
-        )
-        for start in range(0, len(columns["points"]), chunk)
-    ]
-    return Dataset(pa.concat_tables(parts) if parts else schema.empty_table())
+    tables = [schema.empty_table()]
+    for start in range(0, len(columns["points"]), chunk):
+        part = [_arrow_column(columns[field.name][start : start + chunk], field.type) for field in schema]
+        tables.append(pa.table(part, schema=schema))
+    return Dataset(
+        pa.concat_tables(tables), fingerprint=generate_random_fingerprint()
+    )  # instead of hashing all values
 
 
 def _arrow_column(values: Sequence, kind: pa.DataType) -> pa.Array:
@@ -94,7 +94,7 @@ def _arrow_column(values: Sequence, kind: pa.DataType) -> pa.Array:
 
 
 def _join(values: Sequence, width: tuple[int, ...], dtype: type) -> tuple[np.ndarray, np.ndarray]:
-    """Clouds end to end, and the offsets that cut them apart."""
+    """Concatenate clouds; returns the values and the offsets of the clouds in them."""
     if isinstance(values, np.ndarray):
         lengths = np.full(len(values), values.shape[1])
         joined = values.reshape(-1, *width)
@@ -110,7 +110,7 @@ def _nest(joined: np.ndarray, ends: np.ndarray) -> pa.Array:
 
 
 def as_lists(table: pa.Table) -> pa.Table:
-    """The same columns without extension types, which Arrow would make anew for each slice of them."""
+    """Convert extension types to plain lists; Arrow would build a Python object for each slice of the former."""
     for place, field in enumerate(table.schema):
         if isinstance(field.type, pa.ExtensionType):
             chunks = [chunk.storage for chunk in table.column(place).chunks]
@@ -119,9 +119,9 @@ def as_lists(table: pa.Table) -> pa.Table:
 
 
 def read_rows(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """A list column of any nesting as it is: flat values, and the number of entries of each row.
+    """Read a list column of any nesting: its flat values, and the number of entries of each row.
 
-    Nulls read as empty rows and NaN values, for the checks to find.
+    Nulls become empty rows and NaN values, which the checks report.
     """
     array = _storage(table, column)
     entries = array.flatten()
@@ -130,7 +130,7 @@ def read_rows(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_widths(table: pa.Table, column: str) -> np.ndarray:
-    """How many numbers each entry of a list of lists has."""
+    """Number of values in each entry of a list of lists."""
     return _lengths(_storage(table, column).flatten())
 
 
@@ -150,7 +150,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def place_of_block(name: str) -> tuple[str, np.ndarray] | None:
-    """Room of a block, a row named ROOM/X_Y, and the block's origin in it; None for any other name."""
+    """Room and origin in it of a block, which is a row named ROOM/X_Y; None for any other name."""
     match = re.fullmatch(r"(.+)/(\d+)_(\d+)", name)
     if match is None:
         return None

@@ -1,6 +1,6 @@
-"""How well boxes are found: average precision at thresholds of overlap, as VoteNet's evaluation counts it.
+"""Average precision of detected boxes at thresholds of overlap, as VoteNet's evaluation computes it.
 
-A scene is a dict of arrays: what was found, `scores` (n,), `labels` (n,) and `boxes` (n, 7), and what is there,
+A scene is a dict of arrays: the detections `scores` (n,), `labels` (n,) and `boxes` (n, 7), and the ground truth
 `true_labels` (m,) and `true_boxes` (m, 7).
 """
 
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from modeling_act.box_ops import box_iou
 from modeling_act.errors import InputError
+from modeling_act.modeling_act_detection import box_iou
 
 THRESHOLDS = (0.25, 0.5)
 
@@ -18,55 +18,56 @@ THRESHOLDS = (0.25, 0.5)
 def detection_metrics(
     scenes: list[dict[str, np.ndarray]], class_names: Sequence[str]
 ) -> tuple[dict[str, float], list[dict]]:
-    """`map_25` and `map_50`, means over the classes that are there, and a table with a row for each of these."""
-    precisions = {f"{100 * threshold:.0f}": average_precisions(scenes, threshold) for threshold in THRESHOLDS}
+    """`map_25` and `map_50`, means over the classes that have a true box, and a table with a row for each of them."""
+    by_threshold = {f"{100 * threshold:.0f}": average_precisions(scenes, threshold) for threshold in THRESHOLDS}
     labels, counts = np.unique(np.concatenate([scene["true_labels"] for scene in scenes]), return_counts=True)
     table = [
         {"class": class_names[label], "boxes": count}
-        | {f"ap_{name}": found[label] for name, found in precisions.items()}
+        | {f"ap_{name}": precisions[label] for name, precisions in by_threshold.items()}
         for label, count in zip(labels.tolist(), counts.tolist(), strict=True)
     ]
-    return {f"map_{name}": float(np.mean(list(found.values()))) for name, found in precisions.items()}, table
+    return {f"map_{name}": float(np.mean(list(values.values()))) for name, values in by_threshold.items()}, table
 
 
 def average_precisions(scenes: list[dict[str, np.ndarray]], threshold: float) -> dict[int, float]:
-    """By class: the area under precision over recall, each precision raised to the best at a higher recall.
-
-    From the highest score on, a box is right if the box of its class that it overlaps most is overlapped by more than
-    `threshold` and was not found before. Classes of which no scene has a box are left out.
-    """
-    there = np.concatenate([scene["true_labels"] for scene in scenes])
-    if not len(there):
-        raise InputError("`scenes` must hold at least one box to be found, got none")
+    """Average precision of each class that has a true box."""
+    true_labels = np.concatenate([scene["true_labels"] for scene in scenes])
+    if not len(true_labels):
+        raise InputError("`scenes` must hold at least one true box, got none")
     labels = np.concatenate([scene["labels"] for scene in scenes])
     scores = np.concatenate([scene["scores"] for scene in scenes])
-    right = np.concatenate([find_right(scene, threshold) for scene in scenes])
-    found = {}
-    for label, count in zip(*np.unique(there, return_counts=True), strict=True):
-        chosen = labels == label
-        order = np.argsort(-scores[chosen], kind="stable")
-        found[int(label)] = precision_recall_area(right[chosen][order], count)
-    return found
+    correct = np.concatenate([match_boxes(scene, threshold) for scene in scenes])
+    precisions = {}
+    for label, count in zip(*np.unique(true_labels, return_counts=True), strict=True):
+        order = np.argsort(-scores[labels == label], kind="stable")
+        precisions[int(label)] = precision_recall_area(correct[labels == label][order], count)
+    return precisions
 
 
-def find_right(scene: dict[str, np.ndarray], threshold: float) -> np.ndarray:
-    """Which of a scene's boxes (n,) are right."""
-    right = np.zeros(len(scene["scores"]), dtype=bool)
-    if not len(scene["true_labels"]) or not len(right):
-        return right
+def match_boxes(scene: dict[str, np.ndarray], threshold: float) -> np.ndarray:
+    """Flags (n,) of the correct detections of a scene.
+
+    A detection belongs to the true box of its class that it overlaps most. It is correct if that overlap exceeds
+    `threshold` and no detection with a higher score belongs to the same box.
+    """
+    correct = np.zeros(len(scene["scores"]), dtype=bool)
+    if not len(scene["true_labels"]) or not len(correct):
+        return correct
     overlap = box_iou(*(torch.from_numpy(np.asarray(scene[name])) for name in ("boxes", "true_boxes"))).numpy()
     overlap = np.where(scene["labels"][:, None] == scene["true_labels"], overlap, 0)
     nearest = overlap.argmax(1)
     order = np.argsort(-scene["scores"], kind="stable")
     order = order[overlap.max(1)[order] > threshold]
-    firsts = np.unique(nearest[order], return_index=True)[1]  # the first to find each; others repeat it
-    right[order[firsts]] = True
-    return right
+    first_of_each = np.unique(nearest[order], return_index=True)[1]  # others repeat it
+    correct[order[first_of_each]] = True
+    return correct
 
 
-def precision_recall_area(right: np.ndarray, count: int) -> float:
-    """`right` (n,) from the highest score on, of `count` boxes that there were to find."""
-    hits = right.cumsum()
-    precision = hits / np.arange(1, len(right) + 1)
+def precision_recall_area(correct: np.ndarray, num_true: int) -> float:
+    """Area under precision over recall, each precision raised to the best at a higher recall.
+
+    `correct` (n,) is in the order of descending scores; `num_true` is the number of true boxes.
+    """
+    precision = correct.cumsum() / np.arange(1, len(correct) + 1)
     best = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(best[right].sum() / count)  # recall grows by 1 / count where a box is right
+    return float(best[correct].sum() / num_true)  # recall grows by 1 / num_true at each correct detection

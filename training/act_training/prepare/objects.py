@@ -1,6 +1,6 @@
-"""The sets researchers have on disk, in their true formats: which files make which split, and how one of them is read.
+"""Published sets of objects in their original formats: the files of each split, and a reader for one of them.
 
-A `Plan` is made from listings alone; its items are read later, by `prepared_parts`, in other processes.
+A `Plan` comes from listings alone; `prepare_splits` reads its items later, in other processes.
 """
 
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from act_training.data.arrays import open_h5
 from modeling_act.errors import InputError
 from modeling_act.readers.cloud import CLOUD_SUFFIXES, read_array, read_cloud, read_table, translate_errors
 
@@ -37,7 +38,7 @@ ROWS_PER_ITEM = 256
 
 @dataclass(frozen=True)
 class Choices:
-    """The flags that, together with the files, decide every value of a set."""
+    """Flags that, together with the files, decide every value of a set."""
 
     source: str
     num_points: int | None = None
@@ -51,7 +52,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class Item:
-    """One file, or some rows of one, and what its place among the others says about it."""
+    """One file, or some rows of one, with the name and label that follow from its place among the others."""
 
     file: str
     name: str
@@ -61,20 +62,20 @@ class Item:
 
 @dataclass
 class Plan:
+    """Items of each split, the function that reads one, and how to process its rows."""
+
     splits: dict[str, list[Item]]
     read: Callable[[Item, Choices], list[Row]]
     about: str
     names: dict[str, list[str]] = field(default_factory=dict)
-    num_points: int | None = None
-    """how many points farthest point sampling leaves of each cloud"""
+    num_points: int | None = None  # of each cloud after farthest point sampling
     normalize: bool = False
-    items_per_part: int = 64
-    ignored: dict[str, int] = field(default_factory=dict)
-    """suffixes of files that are no clouds"""
+    items_per_shard: int = 64
+    ignored: dict[str, int] = field(default_factory=dict)  # counts of files by suffix that are no clouds
 
 
 def find_root(raw: Path, *markers: str) -> Path | None:
-    """`raw`, or a folder in it, that holds all of the named files."""
+    """Find the folder that holds all of the named files: `raw` or a folder in it."""
     folders = [raw, *sorted(folder for folder in raw.iterdir() if folder.is_dir())]
     return next((folder for folder in folders if all((folder / marker).exists() for marker in markers)), None)
 
@@ -133,7 +134,7 @@ def read_points(item: Item, choices: Choices) -> list[Row]:
 
 
 def plan_modelnet40(raw: Path, choices: Choices) -> Plan:
-    """Text files with normals, h5, or meshes, whichever is there."""
+    """Plan the release that `raw` holds: text files with normals, h5 files or meshes."""
     root = find_root(raw, "modelnet40_shape_names.txt")
     if root:
         return _plan_modelnet40_text(root, choices)
@@ -155,7 +156,7 @@ def plan_modelnet40(raw: Path, choices: Choices) -> Plan:
         ]
         for split in ("train", "test")
     }
-    about = "ModelNet40 from its meshes: points drawn evenly by area, with face normals, in the unit sphere."
+    about = "ModelNet40 from its meshes: points sampled evenly by area, with face normals, in the unit sphere."
     return Plan(splits, read_file, about, {"class_names": classes}, normalize=True)
 
 
@@ -192,33 +193,23 @@ def _plan_modelnet40_h5(root: Path, choices: Choices) -> Plan:
             files = [root / Path(line).name for line in read_list(listing)]
         else:
             files = sorted(root.glob(f"ply_data_{split}*.h5"))
-        splits[split] = [item for file in files for item in _split_h5(file)]
+        splits[split] = [item for file in files for item in _items_of_h5(file)]
     about = "ModelNet40 (ply_hdf5_2048): 2048 points a shape, in the unit sphere as on disk."
     names = {"class_names": read_list(root / "shape_names.txt")}
-    return Plan(splits, read_h5, about, names, choices.num_points, items_per_part=1)
+    return Plan(splits, read_h5, about, names, choices.num_points, items_per_shard=1)
 
 
 # h5 ------------------------------------------------------------------------------------------------------------------
 
 
-def _open_h5(path: Path):
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError("reading h5 files needs h5py: pip install h5py") from error
-    return h5py.File(path, "r")
-
-
-def _split_h5(path: Path) -> list[Item]:
+def _items_of_h5(path: Path) -> list[Item]:
     def count(checked: Path) -> int:
-        with _open_h5(checked) as file:
-            data = file["data"]
+        with open_h5(checked) as file:
+            data, labels = file["data"], file["label"]
             if data.ndim != 3 or data.shape[2] != 3:
                 raise InputError(f"must hold data of shape (clouds, points, 3), got {data.shape}")
-            if len(file["label"]) != len(data):
-                raise InputError(f"holds {len(data)} clouds and {len(file['label'])} labels")
-            if data.nbytes > 200 * checked.stat().st_size:
-                raise InputError(f"claims {data.nbytes} bytes and holds {checked.stat().st_size}")
+            if len(labels) != len(data):
+                raise InputError(f"holds {len(data)} clouds and {len(labels)} labels")
             return len(data)
 
     total = translate_errors(path, count)
@@ -232,7 +223,7 @@ def read_h5(item: Item, choices: Choices) -> list[Row]:
     start, stop = item.rows
 
     def read(path: Path) -> dict[str, np.ndarray]:
-        with _open_h5(path) as file:
+        with open_h5(path) as file:
             names = {"points": "data", "label": "label", "normals": "normal"}
             names |= {"point_labels": "mask"} if choices.keep_mask else {}
             missing = {"data", "label", *(["mask"] if choices.keep_mask else [])} - set(file)
@@ -255,13 +246,14 @@ def plan_scanobjectnn(raw: Path, choices: Choices) -> Plan:
     pattern = SCANOBJECTNN_FILES[choices.variant]
     root = need_root(raw, pattern.format("training"), pattern.format("test"))
     splits = {
-        split: _split_h5(root / pattern.format(prefix)) for split, prefix in (("train", "training"), ("test", "test"))
+        split: _items_of_h5(root / pattern.format(prefix))
+        for split, prefix in (("train", "training"), ("test", "test"))
     }
     about = f"ScanObjectNN, {choices.variant}: 2048 points a shape as on disk; the paper does not normalise them."
     names = {"class_names": list(SCANOBJECTNN_CLASSES)}
     if choices.keep_mask:
         names["part_names"] = ["background", "object"]
-    return Plan(splits, read_h5, about, names, choices.num_points, items_per_part=1)
+    return Plan(splits, read_h5, about, names, choices.num_points, items_per_shard=1)
 
 
 # ShapeNetPart --------------------------------------------------------------------------------------------------------
@@ -303,7 +295,7 @@ def read_part_text(item: Item, choices: Choices) -> list[Row]:
 
 
 def plan_folder(raw: Path, choices: Choices) -> Plan:
-    """Files of any kind; the first folder may be a split, the next one, where all have it, is the class."""
+    """Plan any folder of clouds: subfolders name the split, optionally, and the class if all files are in one."""
     files = sorted(file for file in raw.rglob("*") if file.is_file() and not file.name.startswith("."))
     clouds = [file.relative_to(raw) for file in files if file.suffix.lower() in CLOUD_SUFFIXES]
     if not clouds:
@@ -321,13 +313,13 @@ def plan_folder(raw: Path, choices: Choices) -> Plan:
         split = SPLIT_FOLDERS[file.parts[0].lower()] if has_splits else "train"
         splits.setdefault(split, []).append(Item(str(raw / file), file.as_posix(), label))
     ignored = dict(Counter(file.suffix for file in files if file.suffix.lower() not in CLOUD_SUFFIXES))
-    about = f"Clouds as in their files; {choices.num_points or 8192} points drawn evenly by area from each mesh."
+    about = f"Clouds as in their files; {choices.num_points or 8192} points sampled evenly by area from each mesh."
     names = {"class_names": classes} if classes else {}
     return Plan(splits, read_file, about, names, choices.num_points, ignored=ignored)
 
 
 def read_file(item: Item, choices: Choices) -> list[Row]:
-    """A mesh's points are drawn with a seed made of its name, so that other files do not change them."""
+    """Read any cloud, or sample a mesh with a seed made of its name, so that other files do not change its points."""
     cloud = read_cloud(item.file, choices.num_points, seed=zlib.crc32(item.name.encode()) + choices.seed)
     columns = {name: values for name, values in vars(cloud).items() if values is not None}
     return [columns | ({"label": item.label} if item.label is not None else {}) | {"name": item.name}]

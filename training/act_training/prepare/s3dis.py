@@ -14,11 +14,11 @@ SCENE_CLASSES = (
     "ceiling", "floor", "wall", "beam", "column", "window", "door",
     "table", "chair", "sofa", "bookcase", "board", "clutter",
 )  # fmt: skip
-FEWEST_POINTS = 100  # the authors' preparation drops smaller blocks
+MIN_POINTS = 100  # the authors' preparation drops smaller blocks
 
 
 def plan_s3dis(raw: Path, choices: Choices) -> Plan:
-    """Rooms as folders of annotated objects, or as arrays of x y z r g b label."""
+    """Plan rooms stored as folders of annotated objects, or as arrays of x y z r g b label."""
     rooms = {}
     for file in sorted(raw.rglob("Area_*.npy")):
         match = re.fullmatch(r"(Area_(\d+))_(.+)", file.stem)
@@ -37,14 +37,15 @@ def plan_s3dis(raw: Path, choices: Choices) -> Plan:
         areas = sorted({area for area, _ in rooms.values()})
         raise InputError(f"--test_area {choices.test_area} is not there; there are {', '.join(map(str, areas))}")
     about = (
-        f"S3DIS in blocks of 1 m by 1 m that do not overlap, of at least {FEWEST_POINTS} points, all points of each: "
+        f"S3DIS in blocks of 1 m by 1 m that do not overlap, of at least {MIN_POINTS} points, all points of each: "
         f"x and y from the middle of the block, z from the lowest point of the room, in metres, not scaled. Area "
         f"{choices.test_area} is the test split. Points of unlisted classes count as clutter."
     )
-    return Plan(splits, read_room, about, {"part_names": list(SCENE_CLASSES)}, choices.num_points, items_per_part=1)
+    return Plan(splits, read_room, about, {"part_names": list(SCENE_CLASSES)}, choices.num_points, items_per_shard=1)
 
 
 def read_room(item: Item, choices: Choices) -> list[Row]:
+    """Read a room and cut it into blocks, one row each."""
     place = Path(item.file)
     room = _read_annotations(place) if place.is_dir() else read_array(place)
     if room.ndim != 2 or room.shape[1] != 7 or not len(room):
@@ -58,7 +59,7 @@ def read_room(item: Item, choices: Choices) -> list[Row]:
     starts = np.flatnonzero(np.any(np.diff(blocks[order], axis=0, prepend=-1), axis=1))
     rows = []
     for members in np.split(order, starts[1:]):
-        if len(members) < FEWEST_POINTS:
+        if len(members) < MIN_POINTS:
             continue
         x, y = blocks[members[0]]
         middle = np.array([(x + 0.5) * BLOCK_SIZE, (y + 0.5) * BLOCK_SIZE, 0])

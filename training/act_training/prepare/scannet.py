@@ -1,4 +1,4 @@
-"""ScanNet with boxes for `prepare_data.py`, from the arrays that VoteNet's preparation leaves."""
+"""ScanNet with boxes for `prepare_data.py`, from the arrays that VoteNet's preparation writes."""
 
 from pathlib import Path
 
@@ -29,20 +29,20 @@ def plan_scannet(raw: Path, choices: Choices) -> Plan:
         "on the validation split; the test split has no boxes."
     )
     names = {"box_names": list(BOX_CLASSES.values())}
-    return Plan(splits, read_scan, about, names, choices.num_points, items_per_part=16)
+    return Plan(splits, read_scan, about, names, choices.num_points, items_per_shard=16)
 
 
 def read_scan(item: Item, choices: Choices) -> list[Row]:
     file = Path(item.file)
     points = read_table(file, 6, "x y z r g b")
-    found = read_table(file.with_name(f"{item.name}_bbox.npy"), 7, "center, size and class")
-    numbers = found[:, 6].astype(np.int64)
-    found, numbers = (values[np.isin(numbers, list(BOX_CLASSES))] for values in (found, numbers))
+    boxes = read_table(file.with_name(f"{item.name}_bbox.npy"), 7, "center, size and class")
+    numbers = boxes[:, 6].astype(np.int64)
+    boxes, numbers = (values[np.isin(numbers, list(BOX_CLASSES))] for values in (boxes, numbers))
     return [
         {
             "points": points[:, :3],
             "colors": points[:, 3:] / 255,
-            "boxes": np.concatenate([found[:, :6], np.zeros((len(found), 1))], axis=1),
+            "boxes": np.concatenate([boxes[:, :6], np.zeros((len(boxes), 1))], axis=1),
             "box_labels": np.searchsorted(list(BOX_CLASSES), numbers),
             "name": item.name,
         }
@@ -50,7 +50,7 @@ def read_scan(item: Item, choices: Choices) -> list[Row]:
 
 
 def read_table(path: Path, width: int, what: str) -> np.ndarray:
-    """The first columns of an array; some copies of the set have one more, an object's number."""
+    """Read the first columns of an array; some copies of the set have one more, the number of the object."""
     values = read_array(path)
     if values.ndim != 2 or values.shape[1] < width:
         raise InputError(f"{path}: must hold a table of {what}, got an array of {values.shape}")

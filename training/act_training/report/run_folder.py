@@ -1,30 +1,29 @@
-"""Folder of a finished run, which `from_pretrained` loads and the Hub takes."""
+"""Folder of a finished run, which `from_pretrained` loads and the Hub takes, and its report, one offline page."""
 
+import base64
 import json
+import math
 import os
 import shutil
 from dataclasses import asdict, replace
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
 import yaml
-from huggingface_hub import ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
-from act_training.report.html import write_report
-from act_training.report.pictures import save_cloud_panels
+from act_training.report.pictures import curve_svg, finite_panels, save_cloud_panels
 from act_training.run.arguments import ACTTrainingArguments, as_recipe
 from act_training.run.checkpoints import name_in_errors, replace_folder, save_weights, write_text
 from act_training.run.process import describe_versions
 from act_training.run.training_run import TrainingRun
 from modeling_act import ACTPointCloudProcessor
 from modeling_act.errors import InputError
-from modeling_act.hub.publishing import collect, publish, without_local_path, write_eval_results
+from modeling_act.hub.publishing import make_card, publish, without_local_paths, write_eval_results
+from modeling_act.viewer.page import VIEWER_SCRIPT, VIEWER_STYLE, ViewerCloud, pack_clouds
 
-UNKNOWN_LICENSE = (
-    "The code in this folder is Apache-2.0. No license of the weights was given: it follows from that of the data, of "
-    "a pretrained backbone, and of the model this one began from.\n\n"
-)
 MEASURED = {
     "last": "of the weights after the last step",
     "best": "of the weights that did best in validation, after step {step}",
@@ -65,7 +64,7 @@ def finish_run(
         options, resume_from_checkpoint=None, overwrite_output_dir=False, push_to_hub=False, hub_model_id=None,
         hub_private=False, hub_revision=None,
     )  # fmt: skip
-    public = without_local_paths(recipe)
+    public = replace(recipe, **without_local_paths(asdict(recipe)))
     for name, value in asdict(public).items():
         text = text.replace(f"`{getattr(options, name)}`", f"`{value}`")
     # Without a single finite validation there is no best.
@@ -88,12 +87,6 @@ def finish_run(
     print(json.dumps(metrics | test_metrics))
     where = f"; published as {_push(run.folder, options)}" if options.push_to_hub else ""
     print(f"{run.folder}: model, metrics.json, report.html{where}")
-
-
-def without_local_paths(options: ACTTrainingArguments) -> ACTTrainingArguments:
-    """Replace files and folders of this machine by their names, for readers elsewhere."""
-    values = {name: value for name, value in asdict(options).items() if isinstance(value, str)}
-    return replace(options, **{name: without_local_path(value) for name, value in values.items()})
 
 
 def _fill_folder(
@@ -128,7 +121,7 @@ def _push(folder: Path, options: ACTTrainingArguments) -> str:
     """Publish a finished folder; return the commit's address."""
     name = options.hub_model_id
     try:
-        return publish(collect(folder, name), name, options.hub_private, options.hub_revision)
+        return publish(folder, name, options.hub_private, options.hub_revision)
     except InputError as error:
         raise InputError(
             f"{folder} holds the finished model, but {error}; the same command with --resume_from_checkpoint "
@@ -149,27 +142,80 @@ def make_processor(run: TrainingRun, **settings) -> ACTPointCloudProcessor:
     return ACTPointCloudProcessor(**settings)
 
 
-def make_card(
+def write_report(
+    path: str | Path,
     title: str,
-    text: str,
-    usage: str,
-    metrics: dict[str, float],
-    measured: str,
-    test: dict[str, float] | None = None,
-    license: str | None = None,
-) -> str:
-    """Make a model card, whose numbers are those of metrics.json and whose license is what the user says."""
-    data = ModelCardData(library_name="transformers", license=license, tags=["point-cloud", "act"])
-    terms = "" if license else UNKNOWN_LICENSE
-    tables = f"## Validation\n\nMetrics {measured}.\n\n{_table(metrics)}\n"
-    if test:
-        tables += f"## Test\n\nMetrics of the weights in this folder, measured once.\n\n{_table(test)}\n"
-    return (
-        f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{text}\n\n```python\n{usage}\n```\n\n"
-        f"{tables}{terms}`recipe.yaml` repeats the run; `metrics.json` holds the versions it ran with.\n"
+    summary: dict[str, object],
+    records: list[dict],
+    clouds: list[dict[str, np.ndarray]],
+    tables: dict[str, list[dict]] | None = None,
+    images: dict[str, Path] | None = None,
+    recipe: dict | None = None,
+) -> None:
+    """Write the page: headline figures, curves, interactive clouds, tables, pictures, the recipe.
+
+    `records` are the lines of the log: "step", "epoch" and any "group/name" with its number. A cloud is a dict of its
+    panels' points (points, 3) with y up, drawn side by side and rotated together. `images` are PNG files by caption.
+    """
+    environment = Environment(
+        autoescape=True, loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True
     )
+    environment.filters["number"] = format_number
+    page = environment.get_template("report_template.html").render(
+        title=title,
+        summary=summary,
+        curves=_draw_curves(records),
+        clouds=list(filter(None, map(_pack_panels, clouds))),
+        tables=tables or {},
+        images={name: base64.b64encode(Path(image).read_bytes()).decode() for name, image in (images or {}).items()},
+        recipe=json.dumps({"recipe": recipe or {}, "versions": describe_versions()}, indent=2, default=str),
+        style=VIEWER_STYLE,
+        script=VIEWER_SCRIPT,
+    )
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_text(Path(path), page)
 
 
-def _table(metrics: dict[str, float]) -> str:
-    rows = "".join(f"| {name} | {value:.6g} |\n" for name, value in metrics.items())
-    return f"| measure | value |\n|---|---|\n{rows}"
+def format_number(value: object) -> str:
+    """Format a number with four significant digits and all of its whole ones; anything else as text."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return "-" if value is None else str(value)
+    if float(value).is_integer() or 1e4 <= abs(value) < 1e7:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def series_of(records: list[dict]) -> dict[str, dict[float, float]]:
+    """Map each logged key to its values by step. A resumed run logs some steps twice: the later record counts."""
+    series: dict[str, dict[float, float]] = {}
+    for index, record in enumerate(records):
+        for key, value in record.items():
+            if key not in ("step", "epoch") and isinstance(value, Real):
+                series.setdefault(key, {})[record.get("step", index)] = float(value)
+    return {key: dict(sorted(values.items())) for key, values in series.items()}
+
+
+def _draw_curves(records: list[dict]) -> dict[str, list[dict[str, str]]]:
+    """Chart of each logged key, by group, over the same steps."""
+    series, groups = series_of(records), {}
+    steps = [step for values in series.values() for step in values]
+    for key, values in series.items():
+        group, _, name = key.rpartition("/")
+        finite = [value for value in values.values() if math.isfinite(value)]
+        caption = "no finite values"
+        if finite:
+            caption = f"{format_number(finite[-1])} ({format_number(min(finite))} to {format_number(max(finite))})"
+            caption += f", {len(values) - len(finite)} not finite" * (len(values) > len(finite))
+        svg = curve_svg(np.array(list(values)), np.array(list(values.values())), (min(steps), max(steps)))
+        groups.setdefault(group or "other", []).append({"name": name, "caption": caption, "svg": svg})
+    return groups
+
+
+def _pack_panels(panels: dict[str, np.ndarray]) -> list[dict]:
+    """Panels of one cloud for viewer.js, without points that are not finite: a diverged run gets its report, too."""
+    clouds = [ViewerCloud(points, name) for name, points in finite_panels(panels).items()]
+    packed = pack_clouds(clouds, same_frame=True) if clouds else []
+    for cloud in packed:
+        if dropped := len(panels[cloud["name"]]) - cloud["total"]:
+            cloud["caption"] = f"{cloud['total']:,} points, {dropped:,} not finite"
+    return packed

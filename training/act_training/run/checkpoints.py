@@ -113,32 +113,24 @@ def seal(folder: Path) -> None:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         _flush(path)
         digests[path.relative_to(folder).as_posix()] = _digest(path)
-    (folder / MANIFEST).write_text(_manifest_text(digests), encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps(digests, indent=1), encoding="utf-8")
     _flush(folder / MANIFEST)
     _flush(folder)
 
 
 def find_damage(folder: Path) -> str | None:
     """Return the first file of a checkpoint that is not what was written, with the reason, or None."""
-    path = folder / MANIFEST
     try:
-        text = path.read_text(encoding="utf-8")
-        digests = json.loads(text)["files"]
-        sound = text == _manifest_text(digests)
-    except FileNotFoundError:
-        return f"{path} is missing"
-    except (OSError, ValueError, KeyError, TypeError):
-        sound = False
-    if not sound:
-        return f"{path} is damaged"
-    for name, digest in digests.items():
-        try:
+        digests = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for name, digest in digests.items():
             if _digest(folder / name) != digest:
                 return f"{folder / name} is damaged"
-        except FileNotFoundError:
-            return f"{folder / name} is missing"
-        except OSError as error:
-            return f"{folder / name} cannot be read ({error.strerror})"
+    except FileNotFoundError as error:
+        return f"{error.filename} is missing"
+    except OSError as error:
+        return f"{error.filename} cannot be read ({error.strerror})"
+    except (ValueError, AttributeError):
+        return f"{folder / MANIFEST} is damaged"
     return None
 
 
@@ -212,11 +204,6 @@ def _parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list
     """Names of the parameters in the order of the optimizer."""
     name_of = {parameter: name for name, parameter in model.named_parameters()}
     return [name_of[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _manifest_text(digests: dict[str, str]) -> str:
-    own = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
-    return json.dumps({"files": digests, "sha256": own}, indent=1, sort_keys=True)
 
 
 def _digest(path: Path) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch.distributed
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 from transformers.utils import logging
 
@@ -58,13 +59,13 @@ def run_script(main: Callable[[list[str]], None]) -> None:
         _exit(stop.exit_code)
     except KeyboardInterrupt:
         _exit(130)
-    except (InputError, OSError, FloatingPointError) as error:
+    except (InputError, StrictDataclassError, OSError, FloatingPointError) as error:
         if os.environ.get("ACT_TRACEBACK"):
             traceback.print_exc()
-        message = str(error)
+        message = " ".join(str(error).split())  # a configuration's error has two lines
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             message = f"{error.filename or 'output'}: {error.strerror}; complete checkpoints are untouched"
-        if rank == 0 or not isinstance(error, InputError):
+        if rank == 0 or not isinstance(error, (InputError, StrictDataclassError)):
             print(f"{script}: error: {message}", file=sys.stderr)
         _exit(1)
     except Exception:

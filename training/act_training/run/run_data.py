@@ -2,7 +2,8 @@
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,6 @@ from act_training.data.checks import check_point_set
 from act_training.data.keyed_random import Sampling, augment, sample_points
 from act_training.data.point_sets import PointSet, StreamedPointSet, open_point_set
 from act_training.data.schema import IGNORED
-from act_training.data.splits import LabelColumn, hold_out_any
 from act_training.run.arguments import ACTTrainingArguments
 from act_training.run.process import on_main_process, warn
 from modeling_act.errors import InputError
@@ -101,6 +101,40 @@ class RunData:
         """Return the first validation rows in one batch."""
         rows = self.validation.select(range(min(count, len(self.validation))))
         return next(validation_batches(rows, count, self.sampling, self.accelerator.device))
+
+
+@dataclass(frozen=True)
+class LabelColumn:
+    """Column to learn, and the function that splits its set into train and validation rows."""
+
+    column: str
+    hold_out: Callable[[PointSet, float, int], tuple[np.ndarray, np.ndarray]]  # of (point_set, share, seed)
+    repeats_points: bool = False  # True if a cloud with fewer points than the groups need is no bad row
+
+
+def hold_out_any(point_set: PointSet, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split off a random share of all rows. Returns train and validation rows."""
+    order = np.random.default_rng([seed, 1]).permutation(len(point_set))
+    count = min(len(point_set) - 1, max(1, round(share * len(point_set))))
+    return np.sort(order[count:]), np.sort(order[:count])
+
+
+def hold_out_by_class(point_set: PointSet, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split off the same share of each class. Returns train and validation rows."""
+    return split_rows(point_set.labels(), share, seed)
+
+
+def split_rows(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split off about `share` of each class, at least one row of each class of two or more.
+
+    Returns train and validation rows.
+    """
+    random, held_out = np.random.default_rng([seed, 7]), []
+    for label in np.unique(labels):
+        rows = random.permutation((labels == label).nonzero()[0])
+        held_out.append(rows[: max(1, round(share * len(rows)))] if len(rows) > 1 else rows[:0])
+    held_out = np.sort(np.concatenate(held_out))
+    return np.setdiff1d(np.arange(len(labels)), held_out), held_out
 
 
 def open_run_data(
@@ -195,9 +229,7 @@ def class_names(column: str, *point_sets: PointSet) -> list[str]:
 def check_targets(column: str, point_set: PointSet, num_classes: int) -> str:
     """Check that all values of a column name one of the classes (or are ignored points); return their digest."""
     digest = hashlib.blake2b(digest_size=8)
-    for start in range(0, len(point_set), 256):
-        rows = range(start, min(start + 256, len(point_set)))
-        columns = point_set.read(rows)
+    for rows, columns in point_set.iterate_columns():
         values, counts = columns[column] if isinstance(columns[column], tuple) else (columns[column], None)
         if column == "point_labels" and (wrong := (counts != columns["points"][1]).nonzero()[0]).size:
             place = wrong[0]
@@ -219,8 +251,8 @@ def check_targets(column: str, point_set: PointSet, num_classes: int) -> str:
 def _values_of(column: str, point_set: PointSet) -> np.ndarray:
     if column == "label":
         return point_set.labels()
-    parts = [point_set.read(range(start, min(start + 256, len(point_set)))) for start in range(0, len(point_set), 256)]
-    return np.concatenate([part[column][0] if isinstance(part[column], tuple) else part[column] for part in parts])
+    parts = (columns[column] for _, columns in point_set.iterate_columns())
+    return np.concatenate([part[0] if isinstance(part, tuple) else part for part in parts])
 
 
 def warn_of_missing_classes(train: np.ndarray, validation: np.ndarray, names: list[str]) -> None:

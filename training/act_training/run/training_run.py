@@ -45,7 +45,7 @@ from act_training.run.optimization import (
 from act_training.run.process import Stopped, StopSignal, on_main_process, warn
 from act_training.run.run_data import RunData, open_run_data
 from modeling_act.errors import InputError
-from modeling_act.hub.publishing import prepare_repository
+from modeling_act.hub.publishing import create_repository
 
 # Flags that may differ between the run that wrote a checkpoint and the one that resumes from it.
 FREE_FLAGS = {
@@ -122,7 +122,7 @@ class TrainingRun:
         """
         options = self.options
         if options.push_to_hub:
-            on_main_process(self.accelerator, self._prepare_repository)
+            on_main_process(self.accelerator, self._create_repository)
         recipe = {name: value for name, value in asdict(options).items() if name not in FREE_FLAGS}
         self.description = {
             "recipe": recipe, "processes": self.accelerator.num_processes, "device": self.device.type,
@@ -138,10 +138,10 @@ class TrainingRun:
         self.log = RunLog(options, self.accelerator, self.length, self.start)
         return self.weights
 
-    def _prepare_repository(self) -> None:
+    def _create_repository(self) -> None:
         options = self.options
         try:
-            prepare_repository(options.hub_model_id, options.hub_private, options.hub_revision)
+            create_repository(options.hub_model_id, options.hub_private, options.hub_revision)
         except InputError as error:
             raise InputError(f"--push_to_hub: {error}; or train without it, and publish afterwards") from error
 

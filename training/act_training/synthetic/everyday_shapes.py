@@ -1,7 +1,8 @@
 """Fourteen classes of everyday objects with named parts, generated from random proportions: nothing to download.
 
-An object is a dict from its part names to surfaces, none for a part it lacks. A surface is a grid of corners (rows,
-columns, 3) whose cells are pairs of triangles; points are drawn from all triangles by area. y is up, +z the front.
+An object is a dict from part names to surfaces, with an empty list for a missing part. A surface is a grid of corners
+(rows, columns, 3) whose cells are pairs of triangles; points are sampled from all triangles by area. y is up, +z the
+front.
 """
 
 from functools import lru_cache
@@ -9,14 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from modeling_act.errors import InputError
-
 Surface = np.ndarray
 Parts = dict[str, list[Surface]]
 
 X, Y, Z = range(3)
-# An object's axes are scaled by up to e^0.45, and x and z by up to e^0.6 more from one end of any axis to the other:
-# otherwise extents and moments give the class away. What was level stays level.
+# All axes are scaled by up to e^0.45, and x and z by up to e^0.6 more from one end of an axis to the other: otherwise
+# extents and moments reveal the class. Horizontal surfaces stay horizontal.
 STRETCH, WARP = 0.45, 0.6
 ANGLES = np.linspace(0.0, 2.0 * np.pi, 21)
 CIRCLE = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)
@@ -26,29 +25,29 @@ PRISM = np.array([(0, -0.5), (1, -0.5), (1, 0.5), (0, 0.5)])  # a profile for `l
 
 
 def lathe(profile: Any, section: np.ndarray = CIRCLE) -> Surface:
-    """Moves a cross-section up the y axis; `profile` holds (scale, height) rows, a scale of 0 closes the surface."""
+    """Sweep a cross-section along the y axis; `profile` has (scale, height) rows, where scale 0 closes the surface."""
     scale, height = np.array(profile, dtype=float).T[..., None]
     return np.stack([scale * section[:, 0], height + 0 * section[:, 0], scale * section[:, 1]], axis=-1)
 
 
-def turn(surface: Surface, axis: int, angle: float) -> Surface:
-    """Rotates about an axis through the origin: from y to z about x, from z to x about y, from x to y about z."""
+def rotate(surface: Surface, axis: int, angle: float) -> Surface:
+    """Rotate about an axis through the origin: from y to z about x, from z to x about y, from x to y about z."""
     first, second = (axis + 1) % 3, (axis + 2) % 3
-    turned = surface.copy()
-    turned[..., first] = np.cos(angle) * surface[..., first] - np.sin(angle) * surface[..., second]
-    turned[..., second] = np.sin(angle) * surface[..., first] + np.cos(angle) * surface[..., second]
-    return turned
+    rotated = surface.copy()
+    rotated[..., first] = np.cos(angle) * surface[..., first] - np.sin(angle) * surface[..., second]
+    rotated[..., second] = np.sin(angle) * surface[..., first] + np.cos(angle) * surface[..., second]
+    return rotated
 
 
-# Of unit size and centered, placed as surface * size + center; dome and cone stand on y = 0 and are open below.
+# Centered, of unit size, to be placed as surface * size + center; dome and cone start at y = 0 and are open below.
 BOX, CYLINDER = lathe(PRISM * (0.5, 1), SQUARE), lathe(PRISM * (0.5, 1))
 BALL = lathe(0.5 * CIRCLE[5:16] * (-1, -1))
 DOME, CONE = lathe(CIRCLE[:6] * (0.5, 1)), lathe([(0.5, 0), (0, 1)])
-CYLINDER_ALONG_X, CYLINDER_ALONG_Z = turn(CYLINDER, Z, np.pi / 2), turn(CYLINDER, X, np.pi / 2)
+CYLINDER_ALONG_X, CYLINDER_ALONG_Z = rotate(CYLINDER, Z, np.pi / 2), rotate(CYLINDER, X, np.pi / 2)
 
 
 def tube(path: Any, radius: Any, section: np.ndarray = CIRCLE) -> Surface:
-    """Closed, along a path (points, 3), one radius or one a point; each ring holds the axis the path spans least."""
+    """Closed tube along a path (points, 3), with one radius or one per point; rings contain the path's least axis."""
     path = np.array(path, dtype=float)
     axis = np.ptp(path, axis=0).argmin()
     first, second = (axis + 1) % 3, (axis + 2) % 3
@@ -65,7 +64,7 @@ def tube(path: Any, radius: Any, section: np.ndarray = CIRCLE) -> Surface:
 
 
 def plate(outline: Any, thickness: float, axis: int) -> Surface:
-    """A flat piece across an axis; its outline is given as (z, y) across x, (x, z) across y or (x, y) across z."""
+    """Flat plate across an axis; its outline is (z, y) across x, (x, z) across y or (x, y) across z."""
     outline = np.array(outline, dtype=float)
     center = outline.mean(axis=0)
     section = np.concatenate([outline, outline[:1]]) - center
@@ -88,11 +87,11 @@ def at_corners(surface: Surface) -> list[Surface]:
 
 
 def around(surface: Surface, count: int) -> list[Surface]:
-    return [turn(surface, Y, 2 * np.pi * step / count) for step in range(count)]
+    return [rotate(surface, Y, 2 * np.pi * step / count) for step in range(count)]
 
 
-def draw(rng: np.random.Generator, *ranges: tuple[float, float]) -> list[float]:
-    """A uniform number from each range."""
+def uniform(rng: np.random.Generator, *ranges: tuple[float, float]) -> list[float]:
+    """Sample a uniform number from each range."""
     return [low + (high - low) * value for (low, high), value in zip(ranges, rng.random(len(ranges)), strict=True)]
 
 
@@ -101,8 +100,8 @@ def pick(rng: np.random.Generator, *options: Any) -> Any:
 
 
 def stand(rng: np.random.Generator, width: float, depth: float, height: float) -> list[Surface]:
-    """Legs from the floor to `height`: four of them, two bent tubes or panels, a column on a disc or on a star."""
-    thickness, spread, taper = draw(rng, (0.015, 0.06), (0.7, 1.15), (0.4, 1.0))
+    """Build legs from the floor to `height`: four, two bent tubes or panels, or a column on a disc or a star."""
+    thickness, spread, taper = uniform(rng, (0.015, 0.06), (0.7, 1.15), (0.4, 1.0))
     x, z = width / 2 - thickness, depth / 2 - thickness
     path = [(x, height, z), (spread * x, 0, spread * z)]
     legs = at_corners(tube(path, (thickness, taper * thickness), pick(rng, CIRCLE, SQUARE)))
@@ -115,8 +114,8 @@ def stand(rng: np.random.Generator, width: float, depth: float, height: float) -
 
 
 def chair(rng: np.random.Generator) -> Parts:
-    width, depth, height, thickness = draw(rng, (0.4, 0.9), (0.4, 0.7), (0.25, 0.8), (0.03, 0.15))
-    tall, tilt, thin, rest = draw(rng, (0.25, 0.9), (-0.35, 0.0), (0.02, 0.08), (0.15, 0.3))
+    width, depth, height, thickness = uniform(rng, (0.4, 0.9), (0.4, 0.7), (0.25, 0.8), (0.03, 0.15))
+    tall, tilt, thin, rest = uniform(rng, (0.25, 0.9), (-0.35, 0.0), (0.02, 0.08), (0.15, 0.3))
     top, side = height + thickness, width / 2
     board, oval = (shape * (width, tall, thin) + (0, tall / 2, 0) for shape in (BOX, CYLINDER_ALONG_Z))
     rails = [BOX * (width, 0.1, thin) + (0, y, 0) for y in np.linspace(tall, 0.3 * tall, rng.integers(1, 4))]
@@ -126,15 +125,15 @@ def chair(rng: np.random.Generator) -> Parts:
     panel = BOX * (2 * thin, rest, depth) + (side, top + rest / 2, 0)
     return {
         "seat": [pick(rng, BOX, BOX, CYLINDER) * (width, thickness, depth) + (0, height + thickness / 2, 0)],
-        "back": [turn(surface, X, tilt) + (0, top, -depth / 2) for surface in back],
+        "back": [rotate(surface, X, tilt) + (0, top, -depth / 2) for surface in back],
         "legs": stand(rng, width, depth, height),
         "armrests": pick(rng, [], mirrored(pick(rng, bow, panel))),
     }
 
 
 def table(rng: np.random.Generator) -> Parts:
-    width, depth, height, thickness = draw(rng, (0.5, 1.6), (0.5, 1.0), (0.3, 1.0), (0.02, 0.1))
-    level, tall = draw(rng, (0.2, 0.6), (0.1, 0.9))
+    width, depth, height, thickness = uniform(rng, (0.5, 1.6), (0.5, 1.0), (0.3, 1.0), (0.02, 0.1))
+    level, tall = uniform(rng, (0.2, 0.6), (0.1, 0.9))
     drawers = BOX * (0.25 * width, tall * height, 0.8 * depth) + (0.3 * width, (1 - tall / 2) * height, 0)
     return {
         "top": [pick(rng, BOX, CYLINDER) * (width, thickness, depth) + (0, height + thickness / 2, 0)],
@@ -145,8 +144,8 @@ def table(rng: np.random.Generator) -> Parts:
 
 
 def bed(rng: np.random.Generator) -> Parts:
-    width, depth, height, thickness = draw(rng, (0.6, 1.4), (1.1, 1.6), (0.1, 0.4), (0.08, 0.25))
-    head, foot, board, roof = draw(rng, (0.3, 0.8), (0.2, 0.6), (0.03, 0.08), (0.8, 1.4))
+    width, depth, height, thickness = uniform(rng, (0.6, 1.4), (1.1, 1.6), (0.1, 0.4), (0.08, 0.25))
+    head, foot, board, roof = uniform(rng, (0.3, 0.8), (0.2, 0.6), (0.03, 0.08), (0.8, 1.4))
     end, above = depth / 2, pick(rng, [], [], [], [BOX * (width, pick(rng, thickness, 0.02), depth) + (0, roof, 0)])
     tall = roof if above else height  # a bunk bed or a four-poster
     pillow = pick(rng, BOX, BALL) * (0.4 * width, 0.1, 0.25) + (0.23 * width, height + thickness + 0.05, 0.2 - end)
@@ -160,8 +159,8 @@ def bed(rng: np.random.Generator) -> Parts:
 
 
 def shelf(rng: np.random.Generator) -> Parts:
-    width, depth, height, thickness = draw(rng, (0.4, 1.5), (0.2, 0.6), (0.5, 1.6), (0.02, 0.06))
-    long, tall = draw(rng, (0.2, 0.9), (0.3, 0.9))
+    width, depth, height, thickness = uniform(rng, (0.4, 1.5), (0.2, 0.6), (0.5, 1.6), (0.02, 0.06))
+    long, tall = uniform(rng, (0.2, 0.9), (0.3, 0.9))
     gap = height / rng.integers(2, 7)
     levels = np.arange(0.0, height + gap / 2, gap)
     side = BOX * (thickness, height, depth) + (width / 2, height / 2, 0)
@@ -176,8 +175,8 @@ def shelf(rng: np.random.Generator) -> Parts:
 
 
 def lamp(rng: np.random.Generator) -> Parts:
-    height, radius, rim, tall, foot = draw(rng, (0.4, 1.8), (0.15, 0.5), (0.2, 1.0), (0.15, 0.5), (0.2, 0.7))
-    reach, drop, tilt, belly, waist = draw(rng, (0.2, 0.7), (-0.2, 0.3), (-0.8, 0.0), (0.1, 0.5), (0.05, 0.3))
+    height, radius, rim, tall, foot = uniform(rng, (0.4, 1.8), (0.15, 0.5), (0.2, 1.0), (0.15, 0.5), (0.2, 0.7))
+    reach, drop, tilt, belly, waist = uniform(rng, (0.2, 0.7), (-0.2, 0.3), (-0.8, 0.0), (0.1, 0.5), (0.05, 0.3))
     vase = [(0, 0), (waist, 0), (belly, 0.3 * height), (waist, 0.7 * height), (0, 0.8 * height)]
     plinth = pick(rng, CYLINDER, BOX, DOME) * (foot, 0.06, foot)
     straight, bent = [(0, 0, 0), (0, height, 0)], [(0, 0, 0), (0, height, -reach / 3), (0, height - drop, reach)]
@@ -186,15 +185,15 @@ def lamp(rng: np.random.Generator) -> Parts:
     return {
         "base": [base + path[0]],
         "pole": [tube(path, 0.015)],
-        "shade": [(turn(shade, X, tilt) if path is bent else shade) + path[-1]],
+        "shade": [(rotate(shade, X, tilt) if path is bent else shade) + path[-1]],
         "bulb": [BALL * (0.12, 0.16, 0.12) + path[-1]],
     }
 
 
 def umbrella(rng: np.random.Generator) -> Parts:
-    height, radius, tall, thin, hook = draw(rng, (0.9, 1.7), (0.35, 0.95), (0.1, 0.6), (0.01, 0.03), (0.05, 0.13))
+    height, radius, tall, thin, hook = uniform(rng, (0.9, 1.7), (0.35, 0.95), (0.1, 0.6), (0.01, 0.03), (0.05, 0.13))
     canopy, wide, tall = pick(rng, (DOME, radius, tall), (CONE, radius, tall), (CONE, radius / 5, 0.65 * height))
-    bent = turn(tube(arc(hook, hook, 0, -200) - (hook, 0, 0), 1.5 * thin), Y, rng.uniform(0, 6))
+    bent = rotate(tube(arc(hook, hook, 0, -200) - (hook, 0, 0), 1.5 * thin), Y, rng.uniform(0, 6))
     return {
         "canopy": [canopy * (2 * wide, tall, 2 * wide) + (0, height - tall, 0)],
         "shaft": [CYLINDER * (2 * thin, height, 2 * thin) + (0, height / 2, 0)],
@@ -204,8 +203,8 @@ def umbrella(rng: np.random.Generator) -> Parts:
 
 
 def mug(rng: np.random.Generator) -> Parts:
-    radius, height, rim, belly = draw(rng, (0.3, 0.6), (0.4, 1.3), (0.8, 1.5), (0.8, 1.3))
-    reach, loop, thin, wide = draw(rng, (0.12, 0.4), (0.2, 0.4), (0.03, 0.07), (1.5, 2.4))
+    radius, height, rim, belly = uniform(rng, (0.3, 0.6), (0.4, 1.3), (0.8, 1.5), (0.8, 1.3))
+    reach, loop, thin, wide = uniform(rng, (0.12, 0.4), (0.2, 0.4), (0.03, 0.07), (1.5, 2.4))
     wall = lathe([(radius, 0), (radius * belly, height / 2), (radius * rim, height)])
     square = np.array([(0, 1, 0), (1, 1, 0), (1, -1, 0), (0, -1, 0)]) * (reach, loop * height, 0)
     ear = pick(rng, square, arc(reach, loop * height, 90, -90))
@@ -221,8 +220,8 @@ def mug(rng: np.random.Generator) -> Parts:
 
 
 def bottle(rng: np.random.Generator) -> Parts:
-    radius, height, neck, tall, slope = draw(rng, (0.2, 0.5), (0.6, 1.3), (0.2, 0.7), (0.1, 0.5), (0.05, 0.4))
-    waist, foot, taper, wide, reach = draw(rng, (0.8, 1.1), (0.85, 1.0), (0.7, 1.0), (2.0, 2.6), (0.15, 0.35))
+    radius, height, neck, tall, slope = uniform(rng, (0.2, 0.5), (0.6, 1.3), (0.2, 0.7), (0.1, 0.5), (0.05, 0.4))
+    waist, foot, taper, wide, reach = uniform(rng, (0.8, 1.1), (0.85, 1.0), (0.7, 1.0), (2.0, 2.6), (0.15, 0.35))
     body = [(0, 0), (foot, 0), (1, 0.1 * height), (waist, height / 2), (1, height), (neck, height + slope)]
     top, wide = height + slope, wide * neck * radius
     handle = tube(arc(reach, 0.35 * height, -90, 90) + (0.9 * radius, 0.6 * height, 0), 0.04)
@@ -236,8 +235,8 @@ def bottle(rng: np.random.Generator) -> Parts:
 
 
 def car(rng: np.random.Generator) -> Parts:
-    length, width, height, wheel, tall = draw(rng, (1.4, 2.4), (0.5, 0.8), (0.2, 0.4), (0.12, 0.25), (0.15, 0.5))
-    bonnet, boot, slant, nose, axle = draw(rng, (0.1, 0.35), (0.02, 0.6), (0.02, 0.2), (0.5, 1.0), (0.28, 0.36))
+    length, width, height, wheel, tall = uniform(rng, (1.4, 2.4), (0.5, 0.8), (0.2, 0.4), (0.12, 0.25), (0.15, 0.5))
+    bonnet, boot, slant, nose, axle = uniform(rng, (0.1, 0.35), (0.02, 0.6), (0.02, 0.2), (0.5, 1.0), (0.28, 0.36))
     front, rear, top = (0.5 - bonnet) * length, min(boot - 0.5, 0.2 - bonnet) * length, wheel + height
     body = [(0.5, wheel), (0.5, wheel + nose * height), (0.5 - bonnet, top), (-0.5, top), (-0.5, wheel)]
     cabin = [(rear, top), (front, top), (front - slant, top + tall), (rear + slant / 2, top + tall)]
@@ -253,33 +252,33 @@ def car(rng: np.random.Generator) -> Parts:
 
 
 def wing(span: float, chord: float, tip: float, sweep: float) -> Surface:
-    """A tapering plate that reaches from the origin along x; its chord lies along z."""
+    """Tapering plate that extends from the origin along x; its chord lies along z."""
     outline = [(0, chord / 2), (span, tip * chord / 2 - sweep), (span, -tip * chord / 2 - sweep), (0, -chord / 2)]
     return plate(outline, 0.03, Y)
 
 
 def airplane(rng: np.random.Generator) -> Parts:
-    length, radius, span, chord, tip = draw(rng, (1.2, 2.0), (0.06, 0.15), (0.6, 1.1), (0.2, 0.55), (0.2, 1.0))
-    sweep, rise, level, place = draw(rng, (-0.05, 0.6), (-0.05, 0.15), (-0.8, 0.9), (-0.1, 0.25))
-    fin, tailplane, apart, blades = draw(rng, (0.2, 0.45), (0.2, 0.4), (0.25, 0.5), (0.4, 0.7))
+    length, radius, span, chord, tip = uniform(rng, (1.2, 2.0), (0.06, 0.15), (0.6, 1.1), (0.2, 0.55), (0.2, 1.0))
+    sweep, rise, level, place = uniform(rng, (-0.05, 0.6), (-0.05, 0.15), (-0.8, 0.9), (-0.1, 0.25))
+    fin, tailplane, apart, blades = uniform(rng, (0.2, 0.45), (0.2, 0.4), (0.25, 0.5), (0.4, 0.7))
     hull = [(0, -0.5), (0.3, -0.48), (1, -0.15), (1, 0.3), (0.8, 0.4), (0.4, 0.48), (0, 0.5)]
     level, place, tail = level * radius, place * length, 0.15 - length / 2
-    main = turn(wing(span, chord, tip, sweep), Z, rise) + (0, level, place)
+    main = rotate(wing(span, chord, tip, sweep), Z, rise) + (0, level, place)
     tail_wing = wing(tailplane, 0.2, 0.6, 0.1) + (0, pick(rng, 0.0, 0.0, fin), tail)  # low, or a T-tail
     jets = [CYLINDER_ALONG_Z * (0.12, 0.12, 0.3) + (x * span, level - 0.08, place - x * sweep) for x in (apart, 0.7)]
     blade = BOX * (0.05, blades, 0.03) + (0, 0, length / 2)
     return {
-        "fuselage": [turn(lathe(np.multiply(hull, (radius, length))), X, np.pi / 2)],
+        "fuselage": [rotate(lathe(np.multiply(hull, (radius, length))), X, np.pi / 2)],
         "wings": mirrored(main, *pick(rng, [], [], [], [main + (0, 0.3, 0)])),
-        "tail": [turn(wing(fin, 0.25, 0.5, 0.15), Z, np.pi / 2) + (0, 0, tail), *mirrored(tail_wing)],
-        "engines": pick(rng, [], mirrored(jets[0]), mirrored(*jets), [blade, turn(blade, Z, np.pi / 2)]),
+        "tail": [rotate(wing(fin, 0.25, 0.5, 0.15), Z, np.pi / 2) + (0, 0, tail), *mirrored(tail_wing)],
+        "engines": pick(rng, [], mirrored(jets[0]), mirrored(*jets), [blade, rotate(blade, Z, np.pi / 2)]),
     }
 
 
 def rocket(rng: np.random.Generator) -> Parts:
-    radius, height, nose, belly, foot = draw(rng, (0.12, 0.4), (0.6, 1.6), (0.2, 0.7), (0.9, 1.4), (0.6, 1.1))
-    reach, chord, tip, sweep = draw(rng, (0.15, 0.5), (0.2, 0.6), (0.2, 1.0), (-0.1, 0.4))
-    fin = turn(wing(reach, chord, tip, sweep), X, -np.pi / 2) + (0.85 * foot * radius, 0.3 * chord + 0.1, 0)
+    radius, height, nose, belly, foot = uniform(rng, (0.12, 0.4), (0.6, 1.6), (0.2, 0.7), (0.9, 1.4), (0.6, 1.1))
+    reach, chord, tip, sweep = uniform(rng, (0.15, 0.5), (0.2, 0.6), (0.2, 1.0), (-0.1, 0.4))
+    fin = rotate(wing(reach, chord, tip, sweep), X, -np.pi / 2) + (0.85 * foot * radius, 0.3 * chord + 0.1, 0)
     return {
         "body": [lathe(np.multiply([(0, 0), (foot, 0), (belly, 0.5), (1, 1)], (radius, height)))],
         "nose": [pick(rng, CONE, DOME) * (2 * radius, nose, 2 * radius) + (0, height, 0)],
@@ -289,8 +288,8 @@ def rocket(rng: np.random.Generator) -> Parts:
 
 
 def boat(rng: np.random.Generator) -> Parts:
-    length, width, depth, stern, mast = draw(rng, (1.2, 2.0), (0.4, 0.8), (0.15, 0.4), (0.1, 0.9), (0.6, 1.6))
-    boom, jib, place, tall, long = draw(rng, (0.3, 0.8), (0.2, 0.45), (0.0, 0.2), (0.15, 0.5), (0.2, 0.6))
+    length, width, depth, stern, mast = uniform(rng, (1.2, 2.0), (0.4, 0.8), (0.15, 0.4), (0.1, 0.9), (0.6, 1.6))
+    boom, jib, place, tall, long = uniform(rng, (0.3, 0.8), (0.2, 0.45), (0.0, 0.2), (0.15, 0.5), (0.2, 0.6))
     ribs = lathe([(0, -0.5), (stern, -0.5), (1, -0.1), (0.9, 0.15), (0.5, 0.38), (0, 0.5)], HALF_CIRCLE)
     main, front = (plate([(place, 0.1), (place, mast), (place + x, 0.1)], 0.02, X) for x in (-boom, jib))
     pole = CYLINDER * (0.04, mast, 0.04) + (0, mast / 2, place)
@@ -298,7 +297,7 @@ def boat(rng: np.random.Generator) -> Parts:
     oar = [tube([(0.1, 0.1, 0), (width + jib, 0, 0)], 0.02), BOX * (0.3, 0.02, 0.12) + (width + jib, 0, 0)]
     drive = pick(rng, "sails", "sails", "motor", "oars")
     return {
-        "hull": [turn(ribs, X, np.pi / 2) * (width / 2, depth, length)],
+        "hull": [rotate(ribs, X, np.pi / 2) * (width / 2, depth, length)],
         "mast": [pole] if drive == "sails" else [],
         "sails": pick(rng, [main], [main, front]) if drive == "sails" else [],
         "cabin": [cabin] if drive == "motor" else pick(rng, [], [], [cabin]),
@@ -307,8 +306,8 @@ def boat(rng: np.random.Generator) -> Parts:
 
 
 def guitar(rng: np.random.Generator) -> Parts:
-    width, height, depth, neck, head = draw(rng, (0.3, 0.5), (0.4, 0.65), (0.05, 0.3), (0.5, 1.1), (0.15, 0.3))
-    waist, upper, thin, wide = draw(rng, (0.2, 0.4), (0.1, 0.3), (0.06, 0.14), (0.8, 1.6))
+    width, height, depth, neck, head = uniform(rng, (0.3, 0.5), (0.4, 0.65), (0.05, 0.3), (0.5, 1.1), (0.15, 0.3))
+    waist, upper, thin, wide = uniform(rng, (0.2, 0.4), (0.1, 0.3), (0.06, 0.14), (0.8, 1.6))
     rounds = 1 - waist * np.exp(-8 * (CIRCLE[:-1, 1:] - 0.2) ** 2) - upper * (CIRCLE[:-1, 1:] > 0.3)
     long, end = neck + height, height + neck
     peg = CYLINDER * 0.06 + (0.5 * wide * thin + 0.02, end, depth / 2)
@@ -322,7 +321,7 @@ def guitar(rng: np.random.Generator) -> Parts:
 
 
 def hammer(rng: np.random.Generator) -> Parts:
-    height, thin, reach, head, grip = draw(rng, (0.7, 1.6), (0.025, 0.06), (0.12, 0.45), (0.05, 0.2), (0.2, 0.5))
+    height, thin, reach, head, grip = uniform(rng, (0.7, 1.6), (0.025, 0.06), (0.12, 0.45), (0.05, 0.2), (0.2, 0.5))
     path = [(-reach, height, head / 2), (-1.4 * reach, height, head), (-1.9 * reach, height - head, 1.2 * head)]
     claw = tube(path, (head, 0.4 * head, 0.02))
     wedge = tube([(-reach, height, 0), (-1.8 * reach, height, 0)], (0.9 * head, 0.02), SQUARE)
@@ -352,7 +351,7 @@ def triangles_of(rows: int, columns: int) -> np.ndarray:
 
 
 def sample_points(parts: Parts, num_points: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Points (num_points, 3), drawn from all surfaces by area, and the index (num_points,) of each one's part."""
+    """Sample points (num_points, 3) from all surfaces by area, and the index (num_points,) of the part of each."""
     surfaces = [surface for part in parts.values() for surface in part]
     faces = [triangles_of(*surface.shape[:2]) for surface in surfaces]
     starts = np.cumsum([0, *(surface.size // 3 for surface in surfaces)]).tolist()
@@ -373,19 +372,13 @@ def sample_points(parts: Parts, num_points: int, rng: np.random.Generator) -> tu
     return np.einsum("nc,nci->ni", weights, triangles[chosen]), part_of_triangle[chosen]
 
 
-def generate_shapes(
-    num_shapes: int, num_points: int = 2048, seed: int = 0, start: int = 0, random_yaw: bool = True
-) -> dict[str, np.ndarray]:
-    """Shapes number `start` to `start + num_shapes - 1` of the endless set that `seed` names; the classes take turns.
+def generate_shapes(num_shapes: int, num_points: int = 2048, seed: int = 0, start: int = 0) -> dict[str, np.ndarray]:
+    """Generate shapes `start` to `start + num_shapes - 1` of the endless set of a seed, cycling through the classes.
 
-    Returns `points` (num_shapes, num_points, 3) in the unit sphere, float32; `label` (num_shapes,), indices of
-    CLASS_NAMES; `point_labels` (num_shapes, num_points), indices of PART_NAMES. A shape depends on its number, `seed`
-    and `num_points` only; without `random_yaw` the same shapes stand aligned instead of turned about y.
+    Returns `points` (num_shapes, num_points, 3) in the unit sphere, float32, rotated about y at random; `label`
+    (num_shapes,), indices of CLASS_NAMES; `point_labels` (num_shapes, num_points), indices of PART_NAMES. A shape
+    depends on its number, `seed` and `num_points` only.
     """
-    smallest = {"num_shapes": (num_shapes, 1), "num_points": (num_points, 2), "seed": (seed, 0), "start": (start, 0)}
-    for name, (value, least) in smallest.items():
-        if not isinstance(value, int | np.integer) or value < least:
-            raise InputError(f"generate_shapes: `{name}` must be a whole number from {least} up, got {value!r}")
     points = np.empty((num_shapes, num_points, 3), dtype=np.float32)
     point_labels = np.empty((num_shapes, num_points), dtype=np.int64)
     labels = np.arange(start, start + num_shapes, dtype=np.int64) % len(OBJECTS)
@@ -395,6 +388,6 @@ def generate_shapes(
         cloud, part_index = sample_points(OBJECTS[label](rng), num_points, rng)
         cloud -= cloud.mean(axis=0)
         cloud /= np.sqrt(np.square(cloud).sum(axis=1).max())
-        points[position] = turn(cloud, Y, yaw) if random_yaw else cloud
+        points[position] = rotate(cloud, Y, yaw)
         point_labels[position] = FIRST_PARTS[label] + part_index
     return {"points": points, "label": labels, "point_labels": point_labels}

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from act_training.data.batches import validation_batches
 from act_training.data.point_sets import PointSet
-from act_training.measure.metrics import classification_metrics, confusion_matrix
+from act_training.measure.metrics import classification_metrics
 from act_training.run.training_run import TrainingRun
 from act_training.tasks.transfer import TransferArguments, make_model, set_training
 from modeling_act import ACTStudentForPointCloudClassification
@@ -115,7 +115,7 @@ def predict(
 
 
 def measure(logits: Tensor, labels: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
-    """Metrics and confusion matrix of logits (rows, num_labels)."""
-    confusion = confusion_matrix(labels, logits.argmax(1).numpy(), logits.shape[1])
+    """Metrics and predictions (rows,) of logits (rows, num_labels)."""
+    predicted = logits.argmax(1).numpy()
     loss = nn.functional.cross_entropy(logits, torch.from_numpy(labels)).item()
-    return {"loss": loss, **classification_metrics(confusion)}, confusion
+    return {"loss": loss, **classification_metrics(labels, predicted)}, predicted

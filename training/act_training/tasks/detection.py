@@ -8,18 +8,16 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from act_training.data.keyed_random import keyed_uniform
+from act_training.data.keyed_random import RandomStream, keyed_uniform
 from act_training.data.point_sets import PointSet
 from act_training.run.training_run import TrainingRun
 from modeling_act import ACTStudentForObjectDetection
-from modeling_act.box_ops import axis_aligned
 from modeling_act.errors import InputError
+from modeling_act.modeling_act_detection import axis_aligned
 
 AUGMENTATIONS = ("flip", "turn", "quarter_turn", "scale")
 MAX_TURN = math.radians(5)  # VoteNet's, and 3DETR's, for ScanNet
 SCALES = (0.9, 1.1)
-FLIP, TURN, QUARTER_TURN, RESIZE = range(100, 104)  # streams of random numbers, beside those of `keyed_random`
-ROWS_AT_A_TIME = 256
 
 
 def check_boxes(*point_sets: PointSet) -> str:
@@ -29,9 +27,7 @@ def check_boxes(*point_sets: PointSet) -> str:
         if "boxes" not in point_set.columns:
             columns = ", ".join(point_set.dataset.column_names)
             raise InputError(f"{point_set.source} has no boxes, which are to be learned; its columns are {columns}")
-        for start in range(0, len(point_set), ROWS_AT_A_TIME):
-            rows = range(start, min(start + ROWS_AT_A_TIME, len(point_set)))
-            columns = point_set.read(rows)
+        for rows, columns in point_set.iterate_columns():
             (boxes, counts), (_, labelled) = columns["boxes"], columns["box_labels"]
             if (wrong := (counts != labelled).nonzero()[0]).size:
                 row = point_set.where(rows[wrong[0]])
@@ -51,15 +47,15 @@ def augment_scenes(batch: dict[str, Tensor], seed: int, augmentation: list[str])
     points, boxes, keys = batch["points"], batch["boxes"], batch["keys"]
     for name in augmentation:
         if name == "flip":
-            signs = torch.where(keyed_uniform(keys, 2, seed, FLIP) < 0.5, -1.0, 1.0)  # (batch, 2)
+            signs = torch.where(keyed_uniform(keys, 2, seed, RandomStream.FLIP) < 0.5, -1.0, 1.0)  # (batch, 2)
             points, boxes = flip(points, boxes, signs)
         elif name == "turn":
-            points, boxes = rotate(points, boxes, keyed_uniform(keys, 1, seed, TURN, -MAX_TURN, MAX_TURN))
+            points, boxes = rotate(points, boxes, keyed_uniform(keys, 1, seed, RandomStream.TURN, -MAX_TURN, MAX_TURN))
         elif name == "quarter_turn":
-            quarters = keyed_uniform(keys, 1, seed, QUARTER_TURN, 0, 4).floor()
+            quarters = keyed_uniform(keys, 1, seed, RandomStream.QUARTER_TURN, 0, 4).floor()
             points, boxes = rotate(points, boxes, quarters * (math.pi / 2))
         elif name == "scale":
-            factor = keyed_uniform(keys, 1, seed, RESIZE, *SCALES).unsqueeze(2)
+            factor = keyed_uniform(keys, 1, seed, RandomStream.RESIZE, *SCALES).unsqueeze(2)
             points, boxes = points * factor, torch.cat([boxes[..., :6] * factor, boxes[..., 6:]], dim=-1)
         else:
             raise InputError(f"--scene_augmentation must be among {', '.join(AUGMENTATIONS)}, got {name!r}")

@@ -46,7 +46,7 @@ class TeacherTargets:
         features = [self(self.teacher.group(points)).flatten(0, 1) for points in clouds.split(STATISTICS_BATCH_SIZE)]
         features = torch.cat(features)
         self.mean, self.std = features.mean(0), features.std(0).clamp_min(1e-6)
-        config.target_mean, config.target_deviation = self.mean.tolist(), self.std.tolist()
+        config.target_mean, config.target_std = self.mean.tolist(), self.std.tolist()
 
     def cache(self, run: TrainingRun) -> None:
         """Compute the features of all training rows, whose points must not change."""

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from act_training.data.point_sets import PointSet
 from act_training.data.schema import IGNORED, place_of_block
-from act_training.data.splits import hold_out_any, hold_out_by_class
 from act_training.measure.metrics import confusion_matrix, iou_table, part_ious, part_metrics, segmentation_metrics
-from act_training.run.run_data import class_names
+from act_training.run.run_data import class_names, hold_out_any, hold_out_by_class
 from act_training.run.training_run import TrainingRun
 from modeling_act.errors import InputError
 from modeling_act.point_prediction import predict_points, predict_scene
@@ -36,9 +35,7 @@ def parts_of_categories(point_sets: list[PointSet]) -> tuple[list[str], list[lis
     names = class_names(column, *point_sets)
     parts = [set() for _ in names]
     for point_set in point_sets:
-        for start in range(0, len(point_set), 256):
-            rows = range(start, min(start + 256, len(point_set)))
-            columns = point_set.read(rows)
+        for rows, columns in point_set.iterate_columns():
             values, counts = columns["point_labels"]
             for row, kind, labels in zip(rows, columns[column], np.split(values, counts.cumsum()[:-1]), strict=True):
                 if not 0 <= kind < len(names):
@@ -78,8 +75,8 @@ def places_of(point_set: PointSet) -> list[tuple[str, np.ndarray]]:
 def class_weights_of(point_set: PointSet, num_classes: int) -> Tensor:
     """Weights (num_classes,): the cube root of how much rarer each class is than the most frequent one."""
     counts = np.zeros(num_classes)
-    for start in range(0, len(point_set), 256):
-        labels, _ = point_set.read(range(start, min(start + 256, len(point_set))))["point_labels"]
+    for _, columns in point_set.iterate_columns():
+        labels, _ = columns["point_labels"]
         counts += np.bincount(labels[labels != IGNORED], minlength=num_classes)
     return torch.from_numpy(np.cbrt(counts.max() / counts.clip(1))).float()
 

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from act_training.measure.metrics import mean_and_std
-from act_training.report.html import write_report
+from act_training.report.run_folder import write_report
 from act_training.run.arguments import ACTTrainingArguments, check_disjoint
 from act_training.run.checkpoints import write_text
 from act_training.run.process import describe_versions

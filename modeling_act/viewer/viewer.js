@@ -1,42 +1,11 @@
-"""What a cloud's viewer is in the browser: its style, its script and the page around them; viewer.py fills it in.
-
-The script draws all clouds of a page with one WebGL context, or on plain canvases where there is none.
-"""
-
-VIEWER_STYLE = """
-.act-clouds { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(min(260px, 100%), 1fr));
-  position: relative; }
-.act-clouds figure { margin: 0; min-width: 0; }
-.act-clouds canvas { display: block; width: 100%; aspect-ratio: 1; cursor: grab;
-  touch-action: pan-y; border-radius: 10px; outline-offset: -2px; }
-.act-clouds canvas:active { cursor: grabbing; }
-.act-clouds canvas:focus-visible { outline: 2px solid #6f8cff; }
-.act-clouds.act-one canvas { touch-action: none; aspect-ratio: auto;
-  height: min(var(--act-height, 70vh), 120vw); }
-.act-clouds.act-pickable canvas { cursor: pointer; }
-.act-clouds figcaption { font-size: .85rem; line-height: 1.45; padding: 6px 2px 0; overflow-wrap: anywhere; }
-.act-clouds .act-quiet { opacity: .68; }
-.act-clouds .act-readout { font-variant-numeric: tabular-nums; }
-.act-clouds.act-one .act-readout { min-height: 1.45em; }
-.act-clouds .act-legend { display: flex; flex-wrap: wrap; gap: 2px 14px; max-height: 7.5em; overflow-y: auto; }
-.act-clouds .act-legend i { display: inline-block; width: .75em; height: .75em; border-radius: 50%;
-  margin-right: .4em; }
-.act-clouds .act-scale { display: flex; align-items: center; gap: 8px; font-variant-numeric: tabular-nums; }
-.act-clouds .act-scale i { flex: 1; max-width: 240px; height: .6em; border-radius: .3em; }
-.act-clouds .act-tools { position: absolute; top: 8px; right: 8px; display: flex; gap: 4px; z-index: 1; }
-.act-clouds .act-tools button { font: 600 13px/1 system-ui, sans-serif; min-width: 34px; height: 34px; padding: 0 9px;
-  color: inherit; background: #8881; border: 1px solid #8884; border-radius: 8px; cursor: pointer; }
-.act-clouds .act-tools button:hover { background: #8883; }
-"""
-
-# actViewer(root, clouds, {onPick, onOpen, one}) fills `root` with what `pack_clouds` gave. `one` makes a large viewer
-# with buttons; onPick(point, cloud) is told of clicked points; onOpen(cloud) makes each picture a button.
-VIEWER_SCRIPT = r"""
+// actViewer(root, clouds, {onPick, onOpen, one, turned}) fills `root` with a panel for each of the `pack_clouds`, all
+// under one view. `one` makes a large viewer with buttons, without "z up" if `turned`. onPick(point, cloud) takes a
+// clicked point; onOpen(cloud) makes each panel a button. WebGL draws, or a plain canvas where there is none.
 globalThis.actViewer ??= (() => {
 "use strict";
 const DISTANCE = 4; // of the eye from the center of a cloud, which fills the unit ball
 
-// Everything that came from outside enters the page as a text node, through here.
+// Names of files and labels enter the page as text nodes, here.
 function make(tag, options, ...children) {
   const node = Object.assign(document.createElement(tag), options);
   node.append(...children);
@@ -44,7 +13,7 @@ function make(tag, options, ...children) {
 }
 
 const decode = (text, Kind) => new Kind(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
-const show = (value) => Number(value.toPrecision(4)).toString();
+const format = (value) => Number(value.toPrecision(4)).toString();
 
 // Drawing ------------------------------------------------------------------------------------------------------------
 
@@ -55,20 +24,20 @@ void main() {
   float away = ${DISTANCE}.0 - place.z;
   gl_Position = vec4(place.xy * unit * ${DISTANCE}.0 + shift * away, -0.5 * place.z * away, away);
   gl_PointSize = size * ${DISTANCE}.0 / away;
-  roundness = clamp((gl_PointSize - 2.0) / 8.0, 0.0, 1.0); // as far as one can see it
-  tint = color * (0.88 + 0.12 * place.z); // what lies behind is darker
+  roundness = clamp((gl_PointSize - 2.0) / 8.0, 0.0, 1.0); // small points are flat
+  tint = color * (0.88 + 0.12 * place.z); // darker with distance
 }`;
 const FRAGMENT = `precision mediump float; varying vec3 tint; varying float roundness;
 void main() {
   vec2 at = 2.0 * gl_PointCoord - 1.0;
   float inside = 1.0 - dot(at, at);
   if (inside < 0.0) discard;
-  vec3 normal = vec3(at.x, -at.y, sqrt(inside)); // each point is a little ball, lit from above
+  vec3 normal = vec3(at.x, -at.y, sqrt(inside)); // a ball, lit from above
   float light = 0.75 + 0.35 * max(0.0, dot(normal, vec3(-0.3, 0.6, 0.74)));
   gl_FragColor = vec4(tint * mix(1.0, light, roundness), 1.0);
 }`;
 
-let renderer; // of all clouds of the page; null where the browser has no WebGL
+let renderer; // one WebGL context for all panels of the page; null without WebGL
 function makeRenderer() {
   const canvas = document.createElement("canvas");
   const gl = canvas.getContext("webgl", { antialias: false, preserveDrawingBuffer: true });
@@ -90,18 +59,18 @@ function makeRenderer() {
   const columns = [["position", "points", gl.SHORT], ["color", "colors", gl.UNSIGNED_BYTE]].map(([name, key, kind]) =>
     ({ key, kind, place: gl.getAttribLocation(program, name), buffer: gl.createBuffer() }));
   columns.forEach((column) => gl.enableVertexAttribArray(column.place));
-  let held = null; // the cloud that the buffers hold
+  let uploaded = null; // the panel in the buffers
   return (panel, camera) => {
     const { width, height } = panel.canvas;
     if (canvas.width < width) canvas.width = width;
     if (canvas.height < height) canvas.height = height;
-    gl.viewport(0, canvas.height - height, width, height); // its upper left corner is the picture's
-    for (const column of held === panel ? [] : columns) {
+    gl.viewport(0, canvas.height - height, width, height); // the upper left corner
+    for (const column of uploaded === panel ? [] : columns) {
       gl.bindBuffer(gl.ARRAY_BUFFER, column.buffer);
       gl.bufferData(gl.ARRAY_BUFFER, panel[column.key], gl.STATIC_DRAW);
       gl.vertexAttribPointer(column.place, 3, column.kind, true, 0, 0);
     }
-    held = panel;
+    uploaded = panel;
     gl.uniformMatrix3fv(turn, false, camera.turn);
     gl.uniform2f(unit, 2 * camera.unit / width, 2 * camera.unit / height);
     gl.uniform2f(shift, 2 * camera.right / width, -2 * camera.down / height);
@@ -122,7 +91,7 @@ function drawPlainly(panel, camera) {
   }
 }
 
-// What one view looks like in one picture; lengths in its pixels, `turn` in columns.
+// The view's camera in one panel: lengths in pixels, `turn` column by column.
 function cameraOf(panel, view) {
   const { width, height } = panel.canvas, side = Math.min(width, height);
   const [cosYaw, sinYaw, cosPitch, sinPitch] = [Math.cos(view.yaw), Math.sin(view.yaw), Math.cos(view.pitch),
@@ -134,13 +103,13 @@ function cameraOf(panel, view) {
     dot: Math.max(0.8, view.dot * Math.min(0.011, 0.5 / Math.sqrt(panel.count)) * side * view.zoom ** 0.75) };
 }
 
-// One picture --------------------------------------------------------------------------------------------------------
+// One panel ---------------------------------------------------------------------------------------------------------
 
 function makePanel(cloud) {
   const panel = {
     cloud, count: cloud.drawn, fit: 1, canvas: make("canvas", { tabIndex: 0 }), picked: null,
     points: decode(cloud.points, Int16Array), colors: decode(cloud.colors, Uint8Array),
-    // x, y in pixels and the depth towards the eye
+    // [x, y, depth]: pixels, and depth towards the eye.
     place(camera, i) {
       const [a, b, c] = [0, 1, 2].map((axis) => panel.points[3 * i + axis] / 32767);
       const t = camera.turn, depth = t[2] * a + t[5] * b + t[8] * c;
@@ -156,7 +125,7 @@ function makePanel(cloud) {
     },
     draw(view) {
       const { canvas } = panel, ratio = panel.resize();
-      if (!canvas.width || !canvas.height) return; // in a tab that is not open
+      if (!canvas.width || !canvas.height) return; // hidden
       panel.context = canvas.getContext("2d");
       const camera = cameraOf(panel, view);
       if (renderer === undefined) renderer = makeRenderer();
@@ -171,7 +140,7 @@ function makePanel(cloud) {
         panel.context.stroke();
       }
     },
-    // The foremost point under the pointer, or else the nearest within a finger's width; null where there is none.
+    // The front point under the pointer, or the nearest one within a finger's width, or null.
     pick(view, clientX, clientY) {
       const box = panel.canvas.getBoundingClientRect(), ratio = panel.canvas.width / box.width;
       const [x, y] = [(clientX - box.left) * ratio, (clientY - box.top) * ratio], camera = cameraOf(panel, view);
@@ -184,15 +153,15 @@ function makePanel(cloud) {
       return best;
     },
     describe(i) {
-      const step = 10 ** Math.floor(Math.log10(cloud.radius) - 3.5); // no digits that the packing made up
+      const step = 10 ** Math.floor(Math.log10(cloud.radius) - 3.5); // the precision of 16 bits
       const at = cloud.center.map((middle, axis) => {
         const value = panel.points[3 * i + axis] / 32767 * cloud.radius + middle;
         return Number((Math.round(value / step) * step).toPrecision(9)).toString();
       });
-      const what = cloud.labels ? cloud.legend[decode(cloud.labels, Uint32Array)[i]][0]
-        : cloud.values ? show(decode(cloud.values, Float32Array)[i]) : null;
+      const value = cloud.labels ? cloud.legend[decode(cloud.labels, Uint32Array)[i]][0]
+        : cloud.values ? format(decode(cloud.values, Float32Array)[i]) : null;
       const number = cloud.drawn === cloud.total ? `point ${i}` : "point";
-      return [number, `(${at.join(", ")})`, what].filter(Boolean).join("  ");
+      return [number, `(${at.join(", ")})`, value].filter(Boolean).join("  ");
     },
   };
   panel.canvas.setAttribute("role", "img");
@@ -203,8 +172,7 @@ function makePanel(cloud) {
 function makeCaption(cloud, readout) {
   const count = cloud.drawn.toLocaleString("en-US"), total = cloud.total.toLocaleString("en-US");
   const number = cloud.drawn < cloud.total ? `${count} of ${total} points` : `${count} points`;
-  const name = cloud.name.replace(/[/_]/g, "$&\u200b"); // a long one may go on in the next line
-  const caption = make("figcaption", {}, make("b", {}, name), " ",
+  const caption = make("figcaption", {}, make("b", { title: cloud.name }, cloud.name), " ",
     make("span", { className: "act-quiet" }, cloud.caption ?? number), readout);
   if (cloud.legend) caption.append(make("div", { className: "act-legend" }, ...cloud.legend.map(([name, color]) => {
     const dot = make("i");
@@ -214,19 +182,19 @@ function makeCaption(cloud, readout) {
   if (cloud.scale) {
     const [low, high, colors] = cloud.scale, bar = make("i");
     bar.style.background = `linear-gradient(90deg, ${colors.join(", ")})`;
-    caption.append(make("div", { className: "act-scale act-quiet" }, show(low), bar, show(high)));
+    caption.append(make("div", { className: "act-scale act-quiet" }, format(low), bar, format(high)));
   }
   return caption;
 }
 
-// All pictures of one view -------------------------------------------------------------------------------------------
+// All panels of one view ---------------------------------------------------------------------------------------------
 
 const HOME = { yaw: 0.6, pitch: 0.35, zoom: 1, right: 0, down: 0, dot: 1, zUp: false };
 
 return function actViewer(root, clouds, options = {}) {
-  const shape = clouds.map((cloud) => cloud.points).join(); // other colors of the same points keep the view
-  const kept = root.actShape === shape;
-  const view = root.actView = kept ? root.actView : { ...HOME, zUp: root.actView?.zUp ?? false };
+  const shape = clouds.map((cloud) => cloud.points).join();
+  const isRecolored = root.actShape === shape; // the same points in other colors keep their view
+  const view = root.actView = isRecolored ? root.actView : { ...HOME, zUp: root.actView?.zUp ?? false };
   root.actShape = shape;
   root.actObserver?.disconnect();
   const panels = clouds.map(makePanel);
@@ -247,7 +215,7 @@ return function actViewer(root, clouds, options = {}) {
     view.dot = Math.max(0.2, Math.min(5, view.dot));
     draw();
   }
-  // As large as the pictures allow, seen from there.
+  // Back to the first view, each cloud as large as its panel allows.
   function fit() {
     Object.assign(view, { ...HOME, zUp: view.zUp });
     const fits = panels.map((panel) => {
@@ -260,7 +228,7 @@ return function actViewer(root, clouds, options = {}) {
       }
       return Math.max(0.8, Math.min(1.6, 0.9 / most));
     });
-    // Cards are of different things; other pictures side by side are compared.
+    // Cards show different things; other panels are compared, so they share a scale.
     view.fits = fits.map((own) => (options.onOpen ? own : Math.min(...fits)));
     panels.forEach((panel, i) => { panel.fit = view.fits[i]; });
     draw();
@@ -275,7 +243,7 @@ return function actViewer(root, clouds, options = {}) {
     canvas.onpointerdown = (event) => {
       if (!fingers.size) moved = 0;
       fingers.set(event.pointerId, event);
-      canvas.setPointerCapture(event.pointerId); // a drag goes on outside
+      canvas.setPointerCapture(event.pointerId); // the drag continues outside of the canvas
     };
     canvas.onpointermove = (event) => {
       const last = fingers.get(event.pointerId);
@@ -311,7 +279,7 @@ return function actViewer(root, clouds, options = {}) {
       event.preventDefault();
       change(KEYS[event.key]());
     };
-    // Only where the reader has clicked: a page must scroll past its clouds.
+    // Only after a click: otherwise the page must scroll past its clouds.
     canvas.addEventListener("wheel", (event) => {
       if (document.activeElement !== canvas) return;
       event.preventDefault();
@@ -322,7 +290,7 @@ return function actViewer(root, clouds, options = {}) {
   root.className = ["act-clouds", options.one ? "act-one" : "", options.onOpen ? "act-pickable" : ""].join(" ");
   root.replaceChildren(...panels.map((panel, index) => {
     const readout = make("div", { className: "act-readout" });
-    if (kept && Number.isInteger(clouds[index].picked)) {
+    if (isRecolored && Number.isInteger(clouds[index].picked)) {
       panel.picked = clouds[index].picked;
       readout.textContent = panel.describe(panel.picked);
     }
@@ -342,40 +310,3 @@ return function actViewer(root, clouds, options = {}) {
   panels.forEach((panel) => root.actObserver.observe(panel.canvas));
 };
 })();
-"""
-
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:">
-<link rel="icon" href="data:,">
-<title>{{title}}</title>
-<style>
-:root { color-scheme: light dark; --page: #f6f7f9; --text: #1b2230; }
-@media (prefers-color-scheme: dark) { :root { --page: #12151b; --text: #e7eaf0; } }
-body { margin: 0 auto; max-width: 1600px; padding: 14px 16px 24px; background: var(--page); color: var(--text);
-  font: 15px/1.45 system-ui, sans-serif; }
-h1 { font-size: 1.2rem; margin: 0 0 2px; overflow-wrap: anywhere; }
-p { margin: 0 0 10px; font-size: .85rem; opacity: .68; }
-.act-clouds { --act-height: calc(100dvh - 170px); }
-.act-clouds canvas { background: #8881; }
-{{style}}
-</style>
-</head>
-<body>
-<h1>{{title}}</h1>
-<p>Drag to turn, shift-drag to move; click to read a point, then turn the wheel or pinch to zoom; double click to go
-back.</p>
-<main><noscript>This page draws with JavaScript, which is switched off here.</noscript></main>
-<script type="application/json" id="data">{{data}}</script>
-<script>
-{{script}}
-const { clouds } = JSON.parse(document.getElementById("data").textContent);
-actViewer(document.querySelector("main"), clouds, { one: clouds.length === 1 });
-</script>
-</body>
-</html>
-"""

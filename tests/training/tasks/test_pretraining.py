@@ -1,6 +1,7 @@
-"""Validation against independent numpy, whatever the batch size."""
+"""Validation against independent numpy, whatever the batch size; targets and losses of pretraining."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,15 @@ from act_training.data.batches import validation_batches
 from act_training.data.keyed_random import Sampling, keyed_mask
 from act_training.data.point_sets import PointSet
 from act_training.data.schema import build_dataset
-from act_training.tasks.pretraining import code_use, evaluate_autoencoder, evaluate_distillation, is_collapsed
+from act_training.run.arguments import ACTTrainingArguments
+from act_training.run.run_data import RunData
+from act_training.tasks.pretraining import (
+    TeacherTargets,
+    code_use,
+    evaluate_autoencoder,
+    evaluate_distillation,
+    is_collapsed,
+)
 
 from modeling_act import ACTStudentForPreTraining, ACTTeacher
 from small_models import small_student_config, small_teacher_config
@@ -32,7 +41,7 @@ def batches_of(point_set, batch_size, **options):
 def expected_figures(teacher, points):
     """Means over clouds of what `evaluate_autoencoder` measures, in double precision."""
     output = teacher.eval()(points)
-    rebuilt = (output.fine_points + output.centers.unsqueeze(2)).flatten(1, 2).double().numpy()
+    rebuilt = output.reconstruction.double().numpy()
     figures = {"chamfer_l1": [], "chamfer_l2": [], "f_score": []}
     for cloud, copy in zip(points.double().numpy(), rebuilt, strict=True):
         squares = ((cloud[:, None] - copy[None]) ** 2).sum(-1)
@@ -83,8 +92,8 @@ def make_target(dim):
     return lambda groups: groups.neighborhoods.flatten(2) @ projection + 0.5
 
 
-def hide(student, keys, groups, seed):
-    return keyed_mask(keys, groups.centers, 12, "random", seed)
+def make_mask(keys, groups):
+    return keyed_mask(keys, groups.centers, 12, "random", 0)
 
 
 @pytest.mark.parametrize("loss_type", ["cosine", "l2", "smooth_l1"])
@@ -93,19 +102,18 @@ def test_distillation_is_measured_alike_in_any_batches(point_set, loss_type):
     student = ACTStudentForPreTraining(small_student_config(loss_type=loss_type))
     target = make_target(20)
     found = [
-        evaluate_distillation(student, target, hide, batches_of(point_set, batch_size), 0) for batch_size in (1, 4, 11)
+        evaluate_distillation(student, target, make_mask, batches_of(point_set, batch_size))
+        for batch_size in (1, 4, 11)
     ]
     for each in found:
         assert each == pytest.approx(found[0], rel=1e-5)
-    hidden = []
-    for batch in batches_of(point_set, 11):
-        points, keys = batch["points"], batch["keys"]
-        groups = student.group(points)
-        hidden = target(groups)[hide(student, keys, groups, 0)].double()
-    constant = torch.nn.functional.normalize(hidden, dim=-1).mean(0) if loss_type == "cosine" else hidden.mean(0)
+    (batch,) = batches_of(point_set, 11)
+    groups = student.group(batch["points"])
+    masked = target(groups)[make_mask(batch["keys"], groups)].double()
+    constant = torch.nn.functional.normalize(masked, dim=-1).mean(0) if loss_type == "cosine" else masked.mean(0)
     expected = {
-        "cosine": 1 - torch.cosine_similarity(hidden, constant.unsqueeze(0)).mean(),
-        "l2": (hidden - constant).square().mean(),
+        "cosine": 1 - torch.cosine_similarity(masked, constant.unsqueeze(0)).mean(),
+        "l2": (masked - constant).square().mean(),
         "smooth_l1": None,  # the best constant has no closed form
     }[loss_type]
     if expected is None:
@@ -115,11 +123,56 @@ def test_distillation_is_measured_alike_in_any_batches(point_set, loss_type):
 
 
 def test_a_student_of_coordinates_is_measured_without_features(point_set):
-    student = ACTStudentForPreTraining(small_student_config(teacher_dim=24))
+    student = ACTStudentForPreTraining(small_student_config(teacher_dim=24, target="coordinates"))
     found = [
-        evaluate_distillation(student, lambda groups: None, hide, batches_of(point_set, size), 0) for size in (2, 11)
+        evaluate_distillation(student, lambda groups: None, make_mask, batches_of(point_set, size)) for size in (2, 11)
     ]
     assert found[0].keys() == {"loss"} and found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    torch.manual_seed(0)
+    return ACTTeacher(small_teacher_config()).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("of_backbone", [False, True])
+def test_standardized_targets_have_mean_0_and_std_1(point_set, teacher, tmp_path, of_backbone):
+    options = ACTTrainingArguments(dataset_name="eleven", output_dir=str(tmp_path), num_points=64)
+    data = RunData(options, Accelerator(cpu=True), point_set, point_set, "")
+    config = small_student_config()
+    targets = TeacherTargets(teacher, "argmax", bf16=False, of_backbone=of_backbone)
+    targets.standardize(SimpleNamespace(data=data), config)
+    groups = teacher.group(data.sample_clouds(11)["points"])
+    features = teacher.get_teacher_features(groups=groups, of_backbone=of_backbone)
+    assert features.std(dim=(0, 1)).mean() < 0.9 or features.mean(dim=(0, 1)).abs().mean() > 0.1  # not so before
+    standardized = targets(groups)
+    torch.testing.assert_close(standardized.mean(dim=(0, 1)), torch.zeros(standardized.shape[-1]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        standardized.flatten(0, 1).std(0), torch.ones(standardized.shape[-1]), atol=1e-3, rtol=0
+    )
+    mean, std = torch.tensor(config.target_mean), torch.tensor(config.target_std)
+    torch.testing.assert_close(standardized * std + mean, features, atol=1e-5, rtol=1e-4)
+
+
+def test_gumbel_targets_are_noisy(point_set, teacher):
+    (batch,) = batches_of(point_set, 11)
+    groups = teacher.group(batch["points"])
+    targets = {mode: TeacherTargets(teacher, mode, bf16=False) for mode in ("argmax", "gumbel")}
+    assert torch.equal(targets["argmax"](groups), targets["argmax"](groups))
+    assert not torch.allclose(targets["gumbel"](groups), targets["gumbel"](groups))
+
+
+def test_kl_over_the_batch_pools_the_codes_of_all_clouds(teacher):
+    points = torch.randn(3, 64, 3)
+    output = teacher(points, kl_over="batch", kl_weight=0.5)
+    usage = output.logits.double().softmax(-1).mean(dim=(0, 1))  # (codes,)
+    expected = -math.log(len(usage)) - usage.log().mean()
+    assert output.kl_loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(output.loss, output.reconstruction_loss + 0.5 * output.kl_loss)
+    assert teacher(points).kl_loss > output.kl_loss  # each cloud uses fewer codes than all together
+    with pytest.raises(ValueError, match="`kl_over` must be 'cloud' or 'batch', got 'epoch'"):
+        teacher(points, kl_over="epoch")
 
 
 def test_use_of_codes():

@@ -99,7 +99,7 @@ def cases(quick: bool, threads: int) -> Iterator[Case]:
 
 
 def measure(case: Case, options: Namespace, results: ResultFile, rates: dict[tuple[str, str], float]) -> None:
-    """Measure a case. `rates` are each candidate's seconds per pair of points in the case before, to skip slow ones."""
+    """Measure a case. `rates` are each candidate's seconds per pair of points in the last case, to skip slow ones."""
     points = bumpy_spheres(case.batch, case.points, torch.Generator().manual_seed(0))
     labels = asdict(case) | {"threads": options.threads}
     candidates = OPERATIONS[case.operation](case, points, options.threads)

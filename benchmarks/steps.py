@@ -163,7 +163,7 @@ def autocast(dtype: torch.dtype):
 
 
 def differences(step: Step, points: Tensor, dtype: torch.dtype) -> dict[str, float]:
-    """Compute relative differences between both forms, of the output and of all gradients together (Euclidean norm)."""
+    """Compute relative differences between both forms, of the output and of all gradients (Euclidean norm)."""
     weights = weights_of(step.model)
     with autocast(dtype):
         ours, plain = step.ours(points), step.textbook(weights, points)

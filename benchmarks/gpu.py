@@ -113,7 +113,7 @@ class Step:
 
 
 def make_step(name: str, bench: Bench) -> Step:
-    """Make a step of the paper's architectures with random weights: a teacher with ViT-B/16, a student of 12 layers."""
+    """Make a step of the paper's models with random weights: ViT-B/16 in the teacher, 12 layers in the student."""
     device = bench.device
     teacher_sizes, student_sizes = (TINY_TEACHER, TINY) if bench.quick else ({}, {})
     batch_sizes, num_points = SIZES[name] if not bench.quick else ((2, 3), 128)

@@ -1,11 +1,10 @@
-"""Rows/s of every form of storage that training opens, read as the training scripts read them.
+"""Rows/s of every storage format that training opens, read as in the training scripts.
 
     python benchmarks/data.py
 
-Clouds of 1,024 and 8,192 points, in batches of 128 through `iterate_batches`, in random and in stored order, with 0, 1
-and 2 workers. Opening is timed apart: it is where files become rows. The files are made by this script and lie in the
-page cache of the system, so a figure is the software's share; a disk can only be slower. Times are by the clock, since
-workers are processes of their own.
+Reads clouds of 1,024 and 8,192 points in batches of 128 through `iterate_batches`, in random and in stored order, with
+0, 1 and 2 workers. Opening, which converts files to rows, is timed separately. The script writes the files itself, so
+they are in the page cache, and the numbers exclude the disk. Times are wall time, because workers are processes.
 """
 
 import sys
@@ -34,7 +33,7 @@ GPU_MEGABYTES_PER_SECOND = 620
 
 @dataclass
 class StoredRows:
-    """Rows in the order in which they are stored, over and over."""
+    """Rows in stored order, repeated forever."""
 
     num_rows: int
     batch_size: int
@@ -54,7 +53,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def read_rows(point_set: PointSet | StreamedPointSet, order: str, workers: int, num_batches: int, size: int) -> float:
-    """Seconds a row between the first batch and the last, so that the start of workers does not count."""
+    """Return seconds per row between the first and the last batch, without the start of workers."""
     if order == "stored":
         rows = StoredRows(len(point_set), size)
     elif isinstance(point_set, StreamedPointSet):
@@ -69,7 +68,7 @@ def read_rows(point_set: PointSet | StreamedPointSet, order: str, workers: int, 
 
 
 def measure(num_points: int, num_rows: int, folder: Path, options, results: ResultFile) -> None:
-    """All forms in turn in each round, for the sake of a machine that is busy now and then."""
+    """Measure all formats in turn in each round, since the machine may be busy at times."""
     clouds = np.random.default_rng(0).standard_normal((num_rows, num_points, 3), dtype=np.float32)
     size, rounds = (4, 1) if options.quick else (128, 5)
     num_batches = 4 if options.quick else max(16, 2**18 // num_points // 2)

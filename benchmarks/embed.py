@@ -1,10 +1,10 @@
-"""From files on disk to vectors: clouds/s of the whole path and the share of each stage, beside Point-MAE.
+"""From files on disk to vectors: clouds/s, and the time of each stage, compared with Point-MAE.
 
     python benchmarks/embed.py                # one thread, batches of 32, ViT-S size, random weights
 
-Files of points (.ply) and of meshes (.off) are read, sampled to 1,024 points, normalised, cut into 64 groups of 32 and
-encoded. Point-MAE is the encoder of the package torch-pointcloud at the same sizes, with the same code before it; its
-groups are cut by torch_cluster, since its own way asks for pyg-lib, which PyPI does not have.
+Point files (.ply) and mesh files (.off) are read, sampled to 1,024 points, normalized, divided into 64 groups of 32
+and encoded. Point-MAE is the encoder of the package torch-pointcloud at the same sizes, with the same code before it.
+Its groups come from torch_cluster, because its own grouping needs pyg-lib, which is not on PyPI.
 """
 
 import sys
@@ -52,13 +52,13 @@ def sample(clouds: list[np.ndarray], num_points: int) -> Tensor:
 
 
 def ours(sizes: dict[str, int]) -> tuple[Callable, Callable]:
-    """Grouping, and encoding of groups."""
+    """Return grouping, and encoding of groups, of this package."""
     model = ACTStudent(ACTStudentConfig(**sizes, intermediate_size=4 * sizes["hidden_size"])).eval()
     return model.group, lambda groups: model(groups=groups).pooler_output
 
 
 def point_mae(sizes: dict[str, int]) -> tuple[Callable, Callable]:
-    """The same of torch-pointcloud. Its `forward_features` without the first line, which groups."""
+    """Return both of torch-pointcloud: its `forward_features` without the first line, which groups."""
     model = PointMAEClassification(
         0, 0, embed_dim=sizes["hidden_size"], depth=sizes["num_hidden_layers"], num_heads=sizes["num_attention_heads"],
         num_groups=sizes["num_groups"], group_size=sizes["group_size"],

@@ -1,10 +1,9 @@
-"""What exported models give and cost: ONNX and torch.export beside the model, differences, files, latency.
+"""Exported models compared with the original: output differences, file sizes and latency of ONNX and torch.export.
 
     python benchmarks/export.py               # one thread, the paper's student, random weights: about 5 minutes
 
-The grouping is inside the graph. A program of torch.export and the model in plain torch are the same operations; the
-model with the compiled kernels is what a user of this package has where a compiler is. Sizes of clouds are other than
-the ones traced with.
+The graph includes the grouping. A torch.export program runs the same operations as the model in plain torch. The model
+with the compiled kernels is what a user with a compiler has. Clouds have other sizes than those used for tracing.
 """
 
 import tempfile
@@ -59,7 +58,7 @@ def seconds(call: Callable) -> float:
 
 
 def difference(model: ACTStudent, run: Callable, num_points: int) -> float:
-    """The largest of any output of two clouds."""
+    """Return the largest output difference over two clouds."""
     points = torch.randn(2, num_points, 3, generator=torch.Generator().manual_seed(num_points))
     output = model(points)
     expected = {"embedding": output.pooler_output, "last_hidden_state": output.last_hidden_state}

@@ -1,12 +1,12 @@
-"""Everything of interest on one CUDA GPU within ten minutes, the most important first; or a rehearsal on the CPU.
+"""Measurements on one CUDA GPU within ten minutes, the most important first; or a dry run on the CPU.
 
-    python benchmarks/gpu.py                          # --budget 200: nothing begins after so many seconds
-    python benchmarks/gpu.py --device cpu --quick     # the same code at tiny sizes, which measures nothing
+    python benchmarks/gpu.py                          # --budget 200: start nothing after so many seconds
+    python benchmarks/gpu.py --device cpu --quick     # the same code at tiny sizes; numbers mean nothing
 
-The machine's peaks; the four steps in bf16 as called, captured in a CUDA graph, compiled, and both, with the
-graph breaks; the lines that wait for the device; the operators that take its time; point operations beside plain
-torch; drawing clouds from a set on the device and through a loader; what the paper's pretraining would take. A
-measurement that fails leaves its error and costs itself only.
+Measures the machine's peaks; the four steps in bf16, eager, captured in a CUDA graph, compiled, and both, with graph
+breaks; the lines that wait for the device; the operators that take its time; point operations and plain torch;
+sampling of clouds on the device and through a loader; and projects the time of the paper's pretraining. A measurement
+that fails records its error, and the others continue.
 """
 
 import math
@@ -99,7 +99,7 @@ def measure_peaks(bench: Bench) -> None:
 
 @dataclass
 class Step:
-    """A step as training/ makes it: points (batch, num_points, 3) -> loss, or embeddings."""
+    """Step as in training/: points (batch, num_points, 3) -> loss, or embeddings."""
 
     name: str
     batch_sizes: tuple[int, ...]
@@ -113,7 +113,7 @@ class Step:
 
 
 def make_step(name: str, bench: Bench) -> Step:
-    """Random weights of the paper's architectures: ViT-B/16 in the teacher, a student of 12 layers of 384."""
+    """Make a step of the paper's models with random weights: ViT-B/16 in the teacher, 12 layers in the student."""
     device = bench.device
     teacher_sizes, student_sizes = (TINY_TEACHER, TINY) if bench.quick else ({}, {})
     batch_sizes, num_points = SIZES[name] if not bench.quick else ((2, 3), 128)
@@ -145,7 +145,7 @@ def make_step(name: str, bench: Bench) -> Step:
 
 
 def make_run(step: Step, bench: Bench, batch_size: int, compiled: bool) -> Callable[[], Tensor]:
-    """A whole step on the same clouds each time; the learning rate is too small to lead anywhere."""
+    """Make a full step on fixed clouds, with a learning rate too small to change the result."""
     points, forward = torch.randn(batch_size, step.num_points, 3, device=bench.device), step.forward
     if compiled:
         backend = "eager" if bench.quick else "inductor"
@@ -211,14 +211,14 @@ def measure_step(bench: Bench, step: Step, mode: str, batch_size: int) -> None:
 
 
 def find_waits(bench: Bench, step: Step) -> None:
-    """The lines of an eager step at which the host waits for the device."""
+    """Record the lines of an eager step at which the host waits for the device."""
     with bench.measuring("waits", needs_cuda=True, step=step.name) as record:
         if record is not None:
             record |= waits(make_run(step, bench, step.batch_sizes[0], compiled=False))
 
 
 def find_operators(bench: Bench, step: Step) -> None:
-    """Which operators of an eager step take the device's time."""
+    """Record the operators of an eager step that take most of the device's time."""
     with bench.measuring("operators", needs_cuda=True, step=step.name, batch=step.batch_sizes[0]) as record:
         if record is not None:
             record |= device_time(make_run(step, bench, step.batch_sizes[0], compiled=False))
@@ -228,7 +228,7 @@ def find_operators(bench: Bench, step: Step) -> None:
 
 
 def operations(bench: Bench) -> Iterator[tuple[dict, Callable[[], tuple[Tensor, ...]]]]:
-    """Calls and their sizes; each gives a tuple of tensors."""
+    """Return calls with their sizes; each call returns a tuple of tensors."""
     sizes = [(1024, 64, 32), (1024, 64, 128), (1024, 64, 512), (2048, 128, 32), (2048, 128, 128), (8192, 512, 32)]
     for num_points, count, batch_size in [(128, 16, 2)] if bench.quick else sizes:
         labels = {"points": num_points, "centers": count, "batch": batch_size}
@@ -264,7 +264,7 @@ def with_gradients(loss: Tensor, clouds: list[Tensor]) -> tuple[Tensor, ...]:
 
 
 def measure_operations(bench: Bench) -> None:
-    """Compiled kernels beside plain torch."""
+    """Compare compiled kernels with plain torch."""
     for labels, call in operations(bench):
         with bench.measuring("operations", **labels) as record:
             if record is None:
@@ -289,7 +289,7 @@ def measure_operations(bench: Bench) -> None:
 
 
 class RowsInMemory:
-    """As much of a PointSet as a loader reads."""
+    """The part of a PointSet that a loader uses."""
 
     def __init__(self, clouds: np.ndarray):
         self.clouds = clouds
@@ -300,7 +300,7 @@ class RowsInMemory:
 
 
 def measure_data(bench: Bench) -> None:
-    """Clouds/s drawn, normalised and augmented on the device, from rows that lie there or come through a loader."""
+    """Measure clouds/s sampled, normalized and augmented on the device, from rows stored there or read by a loader."""
     sizes = (64, 256, 8, 128) if bench.quick else (SHAPENET55["autoencode"], 8192, 128, 1024)
     num_rows, stored, batch_size, num_points = sizes
 
@@ -339,7 +339,7 @@ def measure_data(bench: Bench) -> None:
 
 
 def project(bench: Bench, steps: list[Step]) -> None:
-    """Hours of the paper's pretraining by the fastest way to make its steps, without data, validation, checkpoints."""
+    """Project hours of the paper's pretraining from its fastest steps, without data, validation and checkpoints."""
     with bench.measuring("projection", epochs=EPOCHS) as record:
         stages = {step.name: step for step in steps}
         for name, rows in SHAPENET55.items():

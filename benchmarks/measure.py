@@ -1,4 +1,4 @@
-"""What every benchmark here shares: fair timing, the machine's peak and facts, results as JSON lines."""
+"""Helpers of all benchmarks: interleaved timing, the machine's peak and description, results as JSON lines."""
 
 import argparse
 import ctypes
@@ -25,7 +25,7 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 INSTRUCTION_SETS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
-# Whatever of these is installed is part of a result: what we stand on, and those we compare with.
+# Packages whose versions are recorded if installed: dependencies and peers.
 DISTRIBUTIONS = (
     "torch",
     "transformers",
@@ -53,9 +53,9 @@ DISTRIBUTIONS = (
 
 @dataclass
 class Timing:
-    """Seconds a call, one value a round: `wall` by the clock, `cpu` of all threads of this process together.
+    """Seconds per call, one value per round: `wall` time, and `cpu` time of all threads of this process.
 
-    On a machine shared with others `cpu` is the fair one for a single thread; more threads are compared by `wall`.
+    On a shared machine, compare one thread by `cpu` and several threads by `wall`.
     """
 
     wall: list[float] = field(default_factory=list)
@@ -79,9 +79,9 @@ class Timing:
 def interleave(
     candidates: dict[str, Callable[[], Any]], rounds: int = 7, warmup: int = 1, shortest: float = 0.02
 ) -> dict[str, Timing]:
-    """Times all candidates in turn, round by round in an order that changes, so that a busy moment hits each alike.
+    """Time all candidates in turn, in a different order each round, so that a busy moment affects all of them.
 
-    A measurement repeats a call so often that it lasts `shortest` seconds. Garbage is collected between rounds only.
+    A measurement repeats a call until it lasts `shortest` seconds. Garbage is collected between rounds only.
     """
     repeats, timings = {}, {name: Timing() for name in candidates}
     for name, call in candidates.items():
@@ -103,7 +103,7 @@ def interleave(
 
 
 def _seconds(call: Callable[[], Any], repeats: int) -> tuple[float, float]:
-    """Wall and CPU seconds of one call."""
+    """Return wall and CPU seconds of one call."""
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(repeats):
         call()
@@ -111,9 +111,9 @@ def _seconds(call: Callable[[], Any], repeats: int) -> tuple[float, float]:
 
 
 def gemm_peak(dtype: torch.dtype = torch.float32, threads: int = 1, largest: int = 2048, rounds: int = 5) -> float:
-    """GFLOP/s of the fastest product of two square matrices on the CPU: what a share of the peak is a share of.
+    """Measure the peak: GFLOP/s of the fastest product of two square matrices on the CPU.
 
-    Sizes double from 256 up to `largest`, or until one product takes 0.1 s, as where the type has no instructions.
+    Sizes double from 256 up to `largest`, or until one product takes 0.1 s, as with types without hardware support.
     """
     before, best, size = torch.get_num_threads(), 0.0, 256
     torch.set_num_threads(threads)
@@ -135,14 +135,14 @@ def gemm_peak(dtype: torch.dtype = torch.float32, threads: int = 1, largest: int
 
 
 def peak_memory(function: Callable[[], Any]) -> float | None:
-    """Megabytes (10**6 bytes) by which this process grew at its largest while `function` ran; None but on Linux.
+    """Measure the peak growth of this process while `function` runs, in megabytes (10**6 bytes); None except on Linux.
 
-    Call the function once before: what is allocated once and kept then does not count.
+    Call the function once before, so that one-time allocations do not count.
     """
     gc.collect()
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # freed memory that the process still holds would hide as much growth
-        Path("/proc/self/clear_refs").write_text("5")  # the largest size becomes the present one
+        ctypes.CDLL(None).malloc_trim(0)  # freed memory that the process still holds would hide growth
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak to the current size
         before = _status("VmRSS")
     except (OSError, AttributeError, TypeError):
         return None
@@ -151,7 +151,7 @@ def peak_memory(function: Callable[[], Any]) -> float | None:
 
 
 def _status(name: str) -> int:
-    """A line of Linux' status file of this process, in KiB."""
+    """Read a line of this process' status file on Linux, in KiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
@@ -160,7 +160,7 @@ def _status(name: str) -> int:
 
 
 def machine_facts() -> dict[str, Any]:
-    """What a figure depends on beside the code: processor, memory, accelerator, versions, commit."""
+    """Describe the machine that a number depends on: processor, memory, accelerator, versions, commit."""
     model, flags = _processor()
     gpus = [torch.cuda.get_device_name(device) for device in range(torch.cuda.device_count())]
     return {
@@ -185,7 +185,7 @@ def installed_version(distribution: str) -> str | None:
 
 
 def _processor() -> tuple[str, set[str]]:
-    """Its name, and the instruction sets that Linux lists."""
+    """Return the processor's name, and the instruction sets that Linux lists."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -196,7 +196,7 @@ def _processor() -> tuple[str, set[str]]:
 
 
 def _commit() -> str | None:
-    """The commit of this checkout, with a + if source files differ from it."""
+    """Return the commit of this checkout, with a + if source files differ from it."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parents[1]), *arguments]
@@ -213,10 +213,10 @@ def _commit() -> str | None:
 
 
 class ResultFile:
-    """JSON lines of one run, in place of those of the run before: the machine, then a record a measurement.
+    """JSON lines of one run, which replace those of the previous run: the machine, then one record per measurement.
 
-    Each record is on disk as soon as it is appended, with the benchmark's name, the date, the command line, the seed
-    and the id of the machine's line.
+    Each record is written to disk when it is appended, with the benchmark's name, date, command line, seed and the id
+    of the machine's line.
     """
 
     def __init__(self, path: str | Path, benchmark: str, seed: int = 0):
@@ -239,14 +239,14 @@ class ResultFile:
 
 
 def _command(arguments: list[str]) -> str:
-    """The command line without the folders of this machine."""
+    """Return the command line without the folders of this machine."""
     script, *rest = arguments
     rest = [Path(word).name if os.path.isabs(word) else word for word in rest]
     return f"python {shlex.join([f'benchmarks/{Path(script).name}', *rest])}"
 
 
 def argument_parser(benchmark: str, description: str) -> argparse.ArgumentParser:
-    """The arguments of every benchmark. A quick run proves that a script works; its figures mean nothing."""
+    """Make the parser of every benchmark. A quick run only tests that a script works; its numbers mean nothing."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny sizes, seconds; not for figures")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""What gpu.py measures with: the device's own clock, CUDA graphs, and records that outlive a failure."""
+"""Helpers of gpu.py: device timing, CUDA graphs, and records that survive a failed measurement."""
 
 import gc
 import time
@@ -19,7 +19,7 @@ from measure import ResultFile
 
 @dataclass
 class Bench:
-    """Where results go, on which device they are measured, and until when."""
+    """Device, results and deadline of a run."""
 
     results: ResultFile
     device: torch.device
@@ -33,8 +33,8 @@ class Bench:
 
     @contextmanager
     def measuring(self, section: str, needs_cuda: bool = False, **labels) -> Iterator[dict | None]:
-        """A record to fill in, written at the end with the error if there was one; None where there is no time or no
-        such device, which is recorded too."""
+        """Yield a record to fill in; write it at the end, with an error if there was one. Yield None, and record that,
+        if there is no time left or no such device."""
         record = {"section": section, **labels}
         gc.collect()
         if self.on_cuda:
@@ -56,7 +56,7 @@ class Bench:
         print(" ".join(f"{name}={value}" for name, value in shown.items()), flush=True)
 
     def seconds(self, run: Callable[[], object], rounds: int = 20) -> list[float]:
-        """Of each of some calls after a warm-up: by events of the device, or by the clock on the CPU."""
+        """Time calls after a warm-up: by device events, or by wall time on the CPU."""
         if not self.on_cuda:
             ticks = [time.perf_counter()]
             for _ in range(3):
@@ -80,7 +80,7 @@ def differences(values: list[float]) -> list[float]:
 
 
 def waits(run: Callable[[], object]) -> dict:
-    """How often a call makes the host wait for the device, and in which lines."""
+    """Count how often a call makes the host wait for the device, by line."""
     run()
     torch.cuda.synchronize()
     with warnings.catch_warnings(record=True) as caught:
@@ -96,14 +96,14 @@ def waits(run: Callable[[], object]) -> dict:
 
 
 def device_time(run: Callable[[], object], count: int = 12) -> dict:
-    """Milliseconds that a call keeps the device busy, and the shares of the operators that take most of them."""
+    """Return milliseconds that a call keeps the device busy, and the shares of its slowest operators."""
     for _ in range(2):
         run()
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         run()
         torch.cuda.synchronize()
-    # An operator's own device time is that of the kernels it launched, which are listed as well.
+    # An operator's own device time is that of the kernels it launched, which are also listed.
     operators = [event for event in profiler.key_averages() if event.device_type == DeviceType.CPU]
     total = sum(event.self_device_time_total for event in operators)
     operators = sorted(operators, key=lambda event: -event.self_device_time_total)[:count]
@@ -114,7 +114,7 @@ def device_time(run: Callable[[], object], count: int = 12) -> dict:
 
 
 def capture(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """The same work as one CUDA graph, after calls that allocate and compile whatever only the first ones do."""
+    """Capture the same work as one CUDA graph, after warm-up calls that allocate and compile."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -1,9 +1,9 @@
-"""Point operations beside those of other libraries: equality with the plain torch path first, then interleaved times.
+"""Point operations compared with other libraries: equality with the plain torch path first, then interleaved times.
 
     python benchmarks/ops.py                  # one thread: batches at the models' sizes, then clouds up to 1M points
     python benchmarks/ops.py --threads 2      # batches only; compared by wall time
 
-Ours runs twice, with the compiled kernels where they are installed and as plain torch, which is the oracle. Clouds are
+Our operations run twice: with the compiled kernels, if installed, and in plain torch, which is the oracle. Clouds are
 float32 points on a bumpy sphere.
 """
 
@@ -19,18 +19,18 @@ from torch import Tensor
 from measure import ResultFile, argument_parser, installed_version, interleave, output_path
 from peers import OPERATIONS, ORACLE, PEERS, Case, absent_peers, bumpy_spheres, naive_gather, peers, queries_of
 
-TOO_SLOW = 20.0  # seconds of one call; from there on a candidate is dropped
-LARGEST_MATRIX = 4e9  # bytes of all pairwise distances at once, which the naive forms hold
-BUDGET = 12.0  # seconds that the rounds of one case may take together, three rounds at least
+TOO_SLOW = 20.0  # seconds per call; a slower candidate is left out from then on
+LARGEST_MATRIX = 4e9  # bytes of all pairwise distances, which the naive forms hold at once
+BUDGET = 12.0  # seconds for the rounds of one case, at least three rounds
 
 
 # Equality ------------------------------------------------------------------------------------------------------------
 
 
 def compare(case: Case, points: Tensor, found: Tensor, expected: Tensor) -> str:
-    """What agrees with the oracle, or "no: " and how much does.
+    """Describe what agrees with the oracle, or "no: " and how much agrees.
 
-    "indices"; "distances", to 1e-6 of the largest, where other points are as near or as far; "points", the same set;
+    "indices"; "distances", to 1e-6 of the largest, for other points at equal distances; "points", the same set;
     "values", to 1e-5 of the largest.
     """
     if found.shape != expected.shape and case.operation != "farthest_point_sample":
@@ -62,7 +62,7 @@ def lengths(neighborhoods: Tensor) -> Tensor:
 
 
 def sorted_rows(points: Tensor) -> Tensor:
-    """The points of each cloud in lexicographic order."""
+    """Sort the points of each cloud in lexicographic order."""
     return torch.from_numpy(np.stack([cloud[np.lexsort(cloud.T)] for cloud in points.numpy()]))
 
 
@@ -72,7 +72,7 @@ def neighbor_distances(case: Case, points: Tensor, indices: Tensor) -> Tensor:
 
 
 def selection_distances(case: Case, points: Tensor, indices: Tensor) -> Tensor:
-    """How far each chosen point was from those chosen before it."""
+    """Compute the distance of each chosen point to those chosen before it."""
     chosen = naive_gather(points, indices)
     nearest = [(chosen[:, :row] - chosen[:, row : row + 1]).square().sum(-1).amin(1) for row in range(1, case.count)]
     return torch.stack(nearest, 1)
@@ -82,7 +82,7 @@ def selection_distances(case: Case, points: Tensor, indices: Tensor) -> Tensor:
 
 
 def cases(quick: bool, threads: int) -> Iterator[Case]:
-    """Batches at the models' sizes, then growing single clouds with a sample in 16, at most 4,096."""
+    """Yield batches at the models' sizes, then growing single clouds of which a 16th, at most 4,096, is sampled."""
     for num_points, count, batch in [(128, 8, 2)] if quick else [(1024, 64, 32), (2048, 128, 32), (8192, 512, 32)]:
         yield Case("farthest_point_sample", batch, num_points, count)
         yield Case("k_nearest_neighbors", batch, num_points, count, 8 if quick else 32)
@@ -99,11 +99,11 @@ def cases(quick: bool, threads: int) -> Iterator[Case]:
 
 
 def measure(case: Case, options: Namespace, results: ResultFile, rates: dict[tuple[str, str], float]) -> None:
-    """`rates` are the seconds a pair of points took each candidate in the case before, to foresee what is too slow."""
+    """Measure a case. `rates` are each candidate's seconds per pair of points in the last case, to skip slow ones."""
     points = bumpy_spheres(case.batch, case.points, torch.Generator().manual_seed(0))
     labels = asdict(case) | {"threads": options.threads}
     candidates = OPERATIONS[case.operation](case, points, options.threads)
-    candidates = {ORACLE: candidates[ORACLE]} | candidates  # whose result the others are compared with comes first
+    candidates = {ORACLE: candidates[ORACLE]} | candidates  # the oracle first
     runs, equal, first_seconds = {}, {}, {}
     for name, call in candidates.items():
         if any(part.split(",")[0] in absent_peers for part in name.split(" + ")):
@@ -140,7 +140,7 @@ def measure(case: Case, options: Namespace, results: ResultFile, rates: dict[tup
 
 
 def rounds_for(seconds: float) -> int:
-    """How often a round that takes so long is run: seven times if it is short, once if it is very long."""
+    """Return the number of rounds: seven if a round is short, one if it is very long."""
     return 1 if seconds > BUDGET else max(3, min(7, int(BUDGET / seconds)))
 
 

@@ -1,6 +1,6 @@
-"""Point operations as each library does them: what ops.py compares.
+"""Point operations of each library, which ops.py compares.
 
-A candidate is a call without arguments on clouds that lie ready in its library's own container. Search trees are built
+A candidate is a call without arguments, on clouds already in its library's own container. Search trees are built
 inside the call.
 """
 
@@ -35,7 +35,7 @@ Candidates = dict[str, Callable[[], Tensor]]
 
 @dataclass
 class Case:
-    """`count` are samples, queries or target points of clouds (batch, points, 3)."""
+    """Sizes of a comparison: `count` samples, queries or target points of clouds (batch, points, 3)."""
 
     operation: str
     batch: int
@@ -49,7 +49,7 @@ class Case:
 
 
 def load_peers() -> tuple[dict[str, ModuleType], dict[str, str]]:
-    """The modules that can be imported, and why the others cannot."""
+    """Import the modules that are installed; return them, and why the others cannot be imported."""
     found, absent = {}, {}
     for distribution, module in PEERS.items():
         try:
@@ -63,7 +63,7 @@ peers, absent_peers = load_peers()
 
 
 def bumpy_spheres(batch: int, num_points: int, generator: torch.Generator) -> Tensor:
-    """Points on closed surfaces, (batch, points, 3), as scans and samples of meshes are."""
+    """Sample points on closed surfaces, (batch, points, 3), like scans and samples of meshes."""
     directions = torch.nn.functional.normalize(torch.randn(batch, num_points, 3, generator=generator), dim=-1)
     phase = torch.rand(batch, 1, 3, generator=generator) * 2 * math.pi
     return directions * (1 + 0.3 * torch.sin(5 * directions + phase).prod(-1, keepdim=True))
@@ -73,7 +73,7 @@ def bumpy_spheres(batch: int, num_points: int, generator: torch.Generator) -> Te
 
 
 def naive_farthest_point_sample(points: Tensor, count: int) -> Tensor:
-    """The loop found in most point-cloud repositories, started at the first point."""
+    """Farthest point sampling as in most point-cloud repositories, from the first point."""
     rows = torch.arange(len(points))
     chosen = torch.zeros(len(points), count, dtype=torch.long)
     distances = torch.full(points.shape[:2], 1e10)
@@ -106,12 +106,12 @@ def naive_chamfer(points: Tensor, target: Tensor, squared: bool) -> Tensor:
 
 
 def queries_of(case: Case, points: Tensor) -> Tensor:
-    """Evenly spaced rows of the clouds, (batch, count, 3)."""
+    """Return evenly spaced rows of the clouds, (batch, count, 3)."""
     return points[:, :: case.points // case.count][:, : case.count].contiguous()
 
 
 def ours(call: Callable[[], Tensor]) -> Candidates:
-    """The same call with the kernels, where there are any, and without."""
+    """Return the same call with the kernels, if installed, and without."""
     if is_available is None or not is_available("cpu"):
         return {ORACLE: call}
 
@@ -123,7 +123,7 @@ def ours(call: Callable[[], Tensor]) -> Candidates:
 
 
 def sampling(case: Case, points: Tensor, threads: int) -> Candidates:
-    """Indices, or chosen points where a peer gives no indices."""
+    """Farthest point sampling: indices, or the chosen points if a peer returns no indices."""
     clouds, count = points.numpy(), case.count
     height = 3 if case.points < 10_000 else 7 if case.points < 100_000 else 9  # as fpsample advises
     in_open3d = [open3d_points(cloud) for cloud in points]
@@ -158,7 +158,7 @@ def cluster_neighbors(queries: Tensor, points: Tensor, k: int) -> Tensor:
 
 
 def cut(points: Tensor, chosen: Tensor, neighbors_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Centers at the indices `chosen`, and the neighborhoods relative to them."""
+    """Gather centers at the indices `chosen`, and the neighborhoods relative to them."""
     centers = naive_gather(points, chosen)
     return centers, naive_gather(points, neighbors_of(centers)) - centers.unsqueeze(2)
 
@@ -200,7 +200,7 @@ def neighbors(case: Case, points: Tensor, threads: int) -> Candidates:
 
 
 def grouping(case: Case, points: Tensor, threads: int) -> Candidates:
-    """Farthest point sampling, neighbours of the chosen points, and both gathered."""
+    """Farthest point sampling, neighbors of the chosen points, and gathering both."""
 
     def naive() -> Tensor:
         chosen = naive_farthest_point_sample(points, case.count)
@@ -227,7 +227,7 @@ def grouping(case: Case, points: Tensor, threads: int) -> Candidates:
 
 
 def chamfer(case: Case, points: Tensor, threads: int) -> Candidates:
-    """Loss and both gradients, end to end in one tensor."""
+    """Chamfer loss and both gradients, concatenated in one tensor."""
     squared = case.operation == "chamfer_l2"
     points = points.clone().requires_grad_()
     generator = torch.Generator().manual_seed(1)
@@ -248,7 +248,7 @@ def chamfer(case: Case, points: Tensor, threads: int) -> Candidates:
 
 
 def interpolation(case: Case, points: Tensor, threads: int) -> Candidates:
-    """Features of `count` centers at all points, by their three nearest centers."""
+    """Interpolation of the features of `count` centers to all points, from their three nearest centers."""
     centers, channels = points[:, : case.count].contiguous(), 384
     features = torch.randn(case.batch, case.count, channels, generator=torch.Generator().manual_seed(1))
 
@@ -272,12 +272,12 @@ def interpolation(case: Case, points: Tensor, threads: int) -> Candidates:
 
 
 def flatten(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Points of all clouds end to end, and the cloud of each."""
+    """Concatenate the points of all clouds; return them with the cloud index of each."""
     return points.flatten(0, 1), torch.arange(len(points)).repeat_interleave(points.shape[1])
 
 
 def open3d_points(cloud: Tensor):
-    """Its older class of clouds; the one of tensors takes a hundred times as long to sample from them."""
+    """Convert to Open3D's older cloud class; sampling its tensor class takes a hundred times as long."""
     if "open3d" not in peers:
         return None
     return peers["open3d"].geometry.PointCloud(peers["open3d"].utility.Vector3dVector(cloud.double().numpy()))

@@ -1,4 +1,4 @@
-"""The pictures of RESULTS.md; each function writes one PNG and returns its name."""
+"""Plots of RESULTS.md; each function writes one PNG and returns its name."""
 
 import io
 import statistics
@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from PIL import Image  # noqa: E402
 
-# One look a library in every picture.
+# One style per library in every plot.
 STYLES = {
     "ours, kernels": ("#c0392b", "o", 2.2),
     "ours, plain torch": ("#e08e79", "s", 1.6),
@@ -28,7 +28,7 @@ STAGES = {"read": "#85c1e9", "sample": "#2980b9", "normalise": "#34495e", "group
 
 
 def plot_growth(operation: str, records: list[dict], folder: Path) -> str:
-    """Seconds of one call over the points of one cloud, both logarithmic."""
+    """Plot seconds per call over the points of one cloud, both logarithmic."""
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for name, (color, marker, width) in STYLES.items():
         chosen = sorted((r for r in records if r["implementation"] == name), key=lambda record: record["points"])
@@ -47,7 +47,7 @@ def plot_growth(operation: str, records: list[dict], folder: Path) -> str:
 
 
 def plot_data(records: list[dict], needed: float, folder: Path) -> str:
-    """Rows/s in random order without workers, a bar for each size of rows."""
+    """Plot rows/s in random order without workers, one bar per row size."""
     chosen = [record for record in records if record["order"] == "random" and record["workers"] == 0]
     forms = list(dict.fromkeys(record["form"] for record in chosen))
     sizes = sorted({record["points"] for record in chosen})
@@ -69,7 +69,7 @@ def plot_data(records: list[dict], needed: float, folder: Path) -> str:
 
 
 def plot_embed(records: list[dict], folder: Path) -> str:
-    """Milliseconds a cloud, stage upon stage."""
+    """Plot milliseconds per cloud, with stages stacked."""
     figure, axes = plt.subplots(figsize=(7, 0.9 + 0.5 * len(records)), layout="constrained")
     names = [f"{record['implementation']}, {record['form']}" for record in records]
     starts = [0.0] * len(records)
@@ -84,7 +84,7 @@ def plot_embed(records: list[dict], folder: Path) -> str:
 
 
 def save(figure: Figure, name: str, folder: Path) -> str:
-    """In 64 colors, which makes a small file."""
+    """Save in 64 colors, for a small file."""
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=110)
     plt.close(figure)

@@ -1,8 +1,8 @@
-"""What two shortcuts change in results: bf16, and students that embed visible groups only (`embed_visible_only`).
+"""Effect of two speed-ups on results: bf16, and embedding visible groups only (`embed_visible_only`).
 
-    python benchmarks/precision.py features          # bf16 beside fp32 at paper sizes; --teacher adds a trained one
-    python benchmarks/precision.py training          # 200 steps of both stages, bf16 beside fp32
-    python benchmarks/precision.py visible_only      # loss, probe and cost beside those of the default
+    python benchmarks/precision.py features          # bf16 and fp32 at paper sizes; --teacher adds a trained one
+    python benchmarks/precision.py training          # 200 steps of both stages, bf16 and fp32
+    python benchmarks/precision.py visible_only      # loss, probe and cost, compared with the default
 
 One thread; 3, 10 and 10 minutes. Writes results/precision.jsonl, precision_training.jsonl and visible_only.jsonl.
 """
@@ -38,7 +38,7 @@ TINY = {
     "group_size": 16,
 }  # fmt: skip
 TINY_TEACHER = TINY | {"num_prompts": 4, "codebook_size": 32}
-# Both stages at a width at which bf16 takes a few times as long as fp32 on a CPU that has no instructions for it.
+# Both stages at a width at which bf16 takes a few times as long as fp32 on a CPU without bf16 instructions.
 GROUPS = {"num_groups": 16, "group_size": 16, "pointnet_dims": [16, 32, 64], "embedding_dim": 48}
 SMALL_TEACHER = GROUPS | {
     "dgcnn_dims": [32, 32, 48, 48, 64], "code_dim": 48, "feature_dim": 48, "codebook_size": 128, "decoder_dim": 64,
@@ -55,16 +55,16 @@ DEMO_STUDENT = {
 SMALL_BACKBONE = {
     "vocab_size": 64, "hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 192,
 }  # fmt: skip
-SMOOTHED = 10  # steps a point of a stored loss curve
+SMOOTHED = 10  # steps per point of a stored loss curve
 
 
 # Features ------------------------------------------------------------------------------------------------------------
 
 
 def agreement(rounded: Tensor, exact: Tensor) -> dict[str, float]:
-    """Of features (..., channels): the norm of the difference relative to that in fp32, and cosines of single rows.
+    """Compare features (..., channels): the difference's norm relative to that in fp32, and cosines of single rows.
 
-    The rows have much in common, which flatters a cosine; `centered` is the one after subtracting their mean.
+    The rows have much in common, which raises the cosine; `centered` is the cosine after subtracting their mean.
     """
     rounded, exact = rounded.double().flatten(0, -2), exact.double().flatten(0, -2)
     cosines = cosine_similarity(rounded, exact)
@@ -79,7 +79,7 @@ def agreement(rounded: Tensor, exact: Tensor) -> dict[str, float]:
 
 
 def in_bfloat16(teacher: ACTTeacher, weights: str) -> ACTTeacher:
-    """A copy with `weights` ("none", "backbone" or "all") in bf16. Around a backbone in bf16 all else stays fp32."""
+    """Copy a model with `weights` ("none", "backbone" or "all") in bf16; all else stays fp32."""
     teacher = deepcopy(teacher)
     if weights == "all":
         teacher.to(torch.bfloat16)
@@ -98,14 +98,14 @@ def _round_inputs(module: nn.Module, inputs: tuple) -> tuple:
 
 @torch.no_grad()
 def outputs_of(model: nn.Module, groups: PointGroups, autocast: bool, **options):
-    """Its outputs for groups in the precision of its weights."""
+    """Return a model's outputs for groups in the precision of its weights."""
     dtype = next(model.parameters()).dtype
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         return model(groups=PointGroups(*(part.to(dtype) for part in groups)), **options)
 
 
 def compare_teachers(name: str, teacher: ACTTeacher, points: Tensor, results: ResultFile) -> None:
-    """Arg-max targets with the codes that bf16 chose, and with those of fp32: a changed code is another target."""
+    """Compare arg-max targets with the codes of bf16 and with those of fp32; a changed code is another target."""
     groups = teacher.group(points)
     exact = outputs_of(teacher, groups, autocast=False)
     for weights in ("none", "backbone", "all"):
@@ -149,8 +149,8 @@ def compare_features(options, results: ResultFile) -> None:
 
 
 def train(results: ResultFile, script: str, recipe: str, folder: Path, variant: dict, **flags) -> dict:
-    """One run of a training script; its record holds the flags beside the recipe, the loss curve and the last
-    validation. `variant` is what distinguishes the record from those it is compared with."""
+    """Run a training script; the record holds the flags that differ from the recipe, the loss curve and the last
+    validation. `variant` distinguishes the record from those it is compared with."""
     config = TRAINING / "recipes" / recipe
     words = [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}" for name, value in flags.items()]
     call(script, f"--config={config}", f"--output_dir={folder}", "--logging_steps=1", *words)
@@ -166,7 +166,7 @@ def train(results: ResultFile, script: str, recipe: str, folder: Path, variant: 
 
 
 def write_backbone(folder: Path) -> None:
-    """A BERT with random weights, small enough for bf16 on any CPU."""
+    """Save a BERT with random weights, small enough for bf16 on any CPU."""
     torch.manual_seed(0)
     BertModel(BertConfig(**SMALL_BACKBONE)).save_pretrained(folder)
 
@@ -181,7 +181,7 @@ def call(script: str, *words: str) -> None:
 
 
 def smooth(curve: list[float]) -> list[float]:
-    """Means over consecutive steps; those left over at the end are a shorter mean."""
+    """Average consecutive steps; the last mean may cover fewer."""
     return [statistics.fmean(curve[start : start + SMOOTHED]) for start in range(0, len(curve), SMOOTHED)]
 
 
@@ -190,8 +190,8 @@ def distance(left: list[float], right: list[float]) -> float:
 
 
 def summarize(records: list[dict], key: str, base: str, other: str, value: Callable[[dict], list[float]]) -> dict:
-    """Mean distance of the `other` runs from the `base` run of the same seed, beside that of base runs of different
-    seeds; and the mean signed difference of the last value, beside the base's standard deviation over seeds."""
+    """Summarize the mean distance of the `other` runs from the `base` run of the same seed, and that of base runs of
+    different seeds; and the mean signed difference of the last value, with the base's std over seeds."""
     of = {(record[key], record["seed"]): value(record) for record in records}
     seeds = sorted(seed for kind, seed in of if kind == base)
     changes = [of[other, seed][-1] - of[base, seed][-1] for seed in seeds]
@@ -221,7 +221,7 @@ def probe(folders: list[Path], num_points: int, shapes_per_class: int, results: 
 
 
 def compare_training(options, results: ResultFile) -> None:
-    """Both stages in fp32 and bf16 from the same seeds; the students all learn from one teacher, in fp32."""
+    """Train both stages in fp32 and bf16 from the same seeds; all students learn from one teacher, in fp32."""
     seeds, steps, samples = (2, 3, 64) if options.quick else (3, 200, 2000)
     common = {"num_points": 256, "per_device_train_batch_size": 16, "max_train_steps": steps}
     common |= {"max_train_samples": samples}
@@ -258,7 +258,7 @@ def compare_training(options, results: ResultFile) -> None:
 
 
 def measure_cost(quick: bool, results: ResultFile) -> None:
-    """GFLOP a cloud and seconds of the student's training step, and of the teacher's forward before it."""
+    """Measure GFLOP per cloud and seconds of the student's training step, and of the teacher's forward before it."""
     torch.manual_seed(0)
     batch_size, num_points, rounds = (2, 128, 1) if quick else (16, 1024, 5)
     points = torch.randn(batch_size, num_points, 3)
@@ -279,7 +279,7 @@ def measure_cost(quick: bool, results: ResultFile) -> None:
 
 
 def training_step(config: ACTStudentConfig, groups: PointGroups, features: Tensor) -> Callable[[], None]:
-    """Forward, backward and AdamW with a learning rate too small to lead anywhere."""
+    """Make a step of forward, backward and AdamW, with a learning rate too small to change the result."""
     model = ACTStudentForPreTraining(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9, fused=True)
 
@@ -292,7 +292,7 @@ def training_step(config: ACTStudentConfig, groups: PointGroups, features: Tenso
 
 
 def compare_visible_only(options, results: ResultFile) -> None:
-    """The student of demo_distill.yaml with and without, from the same seeds and one teacher."""
+    """Train the student of demo_distill.yaml with and without it, from the same seeds and one teacher."""
     measure_cost(options.quick, results)
     seeds, steps, samples = (2, 3, 64) if options.quick else (3, 500, 2000)
     common = {"num_points": 512, "max_train_samples": samples}

@@ -1,7 +1,7 @@
-"""Renders RESULTS.md and its plots from the JSON lines in results/: `python benchmarks/report.py`.
+"""Render RESULTS.md and its plots from the JSON lines in results/: `python benchmarks/report.py`.
 
-Each table comes from one run, named with its command, machine and versions. What was not measured is listed as such.
-Ratios are taken round by round from interleaved rounds: the median, and in brackets the smallest and the largest.
+Each table comes from one run and names its command, machine and versions. Missing measurements are listed. Ratios are
+taken within interleaved rounds: the median, with the smallest and the largest in brackets.
 """
 
 import argparse
@@ -24,7 +24,7 @@ processes or a GPU are by the clock. Ratios are medians over rounds, with the sm
 
 @dataclass
 class Run:
-    """One result file: the machine's line and the records."""
+    """Result file: the machine's line and the records."""
 
     machine: dict
     records: list[dict]
@@ -52,7 +52,7 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Significant digits without exponents: 0.0123, 1.23, 123, 12,300."""
+    """Format with significant digits and without exponents: 0.0123, 1.23, 123, 12,300."""
     if value is None:
         return "-"
     rounded = float(f"{value:.{digits}g}")
@@ -71,7 +71,7 @@ def spread(values: list[float]) -> str:
 
 
 def ratio(slower: dict, faster: dict) -> str:
-    """How many times as long the first takes, round by round."""
+    """Format how many times as long the first takes, round by round."""
     pairs = zip(seconds(slower), seconds(faster), strict=True)
     return spread([first / second for first, second in pairs])
 
@@ -81,7 +81,7 @@ def seconds(record: dict) -> list[float]:
 
 
 def groups_of(records: list[dict], *keys: str) -> dict[tuple, list[dict]]:
-    """Records with the same values of `keys`, in the order of their first."""
+    """Group records with the same values of `keys`, in order of first occurrence."""
     found = {}
     for record in records:
         found.setdefault(tuple(record.get(key) for key in keys), []).append(record)
@@ -158,7 +158,7 @@ def render_ops(run: Run, plots: Path) -> str:
 
 
 def base_of(records: list[dict]) -> dict:
-    """Ours: with the kernels if they were there."""
+    """Return our record: with the kernels if they were installed."""
     names = {record["implementation"]: record for record in records}
     return names.get("ours, kernels") or names["ours, plain torch"]
 
@@ -248,7 +248,7 @@ def render_export(run: Run, plots: Path) -> str:
 
 
 def render_gpu(run: Run, plots: Path) -> str:
-    """A table a section with whatever its records hold."""
+    """Render one table per section, with the columns of its records."""
     parts = []
     done = [record for record in run.measured if "not_run" not in record and "failed" not in record]
     for (section,), records in groups_of(done, "section").items():
@@ -291,7 +291,7 @@ SUBJECTS = {
 
 
 def render(results: Path, plots: Path) -> str:
-    """The text of RESULTS.md. A subject may have several runs: ops.jsonl, ops_two_threads.jsonl."""
+    """Render the text of RESULTS.md. A subject may have several runs: ops.jsonl, ops_two_threads.jsonl."""
     parts = [INTRODUCTION]
     for subject, (title, render_subject) in SUBJECTS.items():
         parts.append(f"## {title}")

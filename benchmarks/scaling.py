@@ -1,7 +1,7 @@
-"""What pretraining and embedding cost from thousands of clouds to a billion: `python benchmarks/scaling.py`.
+"""Cost estimates of pretraining and embedding, from thousands of clouds to a billion: `python benchmarks/scaling.py`.
 
-Prints the tables of docs/scaling.md. Speeds are those that gpu.py measured, in results/gpu.jsonl; everything below
-that says "assumed" is to be changed by whoever knows better.
+Prints the tables of docs/scaling.md. Speeds are from gpu.py, in results/gpu.jsonl. Change whatever is marked "assumed"
+below if you have better values.
 """
 
 import json
@@ -16,18 +16,18 @@ SETS = {  # clouds, and epochs of either stage: the paper's for ShapeNet55, assu
     "Objaverse-XL": (10_000_000, 10),
     "a billion": (1_000_000_000, 1),
 }
-EFFICIENCY = {1: 1.0, 8: 0.95, 64: 0.9, 512: 0.8}  # assumed: a GPU's speed among so many, over its speed alone
+EFFICIENCY = {1: 1.0, 8: 0.95, 64: 0.9, 512: 0.8}  # assumed: speed of one of so many GPUs, relative to a single GPU
 GFLOP = {"autoencode": 41.7, "distill": 20.6, "embed": 4.01}  # a cloud, of tests/models/test_cost.py
 TRAINED = {"autoencode": 31_129_883, "distill": 25_571_456}  # parameters with a gradient
 STORED = {"autoencode": 116_185_883, "distill": 25_571_456}  # parameters of a checkpoint; ViT-B is frozen
 POINTS = (1024, 8192)  # of a stored cloud
 BYTES = {"fp32": 4, "fp16": 2}
 VECTOR = 768  # numbers of an embedding
-NETWORK = 50e9  # bytes/s of a GPU's share of the network, assumed: 400 Gbit/s
+NETWORK = 50e9  # bytes/s of network per GPU, assumed: 400 Gbit/s
 
 
 def measured_rates(path: Path = RESULTS) -> dict[str, tuple[float, int]]:
-    """Clouds/s of each step as the scripts make it, and the batch size that was fastest."""
+    """Read clouds/s of each eager step, and its fastest batch size."""
     rates = {}
     for record in map(json.loads, path.read_text().splitlines()):
         if record.get("section") == "steps" and record["mode"] == "eager" and "clouds_per_second" in record:
@@ -44,7 +44,7 @@ def size(num_bytes: float) -> str:
 
 
 def pretraining(rates: dict) -> str:
-    """Both stages on every cloud: arithmetic, GPU-hours, and hours of so many GPUs."""
+    """Estimate both stages on every cloud: FLOP, and hours on several numbers of GPUs."""
     rows = []
     for name, (clouds, epochs) in SETS.items():
         exaflop = clouds * epochs * (GFLOP["autoencode"] + GFLOP["distill"]) / 1e9
@@ -65,7 +65,7 @@ def storage() -> str:
 
 
 def reading(rates: dict) -> str:
-    """Bytes/s that keep GPUs busy, if every cloud is read whole in every epoch."""
+    """Estimate bytes/s that keep GPUs busy, if every cloud is read whole in every epoch."""
     rows = []
     for step in GFLOP:
         rate, batch = rates[step]
@@ -77,7 +77,7 @@ def reading(rates: dict) -> str:
 
 
 def exchange(rates: dict) -> str:
-    """Gradients that data-parallel GPUs exchange in a step, beside the step; and what a checkpoint holds."""
+    """Estimate gradients that data-parallel GPUs exchange per step, the time of both, and checkpoint sizes."""
     rows = []
     for step, parameters in TRAINED.items():
         rate, batch = rates[step]

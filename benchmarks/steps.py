@@ -1,11 +1,11 @@
-"""Whole steps at the paper's sizes beside the textbook form on the same weights, interleaved.
+"""Whole steps at the paper's sizes compared with the textbook form on the same weights, interleaved.
 
     python benchmarks/steps.py                             # fp32, one thread
     python benchmarks/steps.py --dtype bfloat16 --threads 2
     python benchmarks/steps.py --compile                   # torch.compile of our models as a third candidate
 
-A training step is groups, forward, backward and AdamW; `embed` is groups and forward. Before anything is timed, both
-forms are compared without dropout and noise: losses (or embeddings), and gradients.
+A training step is grouping, forward, backward and AdamW; `embed` is grouping and forward. Before timing, losses (or
+embeddings) and gradients of both forms are compared without dropout and noise.
 """
 
 import sys
@@ -46,7 +46,7 @@ TINY_STUDENT = {
 
 @dataclass
 class Step:
-    """One step in both forms; each takes points and gives a loss, or embeddings. `models` own what is optimized."""
+    """Step in both forms, each from points to a loss or embeddings. `models` own the optimized parameters."""
 
     batch_size: int
     num_points: int
@@ -127,7 +127,7 @@ STEPS = {"autoencode": autoencode, "distill": distill, "finetune": finetune, "em
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the weights for the textbook form, trainable where the model's are."""
+    """Copy the weights for the textbook form, trainable where the model's are."""
     weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         weights[name].requires_grad_(parameter.requires_grad)
@@ -137,7 +137,7 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 def optimized(
     loss: Callable[[Tensor], Tensor], parameters: list[Tensor], points: Tensor, dtype: torch.dtype, fused: bool
 ) -> Callable[[], None]:
-    """A training step on the same clouds each time; the learning rate is too small to lead anywhere."""
+    """Make a training step on fixed clouds, with a learning rate too small to change the result."""
     optimizer = torch.optim.AdamW([p for p in parameters if p.requires_grad], lr=1e-9, fused=fused)
 
     def run() -> None:
@@ -163,7 +163,7 @@ def autocast(dtype: torch.dtype):
 
 
 def differences(step: Step, points: Tensor, dtype: torch.dtype) -> dict[str, float]:
-    """Relative differences between both forms: of the output, and of all gradients together (a Euclidean norm)."""
+    """Compute relative differences between both forms, of the output and of all gradients (Euclidean norm)."""
     weights = weights_of(step.model)
     with autocast(dtype):
         ours, plain = step.ours(points), step.textbook(weights, points)
@@ -184,7 +184,7 @@ def relative(ours: Tensor, plain: Tensor) -> float:
 
 
 def count_gflop(run: Callable[[], None], batch_size: int) -> float:
-    """GFLOP a cloud, by torch's counter, in which attention is counted where it is written as products."""
+    """Count GFLOP per cloud with torch's counter, which counts attention only if it is written as products."""
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops() / batch_size / 1e9

@@ -1,4 +1,4 @@
-"""The same clouds (clouds, points, 3) in every form of storage that training opens, for data.py and embed.py."""
+"""The same clouds (clouds, points, 3) in every storage format that training opens, for data.py and embed.py."""
 
 from pathlib import Path
 
@@ -26,8 +26,8 @@ def write_ply(folder: Path, clouds: np.ndarray) -> Path:
 
 
 def write_off(folder: Path, clouds: np.ndarray) -> Path:
-    """Meshes in text, from which points are drawn while they are opened: a sphere's grid of triangles, each stretched
-    in a way of its own."""
+    """Write meshes as text, from which points are sampled when they are opened: triangulated spheres, each stretched
+    differently."""
     folder.mkdir()
     columns, rows = 32, MESH_FACES // 64 + 1
     turn, height = np.meshgrid(np.linspace(0, 2 * np.pi, columns, endpoint=False), np.linspace(0.1, 3.0, rows))

@@ -1,8 +1,8 @@
-"""The method written plainly from the paper's facts, on the weights of our models.
+"""Direct implementation of the method from the paper, on the weights of our models.
 
-Full prompts through the Transformer, gather then Conv2d, explicit attention, one-hot codes, one cloud's loss at a
-time. Every function takes `weights`, a dict of tensors by our parameter names, and a prefix into it. The oracle of
-the tests and the baseline of steps.py.
+Full prompts through the Transformer, gather then Conv2d, explicit attention, one-hot codes, losses cloud by cloud.
+Every function takes `weights`, a dict of tensors by our parameter names, and a prefix into it. It is the oracle of the
+tests and the baseline of steps.py.
 """
 
 import torch
@@ -22,7 +22,7 @@ from torch.nn.functional import (
 
 
 def group(config, points):
-    """Farthest points one after the other, and the nearest points of each by a distance matrix."""
+    """Sample farthest points one by one, and the nearest points of each by a distance matrix."""
     rows = torch.arange(len(points))
     distances = torch.full(points.shape[:2], torch.inf, dtype=points.dtype)
     chosen, current = [], torch.zeros(len(points), dtype=torch.long)
@@ -39,7 +39,7 @@ def group(config, points):
 
 
 def batch_norm(weights, name, x, training):
-    """Over all but the channels, dimension 1; batch statistics in training."""
+    """Batch norm over all dimensions but 1, the channels; with batch statistics in training."""
     statistics = (weights[f"{name}.running_mean"], weights[f"{name}.running_var"])
     mean, var = (None, None) if training else statistics
     affine = weights[f"{name}.weight"], weights[f"{name}.bias"]
@@ -51,7 +51,7 @@ def affine(weights, name, x):
 
 
 def convolve(weights, name, x):
-    """A convolution of size 1 over (batch, channels, points) or (batch, channels, points, neighbors)."""
+    """Convolution of size 1 over (batch, channels, points) or (batch, channels, points, neighbors)."""
     weight = weights[f"{name}.weight"].unsqueeze(-1)
     if x.ndim == 4:
         return conv2d(x, weight.unsqueeze(-1), weights.get(f"{name}.bias"))
@@ -96,7 +96,7 @@ def norm(weights, name, x, eps):
 
 
 def drop_path(branch, rate, training):
-    """Drops the branch for whole clouds."""
+    """Drop the branch for whole clouds."""
     if rate == 0 or not training:
         return branch
     kept = torch.rand(len(branch), 1, 1) >= rate
@@ -117,7 +117,7 @@ def block(weights, name, x, num_heads, eps, attention="attention", rate=0.0, tra
 
 
 def blocks(weights, prefix, config, depth, heads, x, positions, training):
-    """The student's blocks; outputs of all."""
+    """Run the student's blocks; return the outputs of all."""
     outputs = []
     for index in range(depth):
         rate = config.drop_path_rate * index / max(1, depth - 1)
@@ -129,7 +129,7 @@ def blocks(weights, prefix, config, depth, heads, x, positions, training):
 
 
 def backbone(weights, config, x, positions, training):
-    """Visual prompt tuning as it is usually written: prompts are tokens, replaced before every layer if deep."""
+    """Visual prompt tuning in its usual form: prompts are tokens, replaced before every layer if deep."""
     batch_size, num_prompts = x.shape[0], config.num_prompts
     kinds = ("tokens", "positions")
     if config.prompt_type != "none":
@@ -165,7 +165,7 @@ def fold(weights, features, training):
 
 
 def chamfer_l1(points, target):
-    """Mean over clouds, one at a time."""
+    """Average the Chamfer-L1 loss over clouds, one at a time."""
     losses = []
     for one, other in zip(points, target, strict=True):
         distances = ((one[:, None] - other[None]) ** 2).sum(-1)
@@ -186,7 +186,7 @@ def teacher_features(weights, config, centers, logits, temperature, training, ha
 
 
 def targets(weights, config, groups):
-    """What a student learns: features of the arg-max codes, of a teacher in eval mode."""
+    """Compute the student's targets: features of the arg-max codes, from a teacher in eval mode."""
     centers, neighborhoods = groups
     embedded = group_embedding(weights, "group_embedding", neighborhoods, False)
     logits = graph_network(weights, "code_network", embedded, centers)
@@ -194,7 +194,7 @@ def targets(weights, config, groups):
 
 
 def teacher(weights, config, groups, temperature, training, hard=False, noisy=False):
-    """Losses and features of soft (or arg-max) codes, `noisy` as the Gumbel softmax has them."""
+    """Compute losses and features of soft (or arg-max) codes; `noisy` adds Gumbel noise."""
     centers, neighborhoods = groups
     logits = graph_network(
         weights, "code_network", group_embedding(weights, "group_embedding", neighborhoods, training), centers
@@ -210,7 +210,7 @@ def teacher(weights, config, groups, temperature, training, hard=False, noisy=Fa
 
 
 def encoder(weights, config, groups, training, mask=None, prefix="student.", cls=True):
-    """Outputs of all layers, before the final norm."""
+    """Return the outputs of all layers, before the final norm."""
     centers, neighborhoods = groups
     x = group_embedding(weights, f"{prefix}group_embedding", neighborhoods, training)
     if mask is not None:

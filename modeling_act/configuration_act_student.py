@@ -17,7 +17,7 @@ class ACTStudentConfig(PreTrainedConfig):
         A cloud becomes `num_groups` tokens of `group_size` points (64 for 1024 points, 128 for 2048, 512 for 8192).
     skip_near_origin (`bool`):
         Farthest point sampling never picks points with squared norm <= 1e-3, as for the released checkpoints.
-    pointnet_dims (`tuple[int, int, int]`):
+    pointnet_dims (`list[int]`):
         Widths of the mini-PointNet inside a group: first layer, group feature, second layer.
     embedding_dim (`int`, *optional*):
         Output width of the mini-PointNet, by default `hidden_size`. Another width adds a projection.
@@ -48,7 +48,7 @@ class ACTStudentConfig(PreTrainedConfig):
     segmentation_layers (`list[int]`, *optional*):
         Layers (1-based, the last among them) whose outputs a segmentation head reads, by default those at a third, two
         thirds and all of the depth.
-    propagation_dims, segmentation_dims (`tuple[int, int]`), segmentation_dropout, num_categories, category_dim:
+    propagation_dims, segmentation_dims (`list[int]`), segmentation_dropout, num_categories, category_dim:
         Widths of the segmentation heads. Only part segmentation reads the object categories.
     category_names (`list[str]`, *optional*), parts_of_category (`list[list[int]]`, *optional*):
         Names of the object categories, and the part labels of each.
@@ -65,7 +65,7 @@ class ACTStudentConfig(PreTrainedConfig):
     num_groups: int = positive_int_field(default=64)
     group_size: int = positive_int_field(default=32)
     skip_near_origin: bool = False
-    pointnet_dims: list[int] | tuple[int, int, int] = (128, 256, 512)
+    pointnet_dims: list[int] | tuple[int, ...] = (128, 256, 512)
     embedding_dim: int | None = positive_int_field(default=None)
     position_dim: int = positive_int_field(default=128)
 
@@ -98,8 +98,8 @@ class ACTStudentConfig(PreTrainedConfig):
     classifier_dropout: float | int = interval(min=0, max=1, exclude_max=True)(default=0.5)
 
     segmentation_layers: list[int] | tuple[int, ...] | None = None
-    propagation_dims: list[int] | tuple[int, int] = (1536, 1024)
-    segmentation_dims: list[int] | tuple[int, int] = (512, 256)
+    propagation_dims: list[int] | tuple[int, ...] = (1536, 1024)
+    segmentation_dims: list[int] | tuple[int, ...] = (512, 256)
     segmentation_dropout: float | int = interval(min=0, max=1, exclude_max=True)(default=0.5)
     num_categories: int = positive_int_field(default=16)
     category_dim: int = positive_int_field(default=64)
@@ -115,7 +115,7 @@ class ACTStudentConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         for name in ("pointnet_dims", "propagation_dims", "segmentation_dims"):
-            setattr(self, name, tuple(getattr(self, name)))  # whose length the type checks
+            setattr(self, name, list(getattr(self, name)))
         if self.segmentation_layers is not None:
             self.segmentation_layers = list(self.segmentation_layers)
         # The package registers its pipelines when it is imported; only without it the folder's own ones serve.
@@ -129,6 +129,9 @@ class ACTStudentConfig(PreTrainedConfig):
             heads = getattr(self, name)
             if heads is not None and self.hidden_size % heads:
                 raise ValueError(f"`hidden_size` must be divisible by `{name}`, got {self.hidden_size} and {heads}")
+        for name, length in (("pointnet_dims", 3), ("propagation_dims", 2), ("segmentation_dims", 2)):
+            if len(getattr(self, name)) != length:
+                raise ValueError(f"`{name}` must hold {length} widths, got {getattr(self, name)}")
         for name, size in (
             ("target_mean", "teacher_dim"),
             ("target_std", "teacher_dim"),

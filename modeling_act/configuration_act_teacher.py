@@ -14,7 +14,7 @@ class ACTTeacherConfig(PreTrainedConfig):
 
     num_groups, group_size (`int`), skip_near_origin (`bool`):
         How a cloud is cut into groups, as in `ACTStudentConfig`. `group_size` must be divisible by 4.
-    pointnet_dims, dgcnn_dims (`tuple[int, ...]`), dgcnn_neighbors (`int`):
+    pointnet_dims, dgcnn_dims (`list[int]`), dgcnn_neighbors (`int`):
         Widths of the mini-PointNet, and of both DGCNNs: input, then four edge layers; neighbours in their graph.
     embedding_dim, code_dim, feature_dim (`int`):
         Widths of a group's embedding, of a code, and of the features the student learns (after the second DGCNN).
@@ -44,8 +44,8 @@ class ACTTeacherConfig(PreTrainedConfig):
     num_groups: int = positive_int_field(default=64)
     group_size: int = positive_int_field(default=32)
     skip_near_origin: bool = False
-    pointnet_dims: list[int] | tuple[int, int, int] = (128, 256, 512)
-    dgcnn_dims: list[int] | tuple[int, int, int, int, int] = (128, 256, 512, 512, 1024)
+    pointnet_dims: list[int] | tuple[int, ...] = (128, 256, 512)
+    dgcnn_dims: list[int] | tuple[int, ...] = (128, 256, 512, 512, 1024)
     dgcnn_neighbors: int = positive_int_field(default=4)
     embedding_dim: int = positive_int_field(default=384)
     code_dim: int = positive_int_field(default=384)
@@ -85,13 +85,16 @@ class ACTTeacherConfig(PreTrainedConfig):
     prompt_dropout: float | int = interval(min=0, max=1, exclude_max=True)(default=0.1)
 
     def __post_init__(self, **kwargs):
-        self.pointnet_dims, self.dgcnn_dims = tuple(self.pointnet_dims), tuple(self.dgcnn_dims)
+        self.pointnet_dims, self.dgcnn_dims = list(self.pointnet_dims), list(self.dgcnn_dims)
         if self.prompt_type == "none":
             self.num_prompts = 0
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
         """Check the rules that span fields; `@strict` calls it."""
+        for name, length in (("pointnet_dims", 3), ("dgcnn_dims", 5)):
+            if len(getattr(self, name)) != length:
+                raise ValueError(f"`{name}` must hold {length} widths, got {getattr(self, name)}")
         if self.prompt_type != "none" and self.num_prompts < 1:
             raise ValueError(
                 f"`num_prompts` must be at least 1 for {self.prompt_type} prompts, got {self.num_prompts}"

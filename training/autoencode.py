@@ -14,7 +14,7 @@ import torch
 from act_training.report.run_folder import finish_run, save_pictures
 from act_training.run.arguments import ACTTrainingArguments, parse_arguments, parse_mapping
 from act_training.run.optimization import calibrate_batch_norm, cosine_between
-from act_training.run.process import run_script, warn
+from act_training.run.process import errors_of, run_script, warn
 from act_training.run.training_run import TrainingRun
 from act_training.tasks.pretraining import code_use, evaluate_autoencoder, is_collapsed
 from torch import Tensor
@@ -66,10 +66,8 @@ class AutoencodeArguments(ACTTrainingArguments):
 
 def make_teacher(options: AutoencodeArguments, fields: dict, clouds: Tensor) -> ACTTeacher:
     """Make a teacher around the backbone, with batch statistics and logits calibrated on `clouds`."""
-    try:
+    with errors_of(f"--backbone {options.backbone}"):
         teacher = ACTTeacher.from_backbone(options.backbone, pretrained=options.pretrained_backbone, **fields)
-    except (ValueError, OSError, ImportError) as error:
-        raise InputError(f"--backbone {options.backbone}: {' '.join(str(error).split())}") from error
     teacher = teacher.to(clouds.device).train()
     calibrate_batch_norm(teacher, teacher, clouds.split(64))
     if options.calibrate_logits:
@@ -124,10 +122,8 @@ def main(arguments: list[str]) -> None:
         )
         kl_weight = cosine_between(run.global_step, kl_start, kl_steps, 0.0, options.kl_weight)
         with run.autocast():
-            output = run.model(
-                batch["points"], temperature=temperature, kl_weight=kl_weight, kl_over=options.kl_over,
-                code_mode=options.code_mode,
-            )  # fmt: skip
+            kl = {"kl_weight": kl_weight, "kl_over": options.kl_over}
+            output = run.model(batch["points"], temperature=temperature, code_mode=options.code_mode, **kl)
         run.step(output.loss)
 
         if run.is_log_due():
@@ -148,20 +144,11 @@ def main(arguments: list[str]) -> None:
     collapsed = is_collapsed(metrics, codebook_size)
     if collapsed and run.accelerator.is_main_process:
         warn(COLLAPSED.format(codebook_size=codebook_size, **metrics))
-    usage = USAGE.format(
-        name=options.hub_model_id or run.folder.name,
-        num_points=options.num_points,
-        num_groups=teacher.config.num_groups,
-        width=teacher.config.feature_dim,
-    )
-    finish_run(
-        run,
-        title="ACT teacher",
-        text=f"A point-cloud autoencoder (ACT, stage 1) around the frozen `{options.backbone}`.",
-        usage=usage,
-        metrics=metrics | {"codebook_collapsed": collapsed},
-        clouds=draw_samples(teacher, samples),
-    )
+    text = f"A point-cloud autoencoder (ACT, stage 1) around the frozen `{options.backbone}`."
+    name, sizes = options.hub_model_id or run.folder.name, {"num_groups": teacher.config.num_groups}
+    usage = USAGE.format(name=name, num_points=options.num_points, width=teacher.config.feature_dim, **sizes)
+    metrics["codebook_collapsed"] = collapsed
+    finish_run(run, "ACT teacher", text, usage, metrics, clouds=draw_samples(teacher, samples))
 
 
 if __name__ == "__main__":

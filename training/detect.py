@@ -118,14 +118,9 @@ def train(options: DetectArguments) -> dict[str, float]:
 
     run.load_final_weights()
     tested = evaluate_on_test(run, model)
-    finish_run(
-        run,
-        title="ACT object detector",
-        text=f"{describe_student(options)} with a 3DETR-style decoder, trained on `{options.dataset_name}`.",
-        usage=USAGE.format(name=options.hub_model_id or run.folder.name),
-        metrics=metrics,
-        **tested,
-    )
+    text = f"{describe_student(options)} with a 3DETR-style decoder, trained on `{options.dataset_name}`."
+    usage = USAGE.format(name=options.hub_model_id or run.folder.name)
+    finish_run(run, "ACT object detector", text, usage, metrics, **tested)
     return tested.get("test") or final_metrics(run, metrics)
 
 

@@ -18,7 +18,7 @@ from act_training.measure.frozen_features import embed, probe_accuracy
 from act_training.report.run_folder import finish_run, save_pictures
 from act_training.run.arguments import ACTTrainingArguments, parse_arguments, parse_mapping
 from act_training.run.checkpoints import digest_of
-from act_training.run.process import on_main_process, run_script
+from act_training.run.process import errors_of, on_main_process, run_script
 from act_training.run.run_data import report_skipped, split_rows
 from act_training.run.training_run import TrainingRun
 from act_training.tasks.pretraining import TeacherTargets, evaluate_distillation, load_teacher
@@ -71,17 +71,15 @@ class DistillArguments(ACTTrainingArguments):
 
 def make_student(fields: dict, teacher: ACTTeacher | None, target: str) -> ACTStudentForPreTraining:
     """Make a student of the teacher's groups; one that predicts coordinates is as wide as a group's points."""
-    try:
-        if teacher is None:
-            sizes = {"teacher_dim": 3 * fields.get("group_size", ACTStudentConfig.group_size)}
-        else:
-            sizes = {name: getattr(teacher.config, name) for name in ("num_groups", "group_size", "skip_near_origin")}
-            sizes["teacher_dim"] = teacher.config.code_dim if target == "backbone" else teacher.config.feature_dim
+    if teacher is None:
+        sizes = {"teacher_dim": 3 * fields.get("group_size", ACTStudentConfig.group_size)}
+    else:
+        sizes = {name: getattr(teacher.config, name) for name in ("num_groups", "group_size", "skip_near_origin")}
+        sizes["teacher_dim"] = teacher.config.code_dim if target == "backbone" else teacher.config.feature_dim
+    with errors_of("--model"):
         if clash := [name for name in sizes if name in fields and fields[name] != sizes[name]]:
-            raise InputError(f"--model: {', '.join(clash)} must be the teacher's, {[sizes[name] for name in clash]}")
+            raise ValueError(f"{', '.join(clash)} must be the teacher's, {[sizes[name] for name in clash]}")
         return ACTStudentForPreTraining(ACTStudentConfig(**sizes | fields | {"target": target}))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"--model: {error}") from error
 
 
 class Probe:
@@ -156,11 +154,9 @@ def main(arguments: list[str]) -> None:
     for batch in run.batches():
         groups = student.group(batch["points"])  # computed once, for teacher and student
         with run.autocast():
-            loss = run.model(
-                groups=groups, teacher_features=targets(groups, batch["keys"]),
-                bool_masked_pos=make_mask(batch["keys"], groups), num_masked=num_masked,
-            ).loss  # fmt: skip
-        run.step(loss)
+            features, mask = targets(groups, batch["keys"]), make_mask(batch["keys"], groups)
+            output = run.model(groups=groups, teacher_features=features, bool_masked_pos=mask, num_masked=num_masked)
+        run.step(output.loss)
 
         if run.is_log_due():
             run.log_training()
@@ -171,20 +167,12 @@ def main(arguments: list[str]) -> None:
         if run.is_due(options.picture_epochs):
             save_pictures(run, draw_samples())
 
-    finish_run(
-        run,
-        title="ACT student",
-        text=f"A 3D Transformer pretrained by masked distillation (ACT, stage 2) from `{options.teacher}`."
-        if teacher
-        else "A 3D Transformer pretrained on the coordinates of masked groups.",
-        usage=USAGE.format(
-            name=options.hub_model_id or run.folder.name,
-            num_points=options.num_points,
-            width=2 * student.config.hidden_size,
-        ),
-        metrics=metrics,
-        clouds=draw_samples(),
-    )
+    text = "A 3D Transformer pretrained on the coordinates of masked groups."
+    if teacher:
+        text = f"A 3D Transformer pretrained by masked distillation (ACT, stage 2) from `{options.teacher}`."
+    name, width = options.hub_model_id or run.folder.name, 2 * student.config.hidden_size
+    usage = USAGE.format(name=name, num_points=options.num_points, width=width)
+    finish_run(run, "ACT student", text, usage, metrics, clouds=draw_samples())
 
 
 if __name__ == "__main__":

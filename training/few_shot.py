@@ -11,6 +11,7 @@ its epochs, since so few clouds leave none to choose by, and what counts is the 
 """
 
 import hashlib
+import itertools
 import json
 import shutil
 from dataclasses import asdict, dataclass, field, replace
@@ -89,27 +90,24 @@ class Fold:
 
 
 def draw_rows(
-    known: PointSet, queries: PointSet, names: list[str], way: int, shot: int, number: int, options: FewShotArguments
+    known: PointSet, queries: PointSet, way: int, shot: int, number: int, options: FewShotArguments
 ) -> tuple[PointSet, PointSet, np.ndarray]:
     """Draw classes and clouds of a fold, from those classes that have enough of both."""
     random = np.random.default_rng((options.seed, way, shot, number))
-    labels = {"train": known.labels(), "test": queries.labels()}
-    wanted = {"train": shot, "test": options.queries}
-    enough = [(np.bincount(values, minlength=len(names)) >= wanted[part]) for part, values in labels.items()]
-    usable = np.flatnonzero(enough[0] & enough[1])
+    sets, wanted = (known, queries), (shot, options.queries)
+    counts = [np.bincount(part.labels(), minlength=max(part.labels().max() for part in sets) + 1) for part in sets]
+    usable = np.flatnonzero((counts[0] >= shot) & (counts[1] >= options.queries))
     if len(usable) < way:
         raise InputError(
             f"{options.dataset_name}: {way} way {shot} shot needs {way} classes of {shot} clouds in "
             f"{options.train_split} and {options.queries} in {options.test_split}, got {len(usable)}"
         )
     classes = random.choice(usable, way, replace=False)
-    rows = {
-        part: np.concatenate(
-            [random.choice(np.flatnonzero(labels[part] == label), wanted[part], replace=False) for label in classes]
-        )
-        for part in labels
-    }
-    return known.select(rows["train"]), queries.select(rows["test"]), classes
+    drawn = []
+    for part, count in zip(sets, wanted, strict=True):
+        rows = [random.choice(np.flatnonzero(part.labels() == label), count, replace=False) for label in classes]
+        drawn.append(part.select(np.concatenate(rows)))
+    return *drawn, classes
 
 
 class Folds:
@@ -134,7 +132,7 @@ class Folds:
     def make(self, way: int, shot: int, number: int) -> Fold:
         if not self.options.published_folds:
             known, queries, names, digest = self.whole
-            known, queries, classes = draw_rows(known, queries, names, way, shot, number, self.options)
+            known, queries, classes = draw_rows(known, queries, way, shot, number, self.options)
         else:
             known, queries, names, digest = self.open(f"fold_{number}_train", f"fold_{number}_test")
             classes, counts = np.unique(known.labels(), return_counts=True)
@@ -170,20 +168,15 @@ def train_fold(options: FewShotArguments, fold: Fold, fields: dict) -> dict[str,
     return metrics
 
 
-def claim(folder: Path, options: FewShotArguments) -> None:
-    """Check that folds in the folder belong to this command, and write its recipe."""
-    if options.overwrite_output_dir and not options.resume_from_checkpoint:
+def prepare_folder(folder: Path, options: FewShotArguments) -> None:
+    """Write the recipe into the output folder, which must hold no folds unless they are continued or deleted."""
+    if not options.resume_from_checkpoint:
         for place in folder.glob("*way*shot"):
+            if not options.overwrite_output_dir:
+                raise InputError(
+                    f"{folder} holds folds; pass --resume_from_checkpoint latest to go on, or --overwrite_output_dir"
+                )
             shutil.rmtree(place)
-    elif any(folder.glob("*way*shot")):
-        if not options.resume_from_checkpoint:
-            raise InputError(
-                f"{folder} holds folds; pass --resume_from_checkpoint latest to go on, or --overwrite_output_dir"
-            )
-        recipes = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")), as_recipe(options)
-        recipes = [{name: recipe[name] for name in recipe if name not in FREE_FLAGS} for recipe in recipes]
-        if changes := differences(*recipes):
-            raise InputError(f"{folder} belongs to another run: {'; '.join(changes)}")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "recipe.yaml", yaml.safe_dump(as_recipe(options), sort_keys=False))
 
@@ -200,29 +193,26 @@ def main(arguments: list[str]) -> None:
     if PartialState().num_processes > 1:
         raise InputError("few_shot.py trains small models one after the other: start it in one process")
     folder = Path(options.output_dir)
-    claim(folder, options)
+    prepare_folder(folder, options)
     folds = Folds(options, required_points(read_config(options, fields)))
-    student = digest_of_student(options.student)
+    recipe = {name: value for name, value in as_recipe(options).items() if name not in FREE_FLAGS}
+    origin = {"student": digest_of_student(options.student), "recipe": recipe}
     settings, rows = {}, []
-    for way, shot in [(way, shot) for way in options.ways for shot in options.shots]:
-        name, results = f"{way} way {shot} shot", []
+    for way, shot in itertools.product(options.ways, options.shots):
+        name = f"{way} way {shot} shot"
         for number in range(options.folds):
             place = folder / f"{way}way{shot}shot" / f"fold-{number}"
-            result = place / "result.json"
-            fold = folds.make(way, shot, number)
-            known = {"classes": fold.names, "data": fold.fingerprint, "student": student}
-            if result.is_file():
-                before = json.loads(result.read_text(encoding="utf-8"))
-                if different := differences({name: before[name] for name in known}, known):
-                    raise InputError(f"{result} is of another set or student: {'; '.join(different)}")
-            else:
-                found = train_fold(replace(options, output_dir=str(place)), fold, fields)
-                write_text(result, json.dumps(found | known, indent=1))
+            result, fold = place / "result.json", folds.make(way, shot, number)
+            identity = {"classes": fold.names, "data": fold.fingerprint, **origin}
+            if not result.is_file():
+                metrics = train_fold(replace(options, output_dir=str(place)), fold, fields)
+                write_text(result, json.dumps({"metrics": metrics, "fold": identity}, indent=1))
                 shutil.rmtree(place / "checkpoints")  # the size of the model, for each fold
-            results.append(json.loads(result.read_text(encoding="utf-8")))
-        settings[name] = [result["accuracy"] for result in results]
-        figures = [{name: value for name, value in result.items() if name not in known} for result in results]
-        rows += [{"setting": name, "fold": number} | figure for number, figure in enumerate(figures)]
+            record = json.loads(result.read_text(encoding="utf-8"))
+            if changes := differences(record["fold"], identity):
+                raise InputError(f"{result} belongs to another run: {'; '.join(changes)}")
+            settings.setdefault(name, []).append(record["metrics"]["accuracy"])
+            rows.append({"setting": name, "fold": number} | record["metrics"])
     runs = [dict(zip(settings, values, strict=True)) for values in zip(*settings.values(), strict=True)]
     write_summary(folder, "ACT few-shot", runs, {"recipe": asdict(options)}, {"each fold": rows})
 

@@ -91,14 +91,9 @@ def finetune(options: ClassificationArguments) -> dict[str, float]:
 
     run.load_final_weights()
     tested = evaluate_on_test(run, model, features)
-    finish_run(
-        run,
-        title="ACT point-cloud classifier",
-        text=f"{describe_student(options)}, protocol {options.protocol}, on `{options.dataset_name}`.",
-        usage=USAGE.format(name=options.hub_model_id or run.folder.name),
-        metrics=metrics,
-        **tested,
-    )
+    text = f"{describe_student(options)}, protocol {options.protocol}, on `{options.dataset_name}`."
+    usage = USAGE.format(name=options.hub_model_id or run.folder.name)
+    finish_run(run, "ACT point-cloud classifier", text, usage, metrics, **tested)
     return tested.get("test") or final_metrics(run, metrics)
 
 

@@ -40,6 +40,7 @@ from act_training.tasks.transfer import (
     required_points,
     run_seeds,
 )
+from transformers import PreTrainedModel
 
 from modeling_act import ACTStudentConfig, ACTStudentForPartSegmentation, ACTStudentForSemanticSegmentation
 from modeling_act.errors import InputError
@@ -84,13 +85,22 @@ class SegmentArguments(TransferArguments):
             raise InputError("--task scenes needs --normalize false: the height in a room must stay what it is")
 
 
-def read_task(options: SegmentArguments, data: RunData) -> tuple[type, dict, str | None]:
-    """Return the model class, what its configuration says of categories, and the column of categories."""
+def new_metrics(options: SegmentArguments, data: RunData, model: PreTrainedModel) -> SegmentationMetrics:
+    """Make empty metrics, which leave out the classes of --ignored."""
+    if unknown := [name for name in options.ignored if name not in data.class_names]:
+        raise InputError(f"--ignored {' '.join(unknown)}: the classes are {', '.join(data.class_names)}")
+    ignored = [data.class_names.index(name) for name in options.ignored]
+    return SegmentationMetrics(data.class_names, ignored, model.config.parts_of_category)
+
+
+def make_segmenter(options: SegmentArguments, fields: dict, data: RunData) -> tuple[PreTrainedModel, str | None]:
+    """Make the model of the task; return it and the column of object categories, for parts."""
     if options.task != "parts":
-        return ACTStudentForSemanticSegmentation, {}, None
+        return make_model(ACTStudentForSemanticSegmentation, options, fields, data.class_names), None
     names, parts = parts_of_categories([data.train, data.validation, *([data.test] if data.test else [])])
     settings = {"num_categories": len(names), "category_names": names, "parts_of_category": parts}
-    return ACTStudentForPartSegmentation, settings, category_column(data.train)
+    model = make_model(ACTStudentForPartSegmentation, options, fields, data.class_names, **settings)
+    return model, category_column(data.train)
 
 
 def segment(options: SegmentArguments) -> dict[str, float]:
@@ -100,11 +110,8 @@ def segment(options: SegmentArguments) -> dict[str, float]:
     run = TrainingRun(options)
     target = LabelColumn("point_labels", hold_out_scenes if scenes else hold_out_by_category, repeats_points=True)
     data = run.open_data(required_points(read_config(options, fields)), target=target, test_split=options.test_split)
-    if unknown := [name for name in options.ignored if name not in data.class_names]:
-        raise InputError(f"--ignored {' '.join(unknown)}: the classes are {', '.join(data.class_names)}")
-    ignored = [data.class_names.index(name) for name in options.ignored]
-    kind, settings, column = read_task(options, data)
-    model = make_model(kind, options, fields, data.class_names, **settings)
+    model, column = make_segmenter(options, fields, data)
+    new_metrics(options, data, model)  # a wrong --ignored ends the run here
     run.prepare(model, student=digest_of(model))
     run.calibrate_batch_norm(lambda batch: model(batch["points"], **extra_inputs(batch, column)))
     class_weights = None
@@ -112,11 +119,8 @@ def segment(options: SegmentArguments) -> dict[str, float]:
         class_weights = class_weights_of(data.train, len(data.class_names)).to(run.device)
     metrics: dict[str, float] = {}
 
-    def new_metrics() -> SegmentationMetrics:
-        return SegmentationMetrics(data.class_names, ignored, settings.get("parts_of_category"))
-
     def validate() -> None:
-        values = new_metrics()
+        values = new_metrics(options, data, model)
         evaluate_samples(run, model, values, column)
         metrics.update(values.compute()[0])
         run.log_validation("validation", dict(metrics), best_by="instance_miou" if column else "miou", highest=True)
@@ -125,10 +129,8 @@ def segment(options: SegmentArguments) -> dict[str, float]:
         validate()
     for batch in run.batches():
         with run.autocast():
-            output = run.model(
-                batch["points"], **extra_inputs(batch, column), labels=batch["point_labels"],
-                class_weights=class_weights,
-            )  # fmt: skip
+            targets = {"labels": batch["point_labels"], "class_weights": class_weights}
+            output = run.model(batch["points"], **extra_inputs(batch, column), **targets)
         run.step(output.loss)
 
         if run.is_log_due():
@@ -139,26 +141,16 @@ def segment(options: SegmentArguments) -> dict[str, float]:
     run.load_final_weights()
     tested = {}
     if data.test is not None:  # read here and nowhere else
-        values = new_metrics()
+        values = new_metrics(options, data, model)
         evaluate_all_points(run, model, values, column, options.votes, options.stride if scenes else None)
         tested["test"], table = values.compute()
         tested["tables"] = {"classes of the test split": table}
-    usage = USAGE.format(
-        kind=kind.__name__,
-        name=options.hub_model_id or run.folder.name,
-        function="predict_scene" if scenes else "predict_points",
-        category=", category=0" if column else "",
-        parts=PARTS if column else "",
-    )
-    finish_run(
-        run,
-        title=f"ACT segmentation of {options.task}",
-        text=f"{describe_student(options)}, trained to segment `{options.dataset_name}`.",
-        usage=usage,
-        metrics=metrics,
-        processor={"up_axis": "z", "block_size": BLOCK_SIZE} if scenes else {},
-        **tested,
-    )
+    names = {"kind": type(model).__name__, "name": options.hub_model_id or run.folder.name}
+    names |= {"function": "predict_scene" if scenes else "predict_points"}
+    usage = USAGE.format(**names, category=", category=0" if column else "", parts=PARTS if column else "")
+    processor = {"up_axis": "z", "block_size": BLOCK_SIZE} if scenes else {}
+    text = f"{describe_student(options)}, trained to segment `{options.dataset_name}`."
+    finish_run(run, f"ACT segmentation of {options.task}", text, usage, metrics, processor=processor, **tested)
     return tested.get("test") or final_metrics(run, metrics)
 
 

@@ -30,7 +30,7 @@ BAD_CONFIGURATIONS = [
     (ACTStudentConfig, {"hidden_act": "org/kernel"}, "hidden_act.*must be one of"),
     (ACTStudentConfig, {"target_mean": [0.0]}, "`target_mean` must be of length teacher_dim=384, got 1"),
     (ACTTeacherConfig, {"use_layer_scale": True, "norm_position": "post"}, "`use_layer_scale` needs norm_position"),
-    (ACTStudentConfig, {"pointnet_dims": [128, 256]}, "pointnet_dims.*expected a tuple of length 3, got 2"),
+    (ACTStudentConfig, {"pointnet_dims": [128, 256]}, "`pointnet_dims` must hold 3 widths, got .128, 256."),
     (ACTTeacherConfig, {"group_size": 30}, "`group_size` must be divisible by 4"),
     (ACTTeacherConfig, {"codebook_size": 1022}, "`codebook_size` must be divisible by 4"),
     (ACTTeacherConfig, {"num_groups": 3}, "`dgcnn_neighbors` must not exceed `num_groups`"),

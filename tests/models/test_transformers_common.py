@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from modeling_act import ACTStudent, ACTStudentForObjectDetection
-from small_models import small_models, small_student_config
+from modeling_act import ACTStudent, ACTStudentForObjectDetection, ACTTeacher
+from small_models import small_models, small_student_config, small_teacher_config
 
 DETECTION = {
     "num_queries": 8,
@@ -77,6 +77,22 @@ def test_load_with_dtype(case, dtype, tmp_path):
         inputs["points"] = inputs["points"].double()
     with torch.no_grad():
         assert all(value.isfinite().all() for value in tensors(loaded(**inputs)))
+
+
+def test_the_residual_stream_of_the_student_keeps_its_dtype_under_autocast():
+    """With a projection and without a class token, only the cast before the first layer promotes the tokens."""
+    model = ACTStudent(small_student_config(use_cls_token=False, embedding_dim=12)).eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(torch.randn(2, 64, 3), output_hidden_states=True)
+    assert {states.dtype for states in output.hidden_states} == {torch.float32}
+
+
+@pytest.mark.parametrize("prompt_type", ["deep", "none"])
+def test_the_residual_stream_of_the_teacher_keeps_its_dtype_under_autocast(prompt_type):
+    model = ACTTeacher(small_teacher_config(prompt_type=prompt_type)).eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(torch.randn(2, 64, 3), output_hidden_states=True)
+    assert {states.dtype for states in output.hidden_states} == {torch.float32}
 
 
 def test_hidden_states_and_attentions(case):

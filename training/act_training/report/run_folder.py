@@ -60,10 +60,9 @@ def finish_run(
         return run.log.close()
     options = run.options
     # The recipe repeats the run from step 0, and neither deletes nor publishes anything.
-    recipe = replace(
-        options, resume_from_checkpoint=None, overwrite_output_dir=False, push_to_hub=False, hub_model_id=None,
-        hub_private=False, hub_revision=None,
-    )  # fmt: skip
+    restart = {"resume_from_checkpoint": None, "overwrite_output_dir": False}
+    upload = {"push_to_hub": False, "hub_model_id": None, "hub_private": False, "hub_revision": None}
+    recipe = replace(options, **restart, **upload)
     public = replace(recipe, **without_local_paths(asdict(recipe)))
     for name, value in asdict(public).items():
         text = text.replace(f"`{getattr(options, name)}`", f"`{value}`")
@@ -79,10 +78,8 @@ def finish_run(
     images = {path.stem: path for path in sorted((run.folder / "pictures").glob("step-*.png"))[-1:]} | (images or {})
     report = run.folder / "report.html"
     with name_in_errors(report):
-        write_report(
-            report, title, summary | test_metrics, run.log.records(), _as_arrays(clouds), tables, images,
-            as_recipe(public),
-        )  # fmt: skip
+        shown = {"summary": summary | test_metrics, "records": run.log.records(), "clouds": _as_arrays(clouds)}
+        write_report(report, title, **shown, tables=tables, images=images, recipe=as_recipe(public))
     run.log.close()
     print(json.dumps(metrics | test_metrics))
     where = f"; published as {_push(run.folder, options)}" if options.push_to_hub else ""

@@ -40,10 +40,8 @@ class RunLog:
                 accelerator.init_trackers("act")
             except Exception as error:  # trackers have errors of their own, such as a missing login
                 raise InputError(f"--report_to {options.report_to}: {' '.join(str(error).split())}") from error
-        self.bar = tqdm(
-            total=length.total_steps, initial=start, unit="step", dynamic_ncols=True, smoothing=0.05,
-            disable=not accelerator.is_main_process,
-        )  # fmt: skip
+        looks = {"unit": "step", "dynamic_ncols": True, "smoothing": 0.05}
+        self.bar = tqdm(total=length.total_steps, initial=start, disable=not accelerator.is_main_process, **looks)
 
     def update(self, **values: str) -> None:
         """Advance the bar by a step and show `values` beside it."""

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -102,6 +103,15 @@ def _exit(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+@contextmanager
+def errors_of(flag: str) -> Iterator[None]:
+    """Report any error of loading or configuring a model in one line that names `flag`."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError, StrictDataclassError) as error:
+        raise InputError(f"{flag}: {' '.join(str(error).split())}") from error
 
 
 def warn(message: str) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -29,25 +29,23 @@ from modeling_act.errors import InputError
 CALIBRATION_BATCHES, CALIBRATION_BATCH_SIZE = 8, 32
 
 
+@dataclass
 class RunData:
     """Point sets of a run and the batches made of them, which depend on (seed, step, rank) alone.
 
     `class_names` are those of the column to learn. `fingerprint` identifies the rows, for checkpoints.
     """
 
-    def __init__(
-        self,
-        options: ACTTrainingArguments,
-        accelerator: Accelerator,
-        train: PointSet | StreamedPointSet,
-        validation: PointSet,
-        fingerprint: str,
-        test: PointSet | None = None,
-        class_names: list[str] | tuple[str, ...] = (),
-    ):
-        self.options, self.accelerator = options, accelerator
-        self.train, self.validation, self.test = train, validation, test
-        self.fingerprint, self.class_names = fingerprint, list(class_names)
+    options: ACTTrainingArguments
+    accelerator: Accelerator
+    train: PointSet | StreamedPointSet
+    validation: PointSet
+    fingerprint: str
+    test: PointSet | None = None
+    class_names: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        options = self.options
         self.sampling = Sampling(options.num_points, options.seed, options.normalize, options.point_sampling)
 
     def train_batches(self, start: int, stop: int, sampled: bool = True) -> Iterator[dict[str, Tensor]]:
@@ -83,10 +81,10 @@ class RunData:
 
     def validation_batches(self, point_set: PointSet | None = None) -> Iterator[dict[str, Tensor]]:
         """Yield this process' rows of the validation set, or of another set; always the same points."""
-        return validation_batches(
-            self.validation if point_set is None else point_set, self.options.per_device_eval_batch_size,
-            self.sampling, self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes,
-        )  # fmt: skip
+        point_set = self.validation if point_set is None else point_set
+        size, accelerator = self.options.per_device_eval_batch_size, self.accelerator
+        share = accelerator.process_index, accelerator.num_processes
+        return validation_batches(point_set, size, self.sampling, accelerator.device, *share)
 
     def all_train_batches(self, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Yield all training rows in their order, with the points of --fixed_points."""

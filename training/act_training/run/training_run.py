@@ -124,10 +124,8 @@ class TrainingRun:
         if options.push_to_hub:
             on_main_process(self.accelerator, self._create_repository)
         recipe = {name: value for name, value in asdict(options).items() if name not in FREE_FLAGS}
-        self.description = {
-            "recipe": recipe, "processes": self.accelerator.num_processes, "device": self.device.type,
-            "data": self.data.fingerprint, **inputs,
-        }  # fmt: skip
+        machine = {"processes": self.accelerator.num_processes, "device": self.device.type}
+        self.description = {"recipe": recipe, "data": self.data.fingerprint, **machine, **inputs}
         checkpoint = on_main_process(self.accelerator, self._find_checkpoint)
         self.weights = model.to(self.device).train()
         self.model = self._wrap(self.weights)
@@ -196,13 +194,11 @@ class TrainingRun:
         due, and stop after a signal."""
         options, accumulation = self.options, self.options.gradient_accumulation_steps
         total = self.length.total_steps
+        schedule = options.learning_rate, options.min_learning_rate, options.warmup_epochs, options.lr_per_epoch
         batches = self.data.train_batches(self.start * accumulation, total * accumulation, sampled)
         for step in range(self.start, total):
             torch.manual_seed(step_seed(options.seed, step, self.accelerator.process_index))
-            self.learning_rate = learning_rate_at(
-                step, self.length, options.learning_rate, options.min_learning_rate, options.warmup_epochs,
-                options.lr_per_epoch,
-            )  # fmt: skip
+            self.learning_rate = learning_rate_at(step, self.length, *schedule)
             set_learning_rate(self.optimizer, self.learning_rate)
             self._losses, self._keys = [], []
             for part in range(accumulation):
@@ -219,10 +215,8 @@ class TrainingRun:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.mixed_precision == "bf16"):
                 yield
         except FloatingPointError as error:  # in this process and perhaps in no other
-            rows = [key for keys in self._keys for key in keys.tolist()]
-            raise FloatingPointError(
-                f"step {self.global_step}: {error}; nothing was updated. {self._hint(rows)}"
-            ) from error
+            hint = self._hint(torch.cat(self._keys).tolist()) if self._keys else ""  # none before the first step
+            raise FloatingPointError(f"step {self.global_step}: {error}; nothing was updated. {hint}") from error
 
     def step(self, loss: Tensor) -> None:
         """Compute gradients; after the last batch of a step clip, check and apply them.
@@ -263,8 +257,6 @@ class TrainingRun:
 
     def _hint(self, keys: list[list[int]]) -> str:
         """Name the rows (epoch, row) of a step that failed, and what to try."""
-        if not keys:  # before the first step
-            return ""
         rows = ", ".join(self.data.train.where(row) for _, row in itertools.islice(keys, 16))
         return (
             f"The step held {len(keys)} rows: {rows}{', ...' if len(keys) > 16 else ''}. Try a lower --learning_rate, "
@@ -286,10 +278,9 @@ class TrainingRun:
 
     def log_training(self, **values: float) -> None:
         """Log loss, gradient norm, learning rate, speed and `values` of this step."""
-        values = {
-            "loss": self.loss, "gradient_norm": self.gradient_norm, "learning_rate": self.learning_rate,
-            "clouds_per_second": self.log.clouds_per_second(self.global_step), **values,
-        }  # fmt: skip
+        speed = self.log.clouds_per_second(self.global_step)
+        step = {"loss": self.loss, "gradient_norm": self.gradient_norm, "learning_rate": self.learning_rate}
+        values = step | {"clouds_per_second": speed} | values
         self.log.write(self.global_step, {f"train/{name}": value for name, value in values.items()})
 
     def validation_batches(self, point_set: PointSet | None = None) -> Iterator[dict[str, Tensor]]:
@@ -326,9 +317,9 @@ class TrainingRun:
         extra = {} if self.average is None else {"ema": self.average}
         for name, value in self.weights.state_dict().items():  # a finite update can overflow weights or statistics
             if value.is_floating_point() and not value.isfinite().all():
-                rows = [key for keys in self._keys for key in keys.tolist()]
+                hint = self._hint(torch.cat(self._keys).tolist())
                 raise FloatingPointError(
-                    f"step {self.global_step - 1}: {name} is no longer finite; nothing was saved. {self._hint(rows)}"
+                    f"step {self.global_step - 1}: {name} is no longer finite; nothing was saved. {hint}"
                 )
 
         def write(path: Path) -> None:

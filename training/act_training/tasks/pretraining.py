@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
+from act_training.run.process import errors_of
 from act_training.run.training_run import TrainingRun
 from modeling_act import ACTStudentConfig, ACTStudentForPreTraining, ACTTeacher
-from modeling_act.errors import InputError
+from modeling_act.hub.load_model import load_model
 from modeling_act.point_ops import PointGroups, k_nearest_neighbors
 
 F_SCORE_DISTANCE = 0.05  # in units of the sphere's radius
@@ -21,13 +22,8 @@ STATISTICS_CLOUDS, STATISTICS_BATCH_SIZE = 1024, 64  # to standardize targets
 
 def load_teacher(name: str) -> ACTTeacher:
     """Load a frozen teacher in eval mode, whose checkpoint must be complete."""
-    try:
-        teacher, loading = ACTTeacher.from_pretrained(name, output_loading_info=True)
-    except (ValueError, OSError, RuntimeError) as error:
-        raise InputError(f"--teacher {name}: {' '.join(str(error).split())}") from error
-    if problems := [f"{kind}: {', '.join(sorted(map(str, keys))[:3])}" for kind, keys in loading.items() if keys]:
-        raise InputError(f"--teacher {name} is no complete ACTTeacher ({'; '.join(problems)})")
-    return teacher.requires_grad_(False).eval()
+    with errors_of("--teacher"):
+        return load_model(name, "ACTTeacher").requires_grad_(False)
 
 
 class TeacherTargets:

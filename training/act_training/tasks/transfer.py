@@ -15,7 +15,7 @@ from act_training.measure.metrics import mean_and_std
 from act_training.report.run_folder import write_report
 from act_training.run.arguments import ACTTrainingArguments, check_disjoint
 from act_training.run.checkpoints import write_text
-from act_training.run.process import describe_versions
+from act_training.run.process import describe_versions, errors_of
 from act_training.run.training_run import TrainingRun
 from modeling_act import ACTStudentConfig
 from modeling_act.errors import InputError
@@ -74,16 +74,12 @@ def make_model(
         raise InputError(f"{options.dataset_name}: two of its classes have one name, {', '.join(sorted(names))}")
     config, name = read_config(options, fields | settings), options.student
     if name is None:
-        try:
+        with errors_of("--model"):
             return kind(config)
-        except ValueError as error:
-            raise InputError(f"--model: {error}") from error
-    try:
+    with errors_of(f"--student {name}"):
         model, loading = kind.from_pretrained(
             name, config=config, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except (ValueError, OSError, RuntimeError) as error:
-        raise InputError(f"--student {name}: {' '.join(str(error).split())}") from error
     unused = {"student.cls_token", "student.cls_position"} if model.student.cls_token is None else set()
     for problem, entries in loading.items():
         keys = {entry[0] if isinstance(entry, tuple) else str(entry) for entry in entries}  # mismatches have shapes
@@ -96,22 +92,18 @@ def read_config(options: TransferArguments, fields: dict) -> ACTStudentConfig:
     """Read the configuration of --student, or make one from scratch, with these fields."""
     name = options.student
     if name is None:
-        try:
+        with errors_of("--model"):
             return ACTStudentConfig(**fields)
-        except (ValueError, TypeError) as error:
-            raise InputError(f"--model: {error}") from error
     if name.endswith((".pth", ".pt")):
         raise InputError(f"--student {name}: convert it first, with python -m modeling_act convert")
     if not os.path.isdir(name) and (os.path.isabs(name) or name.count("/") != 1):
         raise InputError(f"--student {name}: there is no such folder, nor is it ORGANIZATION/NAME on the Hub")
-    try:
+    with errors_of(f"--student {name}"):
         own = ACTStudentConfig.from_pretrained(name)
         if own.model_type != ACTStudentConfig.model_type:
-            raise InputError(f"--student {name} is no ACT student but of the type {own.model_type}")
+            raise ValueError(f"is no ACT student but of the type {own.model_type}")
         config = ACTStudentConfig.from_pretrained(name, **fields)
-        config.validate_architecture()
-    except (ValueError, OSError, TypeError) as error:
-        raise InputError(f"--student {name}: {' '.join(str(error).split())}") from error
+        config.validate()
     for field_name in ENCODER_FIELDS:
         if getattr(own, field_name) != getattr(config, field_name):
             raise InputError(

@@ -1,4 +1,4 @@
-"""What teacher and student share: the base class of all models, mini-PointNet, position MLP, attention, drop path."""
+"""Shared by teacher and student: the base class of all models, mini-PointNet, position MLP, attention, drop path."""
 
 import math
 import os

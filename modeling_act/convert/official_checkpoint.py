@@ -1,9 +1,7 @@
 """Converts released checkpoints (ACT, and the encoders of Point-MAE, Point-BERT and ReCon) for `from_pretrained`.
 
-    python -m modeling_act convert CHECKPOINT OUTPUT_DIR [--teacher_output DIR] [--num_groups N] [--group_size N]
-        [--num_points N] [--not_normalized] [--num_attention_heads N] [--backbone NAME] [--num_labels N]
-
-Prints the new name of every key, and fails on a key that has none and is not known to be unused.
+Prints the new name of every key, and fails on a key that has none and is not known to be unused. Its command is
+`python -m modeling_act convert CHECKPOINT OUTPUT_DIR`; `--help` lists the options.
 """
 
 import argparse
@@ -13,111 +11,98 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch import Tensor
 from transformers import PreTrainedModel
 
+from .. import modeling_act_student as students
 from ..backbone_families import load_backbone, read_block, shape_fields
 from ..configuration_act_student import ACTStudentConfig
 from ..configuration_act_teacher import ACTTeacherConfig
 from ..errors import InputError
-from ..modeling_act_student import (
-    ACTStudent,
-    ACTStudentForPartSegmentation,
-    ACTStudentForPointCloudClassification,
-    ACTStudentForPreTraining,
-    ACTStudentForSemanticSegmentation,
-)
 from ..modeling_act_teacher import ACTTeacher
 from ..processing_act import ACTPointCloudProcessor
-from .official_keys import (
-    BACKBONE_STYLES,
-    CLASSIFIER,
-    DECODER,
-    ENCODER,
-    SEGMENTER,
-    TEACHER,
-    UNUSED_HEADS,
-    UNUSED_POINT_BERT,
-    UNUSED_POINT_BERT_ENCODER,
-    UNUSED_POINT_MAE,
-    UNUSED_RECON,
-    Rules,
-    State,
-    rename,
-    under,
-)
+from . import official_keys as official
+from .official_keys import Rules, State, rename, under
 from .read_checkpoint import read_state
 
 
 def convert(state: State, options: argparse.Namespace) -> tuple[PreTrainedModel, ACTTeacher | None]:
     """Convert the model in an official state dict, and the teacher that a stage-2 file has beside it."""
-    encoders = {key.split(".")[0] for key in state} & {"ACT_encoder", "MAE_encoder", "transformer_q"}
+    beginnings = {key.split(".")[0] for key in state}
+    encoders = beginnings & {"ACT_encoder", "MAE_encoder", "transformer_q"}
     if len(encoders) > 1:
         raise InputError(f"the file holds several encoders: {', '.join(sorted(encoders))}")
     if "ACT_encoder" in encoders:
         return convert_pretraining(state, options)
     if "MAE_encoder" in encoders:
-        return convert_encoder(state, "MAE_encoder.", UNUSED_POINT_MAE, [*UNUSED_RECON, *UNUSED_HEADS], options), None
+        unused = [*official.UNUSED_RECON, *official.UNUSED_HEADS]
+        return convert_encoder(state, "MAE_encoder.", official.UNUSED_POINT_MAE, unused, options), None
     if "transformer_q" in encoders:
-        return convert_encoder(state, "transformer_q.", UNUSED_POINT_BERT, UNUSED_POINT_BERT_ENCODER, options), None
-    if "codebook" in state and any(key.startswith("visual_embed.") for key in state):
+        unused = official.UNUSED_POINT_BERT_ENCODER
+        return convert_encoder(state, "transformer_q.", official.UNUSED_POINT_BERT, unused, options), None
+    if {"codebook", "visual_embed"} <= beginnings:
         return convert_teacher(state, options, options.num_attention_heads), None
-    if any(key.startswith("cls_head_finetune.") for key in state):
+    if "cls_head_finetune" in beginnings:
         return convert_classifier(state, options), None
-    if any(key.startswith("propagation_0") for key in state):
+    if beginnings & {"propagation_0", "propagation_0_cls"}:
         return convert_segmenter(state, options), None
-    beginnings = sorted({key.split(".")[0] for key in state})
-    raise InputError(f"no known checkpoint: its keys begin with {', '.join(beginnings[:12])}")
+    raise InputError(f"no known checkpoint: its keys begin with {', '.join(sorted(beginnings)[:12])}")
+
+
+def split(state: State, prefix: str) -> tuple[State, State]:
+    """Split a state dict into the keys that begin with the prefix, and the rest."""
+    matching = {key: tensor for key, tensor in state.items() if key.startswith(prefix)}
+    return matching, {key: tensor for key, tensor in state.items() if key not in matching}
 
 
 def convert_pretraining(state: State, options: argparse.Namespace) -> tuple[PreTrainedModel, ACTTeacher | None]:
-    tokenizer = {key: tensor for key, tensor in state.items() if key.startswith("dvae_tokenizer.")}
-    rest = {key: tensor for key, tensor in state.items() if key not in tokenizer}
-    rules = under("ACT_encoder.", ENCODER, "student.") + DECODER
-    placed = rename(rest, rules, under("ACT_encoder.", UNUSED_HEADS))
-    fields, teacher = student_fields(placed, options) | decoder_fields(placed), None
+    tokenizer, rest = split(state, "dvae_tokenizer.")
+    rules = under("ACT_encoder.", official.ENCODER, "student.") + official.DECODER
+    placed = rename(rest, rules, under("ACT_encoder.", official.UNUSED_HEADS))
+    fields, teacher = student_fields(placed, options), None
+    fields["decoder_num_hidden_layers"] = count_layers(placed, "decoder.layers.")
+    fields["decoder_intermediate_size"] = placed["decoder.layers.0.mlp.fc1.weight"].shape[0]
+    fields["teacher_dim"] = placed["decoder.projection.weight"].shape[0]
     if tokenizer:
         teacher = convert_teacher(tokenizer, options, prefix="dvae_tokenizer.")
         fields["group_size"] = teacher.config.group_size
-    return build(ACTStudentForPreTraining, ACTStudentConfig, fields, placed), teacher
+    return build(students.ACTStudentForPreTraining, ACTStudentConfig, fields, placed), teacher
 
 
 def convert_encoder(
     state: State, prefix: str, unused: Rules, unused_in_encoder: Rules, options: argparse.Namespace
-) -> ACTStudent:
+) -> students.ACTStudent:
     is_recon = any("_contrast." in key for key in state)
     if is_recon:  # its global queries have weights of their own, and groups never see them
         unused_in_encoder = [(r"cls_(token|pos)$", "ReCon's branch of global queries"), *unused_in_encoder]
-    placed = rename(state, under(prefix, ENCODER, "student."), [*unused, *under(prefix, unused_in_encoder)])
+    placed = rename(state, under(prefix, official.ENCODER, "student."), [*unused, *under(prefix, unused_in_encoder)])
     fields = student_fields(placed, options) | {"residual_after_norm": is_recon}
     if not fields["use_cls_token"]:
         print("no class token in the file: use_cls_token=False, and `pooler_output` is [mean, max]")
     placed = {key.removeprefix("student."): tensor for key, tensor in placed.items()}
-    return build(ACTStudent, ACTStudentConfig, fields, placed)
+    return build(students.ACTStudent, ACTStudentConfig, fields, placed)
 
 
-def convert_classifier(state: State, options: argparse.Namespace) -> ACTStudentForPointCloudClassification:
-    placed = rename(state, under("", ENCODER, "student.") + CLASSIFIER, UNUSED_HEADS)
+def convert_classifier(state: State, options: argparse.Namespace) -> students.ACTStudentForPointCloudClassification:
+    placed = rename(state, under("", official.ENCODER, "student.") + official.CLASSIFIER, official.UNUSED_HEADS)
     last = max(int(key.split(".")[2]) for key in placed if key.startswith("classifier."))
     fields = student_fields(placed, options) | {"head": "mlp3" if last else "linear"}
     fields["num_labels"] = agree(options, "num_labels", placed[f"classifier.layers.{last}.weight"].shape[0])
     if last:
         fields["classifier_dim"] = placed["classifier.layers.0.weight"].shape[0]
-    return build(ACTStudentForPointCloudClassification, ACTStudentConfig, fields, placed)
+    return build(students.ACTStudentForPointCloudClassification, ACTStudentConfig, fields, placed)
 
 
 def convert_segmenter(state: State, options: argparse.Namespace) -> PreTrainedModel:
-    placed = rename(state, under("", ENCODER, "student.") + SEGMENTER, UNUSED_HEADS)
-    width = {key: placed[f"head.{key}.weight"].shape[0] for key in ("propagate1", "propagate2", "linear1", "linear2")}
+    placed = rename(state, under("", official.ENCODER, "student.") + official.SEGMENTER, official.UNUSED_HEADS)
     fields = student_fields(placed, options, num_groups=128) | {
         "num_labels": agree(options, "num_labels", placed["head.linear3.weight"].shape[0]),
-        "propagation_dims": [width["propagate1"], width["propagate2"]],
-        "segmentation_dims": [width["linear1"], width["linear2"]],
+        "propagation_dims": [placed[f"head.propagate{n}.weight"].shape[0] for n in (1, 2)],
+        "segmentation_dims": [placed[f"head.linear{n}.weight"].shape[0] for n in (1, 2)],
         "use_cls_token": True,
     }
-    model_class = ACTStudentForSemanticSegmentation
+    model_class = students.ACTStudentForSemanticSegmentation
     if "category_embedding.weight" in placed:
-        model_class = ACTStudentForPartSegmentation
+        model_class = students.ACTStudentForPartSegmentation
         fields["category_dim"], fields["num_categories"] = placed["category_embedding.weight"].shape[:2]
     return build(model_class, ACTStudentConfig, fields, placed)
 
@@ -125,10 +110,10 @@ def convert_segmenter(state: State, options: argparse.Namespace) -> PreTrainedMo
 def convert_teacher(
     state: State, options: argparse.Namespace, num_heads: int | None = None, prefix: str = ""
 ) -> ACTTeacher:
-    backbone = {key: tensor for key, tensor in state.items() if key.startswith(f"{prefix}visual_embed.")}
-    rest = {key: tensor for key, tensor in state.items() if key not in backbone}
+    backbone, rest = split(state, f"{prefix}visual_embed.")
     weights, fields = convert_backbone(backbone, prefix)
-    placed = rename(rest, under(prefix, TEACHER)) | {f"backbone.{key}": tensor for key, tensor in weights.items()}
+    placed = rename(rest, under(prefix, official.TEACHER))
+    placed |= {f"backbone.{key}": tensor for key, tensor in weights.items()}
     fields |= teacher_fields(placed) | {"num_groups": options.num_groups or 64, "skip_near_origin": True}
     agree(options, "group_size", fields["group_size"])
     fields["num_attention_heads"] = default_heads(fields["hidden_size"], num_heads)
@@ -140,12 +125,9 @@ def convert_teacher(
 def convert_backbone(state: State, prefix: str) -> tuple[State, dict]:
     """Convert the keys under `visual_embed` to weights of `ACTBackbone`, and the fields that these determine."""
     state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
-    style = "timm"
-    if any(re.match(BACKBONE_STYLES["bert"][0], key) for key in state):
-        style = "bert"
-    elif "visual_embed.0.weight" in state:
-        style = "clip"
-    block_key, norms, (activation, epsilon, position) = BACKBONE_STYLES[style]
+    is_bert = any(key.startswith("visual_embed.0.layer.") for key in state)
+    style = "bert" if is_bert else "clip" if "visual_embed.0.weight" in state else "timm"
+    block_key, norms, (activation, epsilon, position) = official.BACKBONE_STYLES[style]
     blocks, others = {}, {}
     for key, tensor in state.items():
         if match := re.match(block_key, key):
@@ -196,26 +178,17 @@ def student_fields(placed: State, options: argparse.Namespace, num_groups: int =
     return fields | {name: value for name in ("group_size", "num_labels") if (value := getattr(options, name))}
 
 
-def decoder_fields(placed: State) -> dict:
-    return {
-        "decoder_num_hidden_layers": count_layers(placed, "decoder.layers."),
-        "decoder_intermediate_size": placed["decoder.layers.0.mlp.fc1.weight"].shape[0],
-        "teacher_dim": placed["decoder.projection.weight"].shape[0],
-    }
-
-
 def teacher_fields(placed: State) -> dict:
     def rows(key: str) -> int:
         return placed[key].shape[0]
 
-    graph_layers = [f"code_network.layers.{n}.linear.weight" for n in range(4)]
-    prompt_type = "none"
-    if "prompts.tokens" in placed:
-        prompt_type = "deep" if "prompts.deep_tokens" in placed else "shallow"
+    graph_layer = "code_network.layers.{}.linear.weight"
+    prompts = placed.get("prompts.tokens")
+    prompt_type = "none" if prompts is None else "deep" if "prompts.deep_tokens" in placed else "shallow"
     return {
         "group_size": 4 * rows("decoder.linear3.weight") // 3,
         "pointnet_dims": [rows(f"group_embedding.linear{n}.weight") for n in (1, 2, 3)],
-        "dgcnn_dims": [rows("code_network.input.weight"), *(rows(key) for key in graph_layers)],
+        "dgcnn_dims": [rows("code_network.input.weight"), *(rows(graph_layer.format(n)) for n in range(4))],
         "embedding_dim": rows("group_embedding.linear4.weight"),
         "codebook_size": rows("codebook"),
         "code_dim": placed["codebook"].shape[1],
@@ -224,7 +197,7 @@ def teacher_fields(placed: State) -> dict:
         "decoder_dim": rows("decoder.linear1.weight"),
         "folding_dim": rows("decoder.fold2.weight"),
         "prompt_type": prompt_type,
-        "num_prompts": placed["prompts.tokens"].shape[1] if prompt_type != "none" else 0,
+        "num_prompts": 0 if prompts is None else prompts.shape[1],
     }
 
 
@@ -257,11 +230,11 @@ def build(model_class: type, config_class: type, fields: dict, placed: State) ->
     for key in expected:
         if key.endswith("num_batches_tracked"):
             placed.setdefault(key, torch.zeros((), dtype=torch.long))
-    missing, surplus = sorted(set(expected) - set(placed)), sorted(set(placed) - set(expected))
+    missing, surplus = sorted(expected.keys() - placed), sorted(placed.keys() - expected)
     if missing or surplus:
         raise InputError(f"{model_class.__name__} lacks {missing[:8]} and has no place for {surplus[:8]}")
     for key, tensor in placed.items():
-        if squeezed(tensor) != squeezed(expected[key]):
+        if tensor.squeeze().shape != expected[key].squeeze().shape:
             raise InputError(f"{key}: expected shape {tuple(expected[key].shape)}, the file has {tuple(tensor.shape)}")
         placed[key] = tensor.reshape(expected[key].shape)
     model = model_class(config)
@@ -269,23 +242,15 @@ def build(model_class: type, config_class: type, fields: dict, placed: State) ->
     return model.eval()
 
 
-def squeezed(tensor: Tensor) -> list[int]:
-    return [size for size in tensor.shape if size != 1]
-
-
 def make_processor(model: PreTrainedModel, options: argparse.Namespace) -> ACTPointCloudProcessor:
-    """Processor for clouds as the authors prepared them in evaluation.
-
-    16 points a group, in the unit sphere unless they come from ScanObjectNN or from rooms. Finetuned models take
-    points by farthest point sampling, of a cloud that is normalized as a whole.
-    """
-    finetuned = not isinstance(model, (ACTStudent, ACTStudentForPreTraining, ACTTeacher))
-    in_rooms = isinstance(model, ACTStudentForSemanticSegmentation)
-    normalize = "cloud" if finetuned else True
+    """Make a processor that prepares clouds as the authors did in evaluation: 16 points a group, in the unit sphere
+    unless they are of ScanObjectNN or of rooms; for finetuned models the farthest points of a normalized cloud."""
+    finetuned = not isinstance(model, (students.ACTStudent, students.ACTStudentForPreTraining, ACTTeacher))
+    in_rooms = isinstance(model, students.ACTStudentForSemanticSegmentation)
     return ACTPointCloudProcessor(
         num_points=options.num_points or 16 * model.config.num_groups,
         point_sampling="farthest" if finetuned and not in_rooms else "random",
-        normalize=False if options.not_normalized or in_rooms else normalize,
+        normalize=not (options.not_normalized or in_rooms) and ("cloud" if finetuned else True),
         up_axis="z" if in_rooms else "y",
         unit="m" if in_rooms else None,
         block_size=1.0 if in_rooms else None,

@@ -9,28 +9,36 @@ from ..errors import InputError
 State = dict[str, Tensor]
 Rules = list[tuple[str, str]]  # pattern that a key starts with, and its replacement
 
+
+def numbered(official: str, ours: str, names: dict[int, str]) -> Rules:
+    """Make rules for the layers of an `nn.Sequential`, which have numbers in official files and names here."""
+    return [(rf"{official}\.{number}\.", f"{ours}{name}.") for number, name in names.items()]
+
+
+def dynamic_graph(official: str, ours: str) -> Rules:
+    """Make rules for one of the two DGCNNs of the tokenizer."""
+    rules = [(rf"{official}\.input_trans\.", f"{ours}.input.")]
+    for index in range(4):
+        rules += numbered(rf"{official}\.layer{index + 1}", f"{ours}.layers.{index}.", {0: "linear", 1: "norm"})
+    return rules + numbered(rf"{official}\.layer5", f"{ours}.", {0: "output", 1: "norm"})
+
+
 GROUP_EMBEDDING: Rules = [
-    (r"encoder\.first_conv\.0\.", "group_embedding.linear1."),
-    (r"encoder\.first_conv\.1\.", "group_embedding.norm1."),
-    (r"encoder\.first_conv\.3\.", "group_embedding.linear2."),
-    (r"encoder\.second_conv\.0\.", "group_embedding.linear3."),
-    (r"encoder\.second_conv\.1\.", "group_embedding.norm2."),
-    (r"encoder\.second_conv\.3\.", "group_embedding.linear4."),
+    *numbered(r"encoder\.first_conv", "group_embedding.", {0: "linear1", 1: "norm1", 3: "linear2"}),
+    *numbered(r"encoder\.second_conv", "group_embedding.", {0: "linear3", 1: "norm2", 3: "linear4"}),
 ]
 ENCODER: Rules = GROUP_EMBEDDING + [
     (r"cls_token$", "cls_token"),
     (r"cls_pos$", "cls_position"),
     (r"reduce_dim\.", "projection."),
-    (r"pos_embed\.0\.", "position_embedding.linear1."),
-    (r"pos_embed\.2\.", "position_embedding.linear2."),
+    *numbered("pos_embed", "position_embedding.", {0: "linear1", 2: "linear2"}),
     (r"blocks\.blocks\.(\d+)\.attn\.", r"layers.\1.attention."),
     (r"blocks\.blocks\.(\d+)\.", r"layers.\1."),
     (r"norm\.", "norm."),
 ]
 DECODER: Rules = [
     (r"mask_token$", "decoder.mask_token"),
-    (r"decoder_pos_embed\.0\.", "decoder.position_embedding.linear1."),
-    (r"decoder_pos_embed\.2\.", "decoder.position_embedding.linear2."),
+    *numbered("decoder_pos_embed", "decoder.position_embedding.", {0: "linear1", 2: "linear2"}),
     (r"ACT_decoder\.blocks\.(\d+)\.attn\.", r"decoder.layers.\1.attention."),
     (r"ACT_decoder\.blocks\.(\d+)\.", r"decoder.layers.\1."),
     (r"ACT_decoder\.norm\.", "decoder.norm."),
@@ -38,43 +46,26 @@ DECODER: Rules = [
 ]
 CLASSIFIER: Rules = [(r"cls_head_finetune\.", "classifier.layers.")]
 SEGMENTER: Rules = [
-    (r"label_conv(_cls)?\.0\.", "category_embedding."),
-    (r"label_conv(_cls)?\.1\.", "category_norm."),
-    (r"propagation_0(_cls)?\.mlp_convs\.0\.", "head.propagate1."),
-    (r"propagation_0(_cls)?\.mlp_convs\.1\.", "head.propagate2."),
-    (r"propagation_0(_cls)?\.mlp_bns\.0\.", "head.norm1."),
-    (r"propagation_0(_cls)?\.mlp_bns\.1\.", "head.norm2."),
-    (r"convs1(_cls)?\.", "head.linear1."),
-    (r"convs2(_cls)?\.", "head.linear2."),
-    (r"convs3(_cls)?\.", "head.linear3."),
-    (r"bns1(_cls)?\.", "head.norm3."),
-    (r"bns2(_cls)?\.", "head.norm4."),
+    *numbered("label_conv(?:_cls)?", "category_", {0: "embedding", 1: "norm"}),
+    *numbered(r"propagation_0(?:_cls)?\.mlp_convs", "head.", {0: "propagate1", 1: "propagate2"}),
+    *numbered(r"propagation_0(?:_cls)?\.mlp_bns", "head.", {0: "norm1", 1: "norm2"}),
+    (r"convs([123])(?:_cls)?\.", r"head.linear\1."),
+    (r"bns1(?:_cls)?\.", "head.norm3."),
+    (r"bns2(?:_cls)?\.", "head.norm4."),
 ]
 TEACHER: Rules = GROUP_EMBEDDING + [
-    *(
-        (rf"{official}\.{key}", f"{ours}.{name}")
-        for official, ours in (("dgcnn_1", "code_network"), ("dgcnn_2", "feature_network"))
-        for key, name in [(rf"layer{n}\.0\.", f"layers.{n - 1}.linear.") for n in range(1, 5)]
-        + [(rf"layer{n}\.1\.", f"layers.{n - 1}.norm.") for n in range(1, 5)]
-        + [(r"input_trans\.", "input."), (r"layer5\.0\.", "output."), (r"layer5\.1\.", "norm.")]
-    ),
+    *dynamic_graph("dgcnn_1", "code_network"),
+    *dynamic_graph("dgcnn_2", "feature_network"),
     (r"codebook$", "codebook"),
     (r"proj_pre\.", "code_projection."),
     (r"proj_post\.", "feature_projection."),
-    (r"visual_pos_embed\.0\.", "position_embedding.linear1."),
-    (r"visual_pos_embed\.2\.", "position_embedding.linear2."),
+    *numbered("visual_pos_embed", "position_embedding.", {0: "linear1", 2: "linear2"}),
     (r"visual_prompt_token$", "prompts.tokens"),
     (r"visual_prompt_pos$", "prompts.positions"),
     (r"deep_prompt_tokens$", "prompts.deep_tokens"),
     (r"deep_prompt_pos$", "prompts.deep_positions"),
-    (r"decoder\.mlp\.0\.", "decoder.linear1."),
-    (r"decoder\.mlp\.2\.", "decoder.linear2."),
-    (r"decoder\.mlp\.4\.", "decoder.linear3."),
-    (r"decoder\.final_conv\.0\.", "decoder.fold1."),
-    (r"decoder\.final_conv\.1\.", "decoder.norm1."),
-    (r"decoder\.final_conv\.3\.", "decoder.fold2."),
-    (r"decoder\.final_conv\.4\.", "decoder.norm2."),
-    (r"decoder\.final_conv\.6\.", "decoder.fold3."),
+    *numbered(r"decoder\.mlp", "decoder.", {0: "linear1", 2: "linear2", 4: "linear3"}),
+    *numbered(r"decoder\.final_conv", "decoder.", {0: "fold1", 1: "norm1", 3: "fold2", 4: "norm2", 6: "fold3"}),
 ]
 # How `visual_embed` holds a backbone: pattern of its blocks, its norms, and (activation, epsilon, norm position).
 BACKBONE_STYLES = {

@@ -1,7 +1,4 @@
-"""Reads points from a file of any supported format. Used wherever files arrive that somebody else wrote.
-
-Nothing is unpickled, results are checked, and whatever is wrong with a file becomes one line that names it.
-"""
+"""Read points from a file of any format. Nothing is unpickled, and every error is one line that names the file."""
 
 import io
 import re
@@ -19,6 +16,7 @@ TEXT_SUFFIXES = (".xyz", ".txt", ".pts", ".csv")
 CLOUD_SUFFIXES = (*MESH_SUFFIXES, ".pcd", *TEXT_SUFFIXES, ".npy", ".npz")
 # Names of the points in an npz archive, in order of preference.
 ALIASES = ("points", "xyz", "pc", "pos", "point_cloud", "pointcloud", "coords", "coord", "vertices", "data", "inputs")
+NUMBER = re.compile(r"(?<!\S)[-+]?(\.?\d\S*|inf|nan)(?!\S)", re.IGNORECASE)  # which a header of a table does not have
 
 
 @dataclass
@@ -33,15 +31,12 @@ class Cloud:
 def read_cloud(
     path: str | Path, num_points: int | None = None, seed: int = 0, dtype: type[np.floating] = np.float32
 ) -> Cloud:
-    """Read all points of a cloud, or sample `num_points` (default 8192) from the surface of a mesh, with normals.
-
-    The surface is sampled uniformly by area; the same `seed` gives the same points. Coordinates of maps need float64
-    as `dtype`.
-    """
+    """Read all points of a cloud, or sample `num_points` (default 8192) uniformly from the surface of a mesh, with
+    normals. Coordinates of maps need float64 as `dtype`."""
     if num_points is not None and num_points < 1:
         raise InputError(f"`num_points` must be at least 1, got {num_points}")
-    num_points = num_points or NUM_SURFACE_POINTS
-    return translate_errors(path, lambda checked: check_cloud(read_columns(checked, num_points, seed), dtype))
+    count = num_points or NUM_SURFACE_POINTS
+    return translate_errors(path, lambda checked: check_cloud(read_columns(checked, count, seed), dtype))
 
 
 def read_table(path: str | Path) -> np.ndarray:
@@ -99,11 +94,10 @@ def check_cloud(columns: dict[str, np.ndarray], dtype: type[np.floating]) -> Clo
             raise InputError(f"holds {name} of shape {values.shape} for points of shape {points.shape}")
         with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite
             columns[name] = np.ascontiguousarray(check_numbers(values), dtype=dtype)
-        bad = ~np.isfinite(columns[name]).all(axis=1)
-        if bad.any():
-            row = int(bad.argmax())
-            first = values[row].tolist()
-            raise InputError(f"holds {int(bad.sum())} {name} that are not finite, first {first} at {row}")
+        bad = (~np.isfinite(columns[name]).all(axis=1)).nonzero()[0]
+        if len(bad):
+            first = values[bad[0]].tolist()
+            raise InputError(f"holds {len(bad)} {name} that are not finite, first {first} at {bad[0]}")
     return Cloud(**columns)
 
 
@@ -127,9 +121,6 @@ def split_columns(table: np.ndarray) -> dict[str, np.ndarray]:
     return {"points": points, "colors": rest / (255 if rest.max() > 1 else 1)}
 
 
-# Tables and arrays ---------------------------------------------------------------------------------------------------
-
-
 def parse_table(data: bytes) -> np.ndarray:
     try:
         text = data.decode("utf-8-sig")
@@ -137,9 +128,8 @@ def parse_table(data: bytes) -> np.ndarray:
         raise InputError(f"is not text: byte {data[error.start]:#04x} at {error.start}") from error
     text = re.sub("[,;]", " ", re.sub("(#|//).*", "", text)).lstrip()
     first, _, rest = text.partition("\n")
-    words = first.split()
-    has_count = len(words) == 1 and words[0].isdecimal()  # a .pts file begins with its number of points
-    if not has_count and any(map(is_number, words)):
+    count = int(first) if first.strip().isdecimal() else None  # a .pts file begins with its number of points
+    if count is None and NUMBER.search(first):
         rest = text
     if not rest.strip():
         raise InputError("holds no points")
@@ -147,40 +137,27 @@ def parse_table(data: bytes) -> np.ndarray:
         table = np.loadtxt(io.StringIO(rest), comments=None, ndmin=2)
     except ValueError as error:
         raise InputError(f"is not a table of numbers: {error}") from error
-    if has_count and len(table) != int(words[0]):
-        raise InputError(f"announces {words[0]} points, got {len(table)}")
+    if count not in (None, len(table)):
+        raise InputError(f"announces {count} points, got {len(table)}")
     return table
-
-
-def is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        name = next((name for name in ALIASES if name in archive), None)
-        if name is None:
-            tables = [name for name in archive if archive[name].ndim == 2]
-            if len(tables) != 1:
-                names = ", ".join(archive)[:200]
-                raise InputError(f"must hold an array named {', '.join(ALIASES)}, or one table, got {names}")
-            name = tables[0]
-        columns = split_columns(archive[name])
+        tables = [name for name in ALIASES if name in archive][:1]
+        tables = tables or [name for name in archive if archive[name].ndim == 2]
+        if len(tables) != 1:
+            names = ", ".join(archive)[:200]
+            raise InputError(f"must hold an array named {', '.join(ALIASES)}, or one table, got {names}")
+        columns = split_columns(archive[tables[0]])
         columns |= {extra: archive[extra] for extra in ("normals", "colors") if extra in archive}
     if "colors" in columns and check_numbers(columns["colors"]).max(initial=0) > 1:
         columns["colors"] = columns["colors"] / 255
     return columns
 
 
-# PCD, the format of the Point Cloud Library --------------------------------------------------------------------------
-
-
 def parse_pcd(data: bytes) -> dict[str, np.ndarray]:
-    """Points, normals and colors of a PCD file: text, binary, or binary compressed with LZF."""
+    """Parse points, normals and colors of a PCD file: text, binary, or binary compressed with LZF."""
     last = re.search(rb"^DATA[ \t]+(\w+)[ \t]*\r?\n", data, re.MULTILINE)
     if last is None:
         raise InputError("has no DATA line at the end of its header")
@@ -195,37 +172,28 @@ def parse_pcd(data: bytes) -> dict[str, np.ndarray]:
     fields = [(str(place), *field) for place, field in enumerate(zip(kinds, shapes, strict=True))]
     num_points = int(header["WIDTH"][0]) * int(header["HEIGHT"][0])
     if last[1] == b"ascii":
-        rows = parse_pcd_text(body, fields, num_points)
+        rows = np.loadtxt(io.BytesIO(body), fields, comments=None, ndmin=1)
+        if len(rows) != num_points:
+            raise InputError(f"announces {num_points} points, got {len(rows)}")
     elif last[1] == b"binary":
         rows = np.frombuffer(body, fields, num_points)
-    elif last[1] == b"binary_compressed":
+    elif last[1] == b"binary_compressed":  # one field after the other
         packed_size, size = struct.unpack("<II", body[:8])
-        rows = join_fields(unpack_lzf(body[8 : 8 + packed_size], size), fields, num_points)
+        unpacked, rows, start = unpack_lzf(body[8 : 8 + packed_size], size), {}, 0
+        for name, kind, (count,) in fields:
+            rows[name] = np.frombuffer(unpacked, kind, num_points * count, start).reshape(num_points, count)
+            start += rows[name].nbytes
     else:
         raise InputError(f"must have DATA ascii, binary or binary_compressed, got {last[1].decode()[:40]!r}")
-    return name_fields({name: rows[str(place)][:, 0] for place, name in enumerate(names)})
-
-
-def parse_pcd_text(body: bytes, fields: list[tuple], num_points: int) -> np.ndarray:
-    table = np.loadtxt(io.BytesIO(body), ndmin=2, comments=None) if body.strip() else ()
-    if len(table) != num_points:
-        raise InputError(f"announces {num_points} points, got {len(table)}")
-    rows, start = np.empty(num_points, fields), 0
-    for name, _, (count,) in fields:
-        with np.errstate(invalid="ignore", over="ignore"):
-            rows[name] = table[:, start : start + count]
-        start += count
-    return rows
-
-
-def join_fields(data: bytes, fields: list[tuple], num_points: int) -> np.ndarray:
-    """Rows of a compressed file, which holds one field after the other."""
-    rows, start = np.empty(num_points, fields), 0
-    for name, kind, (count,) in fields:
-        values = np.frombuffer(data, kind, num_points * count, start)
-        rows[name] = values.reshape(num_points, count)
-        start += values.nbytes
-    return rows
+    columns = {name: rows[str(place)][:, 0] for place, name in enumerate(names)}
+    cloud = {"points": np.stack([columns[axis] for axis in "xyz"], axis=1)}
+    if {"normal_x", "normal_y", "normal_z"} <= set(columns):
+        cloud["normals"] = np.stack([columns[f"normal_{axis}"] for axis in "xyz"], axis=1)
+    packed = columns.get("rgb", columns.get("rgba"))
+    if packed is not None and packed.dtype.itemsize == 4:  # three bytes in the bits of one number
+        bits = np.ascontiguousarray(packed).view(np.uint32)
+        cloud["colors"] = np.stack([bits >> shift & 255 for shift in (16, 8, 0)], axis=1) / 255
+    return cloud
 
 
 def unpack_lzf(packed: bytes, size: int) -> bytes:
@@ -251,14 +219,3 @@ def unpack_lzf(packed: bytes, size: int) -> bytes:
     if len(unpacked) != size:
         raise InputError(f"announces {size} bytes of points, got {len(unpacked)}")
     return bytes(unpacked)
-
-
-def name_fields(fields: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    columns = {"points": np.stack([fields[axis] for axis in "xyz"], axis=1)}
-    if {"normal_x", "normal_y", "normal_z"} <= set(fields):
-        columns["normals"] = np.stack([fields[f"normal_{axis}"] for axis in "xyz"], axis=1)
-    packed = fields.get("rgb", fields.get("rgba"))
-    if packed is not None and packed.dtype.itemsize == 4:  # three bytes in the bits of one number
-        bits = np.ascontiguousarray(packed).view(np.uint32)
-        columns["colors"] = np.stack([bits >> shift & 255 for shift in (16, 8, 0)], axis=1) / 255
-    return columns

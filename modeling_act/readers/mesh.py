@@ -1,7 +1,5 @@
-"""Reads the formats that trimesh parses, and samples points on surfaces. Used by `cloud` and the processor.
-
-trimesh compares binary files with their headers; text files that end early look complete to it and are checked here.
-"""
+"""Read the formats that trimesh parses, and sample points on surfaces. Text files that end early are refused here,
+because trimesh takes them for complete ones."""
 
 import io
 import json
@@ -19,7 +17,6 @@ from ..errors import InputError
 
 NUM_SURFACE_POINTS = 8192
 MESH_SUFFIXES = (".ply", ".obj", ".off", ".stl", ".glb", ".gltf")
-COMPRESSIONS = (b"KHR_draco_mesh_compression", b"EXT_meshopt_compression")
 
 
 class BufferResolver(FilePathResolver):
@@ -31,18 +28,10 @@ class BufferResolver(FilePathResolver):
 
 def read_mesh(path: Path, num_points: int, seed: int) -> dict[str, np.ndarray]:
     """Read points (n, 3), and normals and colors where there are any: sampled from a mesh, or those of a cloud."""
-    suffix, data, resolver = path.suffix.lower(), path.read_bytes(), None
-    if suffix == ".ply":
-        check_ply(data)
-    elif suffix == ".off":
-        data = clean_off(data)
-    elif suffix == ".stl":
-        data = clean_stl(data)
-    elif suffix == ".obj":
-        data = clean_obj(data)
-    else:
-        check_gltf(data, suffix)
-        resolver = BufferResolver(str(path))
+    suffix = path.suffix.lower()
+    clean = {".ply": clean_ply, ".off": clean_off, ".stl": clean_stl, ".obj": clean_obj}.get(suffix, clean_gltf)
+    data = clean(path.read_bytes())
+    resolver = BufferResolver(str(path)) if clean is clean_gltf else None
     logging.getLogger("trimesh").setLevel(logging.CRITICAL)  # it logs tracebacks of optional parts
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -92,7 +81,7 @@ def sample_surface(triangles: np.ndarray, num_points: int, seed: int) -> dict[st
     cumulative = np.cumsum(areas)
     if not np.isfinite(cumulative[-1]):
         raise InputError("holds a mesh with coordinates that are not finite, or too large")
-    if cumulative[-1] <= 0:
+    if not cumulative[-1]:
         raise InputError("holds a mesh without area")
     generator = np.random.default_rng(seed)
     faces = np.searchsorted(cumulative, generator.random(num_points) * cumulative[-1], side="right")
@@ -105,9 +94,8 @@ def sample_surface(triangles: np.ndarray, num_points: int, seed: int) -> dict[st
 
 def name_columns(vertices: np.ndarray | dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Columns of a PLY cloud with what trimesh drops: normals, and colors in their own precision."""
-    names = set(vertices if isinstance(vertices, dict) else vertices.dtype.names)
-    columns = {}
-    for column, parts in {"points": "x y z", "normals": "nx ny nz", "colors": "red green blue"}.items():
+    names, columns = set(vertices if isinstance(vertices, dict) else vertices.dtype.names), {}
+    for column, parts in (("points", "x y z"), ("normals", "nx ny nz"), ("colors", "red green blue")):
         if set(parts.split()) <= names:
             columns[column] = np.column_stack([vertices[name] for name in parts.split()])
     if "colors" in columns:
@@ -117,45 +105,41 @@ def name_columns(vertices: np.ndarray | dict[str, np.ndarray]) -> dict[str, np.n
     return columns
 
 
-# Files that trimesh would misread ------------------------------------------------------------------------------------
-
-
-def text_rows(text: str) -> list[str]:
-    """Lines of a text without comments, without those that are blank."""
-    return [line for line in re.sub("#.*", "", text).splitlines() if line.strip()]
+def text_rows(data: bytes) -> list[str]:
+    """Split a text file into lines, without comments and blank lines."""
+    return [line for line in re.sub("#.*", "", data.decode(errors="replace")).splitlines() if line.strip()]
 
 
 def has_all_numbers(row: str) -> bool:
     """Check that a list such as "3 0 1 2" is as long as its first number says."""
-    words = row.split()
-    return len(words) > float(words[0])
+    return len(row.split()) > float(row.split()[0])
 
 
-def check_ply(data: bytes) -> None:
-    """Raise if a text PLY has fewer lines than its header announces; trimesh reads what is left."""
+def clean_ply(data: bytes) -> bytes:
+    """Refuse a text PLY with fewer lines than its header announces; trimesh reads what is left."""
     header, end, body = data.partition(b"end_header")
     if not end:
         raise InputError("has no header from ply to end_header")
     if re.search(rb"^format\s+ascii", header, re.MULTILINE):
         announced = sum(map(int, re.findall(rb"^element\s+\S+\s+(\d+)", header, re.MULTILINE)))
-        rows = text_rows(body.decode(errors="replace"))
+        rows = text_rows(body)
         ends_with_list = re.search(rb"element\s+\S+\s+[1-9]\d*\s+property\s+list[^\n]*\s*$", header)
         if len(rows) < announced or (ends_with_list and not has_all_numbers(rows[announced - 1])):
             raise InputError(f"is truncated: announces {announced} lines of elements, got {len(rows)}")
+    return data
 
 
 def clean_off(data: bytes) -> bytes:
     """Text of an OFF file as UTF-8. Its last face must be complete; trimesh leaves faces out of a truncated file."""
-    rows = text_rows(data.decode(errors="replace"))
+    rows = text_rows(data)
     counts = re.match(r"\s*[A-Z]*OFF\s*(\d+)\s+(\d+)", "\n".join(rows[:2]))
     if counts is None:
         raise InputError("does not begin with OFF and its numbers of vertices and faces")
     num_vertices, num_faces = map(int, counts.groups())
     lines = rows[1 + ("\n" in counts[0]) :][: num_vertices + num_faces]
     if len(lines) < num_vertices + num_faces or (num_faces and not has_all_numbers(lines[-1])):
-        raise InputError(
-            f"is truncated: announces {num_vertices} vertices and {num_faces} faces, got {len(lines)} lines"
-        )
+        announced = f"{num_vertices} vertices and {num_faces} faces"
+        raise InputError(f"is truncated: announces {announced}, got {len(lines)} lines")
     return "\n".join(rows).encode()
 
 
@@ -172,22 +156,18 @@ def clean_stl(data: bytes) -> bytes:
 
 def clean_obj(data: bytes) -> bytes:
     """The vertices and faces of an OBJ file alone: trimesh takes minutes for thousands of groups or materials."""
-    rows = text_rows(re.sub(rb"\\\r?\n", b" ", data).decode(errors="replace"))
-    words = [row.split() for row in rows]
-    if not any(row[0] == "v" for row in words):
+    rows = [row.split() for row in text_rows(re.sub(rb"\\\r?\n", b" ", data))]
+    if not any(row[0] == "v" for row in rows):
         raise InputError("holds no points")
-    vertices_and_faces = (" ".join(row) for row in words if row[0] in ("v", "f"))
-    return "\n".join(re.sub(r"/\S*", "", row) for row in vertices_and_faces).encode()
+    return re.sub(r"/\S*", "", "\n".join(" ".join(row) for row in rows if row[0] in ("v", "f"))).encode()
 
 
-def check_gltf(data: bytes, suffix: str) -> None:
-    """Raise for compressed files, which trimesh would read as zeros, and for damaged JSON, which it hides."""
-    if suffix == ".gltf":
+def clean_gltf(data: bytes) -> bytes:
+    """Refuse compressed files, which trimesh would read as zeros, and damaged JSON, which it hides."""
+    if not data.startswith(b"glTF"):
         json.loads(data)
     required = re.search(rb'"extensionsRequired"\s*:\s*\[(.*?)\]', data, re.DOTALL)
-    for name in COMPRESSIONS if required else ():
-        if name in required[1]:
-            raise InputError(f"is compressed by {name.decode()}, which is not supported")
-
-
-__all__ = ["MESH_SUFFIXES", "NUM_SURFACE_POINTS", "points_of_trimesh", "read_mesh"]
+    compression = required and re.search(rb"KHR_draco_mesh_compression|EXT_meshopt_compression", required[1])
+    if compression:
+        raise InputError(f"is compressed by {compression[0].decode()}, which is not supported")
+    return data

@@ -1,12 +1,9 @@
-"""`ShapeIndex`: a folder of named vectors, searched for the nearest to others by usearch.
-
-Up to `MAX_TO_SCAN` vectors are compared one by one, exactly; more are searched through a graph, which misses few.
-"""
+"""`ShapeIndex`: a folder of named vectors, searched by usearch: exactly, or above `MAX_TO_SCAN` through a graph."""
 
 import json
 import os
 from collections import Counter
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,11 +39,10 @@ class ShapeIndex:
         if len(names) != len(vectors) or not len(names):
             raise InputError(f"an index needs a name for each vector, got {len(names)} names, {len(vectors)} vectors")
         check_names(names)
-        vectors = to_unit_length(vectors)
-        folder = Path(folder)
+        vectors, folder = to_unit_length(vectors), Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ABOUT).unlink(missing_ok=True)  # written last: a folder with it is complete
-        (folder / GRAPH).unlink(missing_ok=True)
+        for name in (ABOUT, GRAPH):  # ABOUT is written last: a folder with it is complete
+            (folder / name).unlink(missing_ok=True)
         draft = folder / f".{VECTORS}.writing"  # an index that is open keeps the old file
         with draft.open("wb") as file:
             np.save(file, vectors)
@@ -68,10 +64,8 @@ class ShapeIndex:
         names, about = translate_errors(folder / ABOUT, read_about)
         vectors = translate_errors(folder / VECTORS, lambda path: np.load(path, mmap_mode="r", allow_pickle=False))
         if vectors.ndim != 2 or vectors.dtype != np.float32 or len(vectors) != len(names):
-            held = f"{vectors.dtype} of shape {vectors.shape}"
-            raise InputError(
-                f"{folder}: {VECTORS} must hold a float32 vector for each of {len(names)} names, got {held}"
-            )
+            needed = f"must hold a float32 vector for each of {len(names)} names"
+            raise InputError(f"{folder}: {VECTORS} {needed}, got {vectors.dtype} of shape {vectors.shape}")
         graph = None
         if len(names) > MAX_TO_SCAN:
             graph = Index.restore(folder / GRAPH, view=True)
@@ -93,14 +87,13 @@ class ShapeIndex:
             matches = self.graph.search(queries, count)
         else:
             matches = search(self.vectors, queries, count, MetricKind.Cos, exact=True)
-        rows = np.asarray(matches.keys).reshape(len(queries), -1)  # (n, count)
-        # Cosines are computed again, so that the scan and the graph return the same numbers.
-        cosines = np.einsum("nkd,nd->nk", self.vectors[rows], queries)
-        order = np.argsort(-cosines, axis=1, kind="stable")
-        return [
-            [(self.names[rows[query, place]], float(cosines[query, place])) for place in order[query]]
-            for query in range(len(queries))
-        ]
+        results = []
+        for query, rows in zip(queries, np.asarray(matches.keys).reshape(len(queries), -1), strict=True):
+            cosines = self.vectors[rows] @ query  # again, so that the scan and the graph return the same numbers
+            order = np.argsort(-cosines, kind="stable")
+            names = [self.names[row] for row in rows[order]]
+            results.append(list(zip(names, cosines[order].tolist(), strict=True)))
+        return results
 
     def check_model(self, vector: Tensor) -> None:
         """Raise unless `vector`, a model's of `probe_cloud()`, comes from the model that made the index."""
@@ -133,8 +126,7 @@ def check_usearch() -> None:
 def check_names(names: list) -> None:
     """Raise unless names are different relative paths: a name is looked up below a folder of shapes."""
     for name in names:
-        path = PurePosixPath(name) if isinstance(name, str) else None
-        if path is None or path.is_absolute() or ".." in path.parts or "\0" in name:
+        if not isinstance(name, str) or name.startswith("/") or ".." in name.split("/") or "\0" in name:
             raise InputError(f"names in an index must be relative paths without '..', got {name!r:.100}")
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
@@ -146,6 +138,3 @@ def to_unit_length(vectors: Tensor) -> np.ndarray:
     if bad := int((~vectors.isfinite()).sum()):
         raise InputError(f"vectors must be finite, got {bad} numbers that are not")
     return torch.nn.functional.normalize(vectors, dim=-1).numpy()
-
-
-__all__ = ["ShapeIndex", "check_usearch", "probe_cloud"]

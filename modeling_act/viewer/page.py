@@ -1,13 +1,11 @@
-"""Interactive point clouds on one HTML page that opens offline.
-
-The command `view` writes such pages; the app and the reports of training show clouds with the same script, viewer.js.
-"""
+"""Interactive point clouds on one HTML page that opens offline: of the command `view`, the app and the reports."""
 
 import base64
 import colorsys
 import html
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -44,12 +42,8 @@ class ViewerCloud:
 def viewer_page(clouds: list[ViewerCloud], title: str) -> str:
     """Return one HTML page with all clouds, which rotate together. It loads nothing else."""
     data = json.dumps({"clouds": pack_clouds(clouds)}, allow_nan=False)
-    parts = {
-        "title": html.escape(title),
-        "style": VIEWER_STYLE,
-        "script": VIEWER_SCRIPT,
-        "data": data.replace("<", "\\u003c"),  # a name could end the script element around it
-    }
+    data = data.replace("<", "\\u003c")  # a name could end the script element around it
+    parts = {"title": html.escape(title), "style": VIEWER_STYLE, "script": VIEWER_SCRIPT, "data": data}
     # In one pass: a title may look like a placeholder.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], PAGE)
 
@@ -76,10 +70,8 @@ def bounding_ball(points: np.ndarray) -> tuple[np.ndarray, float]:
 
 def label_colors(count: int) -> np.ndarray:
     """Return `count` distinct colors (count, 3) in [0, 1]: a fixed palette, continued by evenly spread hues."""
-    hues = [
-        colorsys.hls_to_rgb(0.61803 * index % 1, 0.45 + 0.2 * (index % 2), 0.6)
-        for index in range(len(LABEL_COLORS), count)
-    ]
+    more = range(len(LABEL_COLORS), count)
+    hues = [colorsys.hls_to_rgb(0.61803 * index % 1, 0.45 + 0.2 * (index % 2), 0.6) for index in more]
     return np.concatenate([_rgb(LABEL_COLORS), np.reshape(hues, (-1, 3))])[:count]
 
 
@@ -103,27 +95,19 @@ def _pack(cloud: ViewerCloud, frame: np.ndarray, label_color: dict[int, np.ndarr
     """Encode one cloud; all points of `frame` fit into its panel."""
     frame = np.asarray(frame, np.float64)
     center, radius = bounding_ball(frame)
-    chosen = np.sort(np.random.default_rng(0).permutation(len(cloud.points))[:limit])
+    total = len(cloud.points)
+    chosen = np.sort(np.random.default_rng(0).permutation(total)[:limit])
     points = np.asarray(cloud.points, np.float64)[chosen]
-    packed = {
-        "name": cloud.name,
-        "points": _base64((points - center) / radius * 32767, "<i2"),
-        "drawn": len(chosen),
-        "total": len(cloud.points),
-        "center": center.tolist(),
-        "radius": radius,
-    }
+    packed = {"name": cloud.name, "points": _base64((points - center) / radius * 32767, "<i2")}
+    packed |= {"drawn": len(chosen), "total": total, "center": center.tolist(), "radius": radius}
     if cloud.colors is not None:
         colors = np.clip(np.asarray(cloud.colors, np.float64)[chosen], 0, 1)
     elif cloud.labels is not None:
         labels, positions = np.unique(np.asarray(cloud.labels)[chosen].astype(int), return_inverse=True)
-        names = cloud.label_names or {}
+        names = [str((cloud.label_names or {}).get(label, f"label {label}")) for label in labels.tolist()]
         colors = np.array([label_color[label] for label in labels.tolist()])
-        packed["legend"] = [
-            [str(names.get(label, f"label {label}")), _hex(color)]
-            for label, color in zip(labels.tolist(), colors, strict=True)
-        ]
-        packed["labels"] = _base64(positions, "<u4")
+        hexadecimal = ["#" + row.tobytes().hex() for row in np.rint(255 * colors).astype("u1")]
+        packed |= {"legend": list(zip(names, hexadecimal, strict=True)), "labels": _base64(positions, "<u4")}
         colors = colors[positions]
     elif cloud.values is not None:
         values = np.asarray(cloud.values, np.float64)[chosen]
@@ -135,17 +119,10 @@ def _pack(cloud: ViewerCloud, frame: np.ndarray, label_color: dict[int, np.ndarr
     return packed | {"colors": _base64(255 * colors, "u1")}
 
 
-def _rgb(colors: list[str] | tuple[str, ...]) -> np.ndarray:
+def _rgb(colors: Sequence[str]) -> np.ndarray:
     return np.array([list(bytes.fromhex(color[1:])) for color in colors]) / 255
-
-
-def _hex(color: np.ndarray) -> str:
-    return "#" + np.rint(255 * color).astype("u1").tobytes().hex()
 
 
 def _base64(values: np.ndarray, kind: str) -> str:
     values = np.rint(values) if kind[-2] in "iu" else values
     return base64.b64encode(values.astype(kind).tobytes()).decode()
-
-
-__all__ = ["ViewerCloud", "viewer_page", "pack_clouds"]

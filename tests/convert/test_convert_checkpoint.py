@@ -164,7 +164,7 @@ def test_sizes_come_from_the_shapes(tmp_path):
     config = ACTStudentConfig.from_pretrained(tmp_path / "out")
     assert (config.hidden_size, config.num_hidden_layers, config.intermediate_size) == (96, 4, 384)
     assert (config.head, config.num_labels, config.classifier_dim, config.skip_near_origin) == ("mlp3", 15, 256, True)
-    assert config.pointnet_dims == [128, 256, 512] and config.num_groups == 16
+    assert list(config.pointnet_dims) == [128, 256, 512] and config.num_groups == 16
 
 
 def test_backbone_is_recorded_and_unreadable_names_are_said(tmp_path, capsys):

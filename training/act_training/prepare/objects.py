@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from act_training.data.arrays import open_h5
+from act_training.data.schema import open_h5
 from modeling_act.errors import InputError
 from modeling_act.readers.cloud import CLOUD_SUFFIXES, read_array, read_cloud, read_table, translate_errors
 

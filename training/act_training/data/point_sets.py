@@ -19,16 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
-from datasets import (
-    ClassLabel,
-    Dataset,
-    DatasetDict,
-    Features,
-    concatenate_datasets,
-    load_dataset,
-    load_dataset_builder,
-    load_from_disk,
-)
+from datasets import ClassLabel, Dataset, DatasetDict, Features
 from tqdm import tqdm
 
 from act_training.data.schema import (
@@ -227,9 +218,6 @@ def columns_of(table: pa.Table, columns: dict[str, str]) -> dict:
     return arrays
 
 
-# Opening -------------------------------------------------------------------------------------------------------------
-
-
 def open_point_set(
     name: str,
     split: str = "train",
@@ -255,7 +243,7 @@ def open_point_set(
         f"{name}: {'damaged' if exists else 'neither a file or folder here nor a set that `datasets` can load'}"
     ):
         parts = [_open_split(name, part, config_name, num_points) for part in split.split("+")]
-        return PointSet(concatenate_datasets(parts) if len(parts) > 1 else parts[0], f"{name} ({split})")
+        return PointSet(datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0], f"{name} ({split})")
 
 
 @contextmanager
@@ -281,7 +269,7 @@ def _open_split(name: str, split: str, config_name: str | None, num_points: int)
     if path.is_file() and path.suffix != ".parquet":
         return _pick(read_array_set(path), split, name)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        opened = load_from_disk(str(path))
+        opened = datasets.load_from_disk(str(path))
         return _pick(opened if isinstance(opened, DatasetDict) else {"train": opened}, split, name)
     if path.is_dir() and not any(path.rglob("*.parquet")):
         arrays = {file.stem: file for file in sorted(path.iterdir()) if file.suffix in ARRAY_SUFFIXES}
@@ -292,12 +280,12 @@ def _open_split(name: str, split: str, config_name: str | None, num_points: int)
         raise InputError(f"{name}: there is no such file or folder")
     files, features = _files_by_split(name, config_name)
     if not _all_parquet(files):
-        return _pick(load_dataset(name, config_name), split, name)
+        return _pick(datasets.load_dataset(name, config_name), split, name)
     shards = _pick(files, split, name)
     for file in shards:
         if "://" not in file:
             _read_footer(file)  # the errors of `datasets` do not name the damaged file
-    return load_dataset("parquet", data_files={split: shards}, features=features, split=split)
+    return datasets.load_dataset("parquet", data_files={split: shards}, features=features, split=split)
 
 
 def _prepare_built_in(name: str) -> Path:
@@ -339,15 +327,16 @@ def _read_folder(path: Path, num_points: int) -> Dataset:
     return build_dataset(columns, class_names=classes)
 
 
-# Parquet -------------------------------------------------------------------------------------------------------------
-
-
 def _files_by_split(name: str, config_name: str | None) -> tuple[dict[str, list[str]], Features | None]:
     """Files by split of a parquet file, a folder or a set on the Hub, and the features that the Hub states."""
     if Path(name).is_file():
         return {"train": [name]}, None
     is_folder = Path(name).is_dir()
-    builder = load_dataset_builder("parquet", data_dir=name) if is_folder else load_dataset_builder(name, config_name)
+    builder = (
+        datasets.load_dataset_builder("parquet", data_dir=name)
+        if is_folder
+        else datasets.load_dataset_builder(name, config_name)
+    )
     files = {str(split): list(map(str, shards)) for split, shards in (builder.config.data_files or {}).items()}
     return files, builder.info.features
 

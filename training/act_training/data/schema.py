@@ -58,9 +58,6 @@ def find_columns(names: Sequence[str], source: str) -> dict[str, str]:
     return columns
 
 
-# Building ------------------------------------------------------------------------------------------------------------
-
-
 def make_features(num_points: int | None, columns: Sequence[str], **names: Sequence[str] | None) -> Features:
     """Features of a set with these columns; `num_points` is None if clouds differ in size.
 
@@ -106,9 +103,6 @@ def _join(values: Sequence, width: tuple[int, ...], dtype: type) -> tuple[np.nda
     """Concatenate clouds; returns the values and the offsets of the clouds in them."""
     joined = np.concatenate([np.asarray(cloud, dtype=dtype).reshape(-1, *width) for cloud in values])
     return joined, np.cumsum([0, *map(len, values)], dtype=np.int32)
-
-
-# Files of arrays -----------------------------------------------------------------------------------------------------
 
 
 def open_h5(path: Path):
@@ -165,9 +159,6 @@ def _split_arrays(arrays: dict[str, np.ndarray]) -> dict[str, Dataset]:
     }
 
 
-# Reading -------------------------------------------------------------------------------------------------------------
-
-
 def as_lists(table: pa.Table) -> pa.Table:
     """Convert extension types to plain lists; Arrow would build a Python object for each slice of the former."""
     for place, field in enumerate(table.schema):
@@ -208,9 +199,6 @@ def place_of_block(name: str) -> tuple[str, np.ndarray] | None:
     if match is None:
         return None
     return match[1], np.array([(int(match[2]) + 0.5) * BLOCK_SIZE, (int(match[3]) + 0.5) * BLOCK_SIZE, 0])
-
-
-# Checking ------------------------------------------------------------------------------------------------------------
 
 
 def find_bad_rows(table: pa.Table, column: str, min_points: int) -> dict[int, str]:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from act_training.data.checks import check_point_set
 from act_training.data.keyed_random import keyed_mask
 from act_training.data.point_sets import open_point_set
+from act_training.data.schema import check_point_set
 from act_training.measure.frozen_features import embed, probe_accuracy
 from act_training.report.run_folder import finish_run, save_pictures
 from act_training.run.arguments import ACTTrainingArguments, parse_arguments, parse_mapping

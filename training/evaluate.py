@@ -19,9 +19,9 @@ from typing import Literal
 import numpy as np
 import torch
 from act_training.data.batches import validation_batches
-from act_training.data.checks import check_point_set
 from act_training.data.keyed_random import Sampling
 from act_training.data.point_sets import PointSet, open_point_set
+from act_training.data.schema import check_point_set
 from act_training.measure import robustness
 from act_training.measure.frozen_features import (
     CLASSIFIERS,

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 import yaml
 from accelerate import PartialState
-from act_training.data.checks import check_point_set
 from act_training.data.point_sets import PointSet, open_point_set
+from act_training.data.schema import check_point_set
 from act_training.run.arguments import as_recipe, parse_arguments, parse_mapping
 from act_training.run.checkpoints import differences, digest_of, write_text
 from act_training.run.process import run_script

@@ -22,7 +22,7 @@ import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from act_training.prepare.everyday import plan_everyday_rooms, plan_everyday_shapes
+from act_training.prepare.everyday import NUM_CLOUDS, plan_everyday
 from act_training.prepare.few_shot import plan_few_shot
 from act_training.prepare.jobs import prepare_splits, summarize
 from act_training.prepare.objects import (
@@ -50,10 +50,9 @@ SOURCES = {
     "scannet": plan_scannet,
     "fewshot_modelnet40": plan_few_shot,
     "folder": plan_folder,
-    "everyday_shapes": plan_everyday_shapes,
-    "everyday_rooms": plan_everyday_rooms,
+    "everyday_shapes": plan_everyday,
+    "everyday_rooms": plan_everyday,
 }
-GENERATED = ("everyday_shapes", "everyday_rooms")
 CARD = """---
 pretty_name: {title}
 tags: [point-cloud, 3d]
@@ -66,7 +65,7 @@ tags: [point-cloud, 3d]
 |---|---|---|---|
 {splits}
 
-Columns: {columns}. {rejected}
+Columns: {columns}. {num_rejected} clouds were left out, see summary.json.
 
 Written by `prepare_data.py` with {choices}. The licence is that of the source, which this copy does not change.
 
@@ -84,9 +83,7 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("source", choices=SOURCES)
     parser.add_argument("--raw", type=Path, help="the folder with the set as published; not for generated sets")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write; it must not exist")
-    parser.add_argument(
-        "--num_points", type=int, help="farthest points to keep of each cloud, or to sample from a mesh"
-    )
+    parser.add_argument("--num_points", type=int, help="farthest points of each cloud, or of a mesh's surface")
     parser.add_argument("--variant", choices=SCANOBJECTNN_FILES, default="pb_t50_rs", help="of scanobjectnn")
     parser.add_argument("--keep_mask", action="store_true", help="scanobjectnn: background and object as point_labels")
     parser.add_argument("--test_area", type=int, default=5, help="of s3dis")
@@ -106,7 +103,7 @@ def check_flags(flags: argparse.Namespace) -> None:
             raise InputError(f"--{name} must be at least 1, got {value}")
     if flags.seed < 0:
         raise InputError(f"--seed must not be negative, got {flags.seed}")
-    if (flags.raw is None) != (flags.source in GENERATED):
+    if (flags.raw is None) != (flags.source in NUM_CLOUDS):
         raise InputError(f"{flags.source} {'is generated and takes no' if flags.raw else 'needs'} --raw")
     if flags.raw and not flags.raw.is_dir():
         raise InputError(f"--raw {flags.raw}: there is no such folder")
@@ -119,18 +116,14 @@ def render_card(about: str, summary: dict, joined: DatasetDict, flags: argparse.
     for split, figures in summary["splits"].items():
         points = ", ".join(f"{count:g}" for count in figures["points"])
         rows.append(f"| {split} | {figures['clouds']} | {points} | {len(figures['classes']) or ''} |")
-    num_rejected = len(summary["rejected"])
-    defaults = {field.name: field.default for field in fields(Choices)}
-    chosen = {name: value for name, value in summary["choices"].items() if value != defaults[name]}
+    chosen = [f"{name} {value}" for name, value in summary["choices"].items() if value != getattr(Choices, name, None)]
     return CARD.format(
         title=flags.push_to_hub or flags.out.name,
         about=about,
         splits="\n".join(rows),
         columns=", ".join(next(iter(joined.values())).column_names),
-        rejected=f"{num_rejected} clouds were left out, see summary.json."
-        if num_rejected
-        else "No cloud was left out.",
-        choices=", ".join(f"{name} {value}" for name, value in chosen.items()),
+        num_rejected=len(summary["rejected"]) or "No",
+        choices=", ".join(chosen),
         loader="load_dataset" if flags.push_to_hub else "load_from_disk",
         split=next(iter(joined)),
     )

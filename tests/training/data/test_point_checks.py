@@ -7,9 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from act_training.data.checks import check_offsets, check_point_set
 from act_training.data.point_sets import open_point_set
-from act_training.data.schema import build_dataset
+from act_training.data.schema import build_dataset, check_offsets, check_point_set
 from datasets import disable_progress_bars
 
 from hostile_cases import limited_memory

@@ -279,7 +279,7 @@ def test_a_set_that_cannot_be_reached_is_one_line(name, streaming):
     "name, save, message",
     [
         ("none.npz", lambda path: None, "there is no such file or folder"),
-        ("empty", lambda path: path.mkdir(), "no set found; expected parquet, npz, h5, a `save_to_disk` folder"),
+        ("empty", lambda path: path.mkdir(), "no set; expected parquet, npz, h5, a `save_to_disk` folder"),
         ("a.json", lambda path: path.write_text("{}"), "a set is a folder, or a .parquet, .npz or .h5 file"),
         ("a.npz", lambda path: np.savez(path, vertices=POINTS), "no column of points among"),
         ("a.npz", lambda path: np.savez(path, points=POINTS[0]), "'points' must be numbers of shape"),

@@ -73,7 +73,7 @@ def test_bad_files_are_refused_and_then_left_out(run_python, tmp_path, capsys):
     flags = ["folder", "--raw", str(raw), "--out", str(out), "--num_points", "64", "--num_workers", "1"]
     with pytest.raises(InputError, match="^1 files or clouds are bad; mend them, or leave them out by --skip_bad$"):
         prepare_data.main(flags)
-    reason = f"rejected: {raw}/box/bad.off: announces 9 vertices and 9 faces and holds 0 lines\n"
+    reason = f"rejected: {raw}/box/bad.off: is truncated: announces 9 vertices and 9 faces, got 0 lines\n"
     assert reason in capsys.readouterr().err and not out.exists()
 
     made = run_python(SCRIPT, *flags, "--skip_bad")

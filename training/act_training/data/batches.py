@@ -91,7 +91,7 @@ class _Reader(Dataset):
     def __init__(self, point_set):
         self.point_set = point_set
 
-    def __getitems__(self, row_ids: list[tuple[int, int]]) -> dict[str, Tensor] | InputError:
+    def __getitem__(self, row_ids: list[tuple[int, int]]) -> dict[str, Tensor] | InputError:
         try:
             return read_batch(self.point_set, row_ids)
         except InputError as error:
@@ -117,12 +117,8 @@ def read_batch(point_set, row_ids: list[tuple[int, int]]) -> dict[str, Tensor]:
 
 def pad_rows(values: np.ndarray, lengths: np.ndarray, padding: float = 0) -> Tensor:
     """Pad rows of unequal length, concatenated to (total, ...), to (rows, max_length, ...)."""
-    if len(set(lengths.tolist())) == 1:
-        return torch.tensor(values.reshape(len(lengths), lengths[0], *values.shape[1:]))
-    padded = np.full((len(lengths), lengths.max(), *values.shape[1:]), padding, dtype=values.dtype)
-    for row, entries in zip(padded, np.split(values, lengths.cumsum()[:-1]), strict=True):
-        row[: len(entries)] = entries
-    return torch.from_numpy(padded)
+    rows = torch.tensor(values).split(lengths.tolist())
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
 
 
 def _ignore_stop_signals(worker: int) -> None:
@@ -131,16 +127,12 @@ def _ignore_stop_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _identity(batch: dict[str, Tensor] | InputError) -> dict[str, Tensor] | InputError:
-    return batch
-
-
 def iterate_batches(point_set, rows, start: int, stop: int, num_workers: int, pin_memory: bool) -> Iterator[dict]:
     """Read batches `start` to `stop` of this process. Workers only read; the order is fixed before they start."""
     loader = DataLoader(
         _Reader(point_set),
-        batch_sampler=(rows.batch(number) for number in range(start, stop)),
-        collate_fn=_identity,
+        batch_size=None,  # an index is the row ids of a whole batch
+        sampler=(rows.batch(number) for number in range(start, stop)),
         # Each worker of a stream would read every block itself.
         num_workers=min(num_workers, 1) if isinstance(rows, StreamedRows) else num_workers,
         pin_memory=pin_memory,

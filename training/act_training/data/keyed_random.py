@@ -17,6 +17,7 @@ from modeling_act.processing_act import to_unit_sphere
 AUGMENTATIONS = ("scale_shift", "rotate_y", "rotate_z")
 CANDIDATE_RATIO = 1200 / 1024  # training samples a random subset of this many times the points, farthest apart
 _MASK64 = 2**64 - 1
+_GOLDEN_RATIO = 0x9E3779B97F4A7C15 - 2**64  # step between the states of SplitMix64, as int64
 
 
 class RandomStream(IntEnum):
@@ -58,9 +59,9 @@ class Sampling:
 
 def keyed_bits(row_ids: Tensor, count: int, seed: int, stream: int) -> Tensor:
     """Random 63-bit integers (batch, count), int64, for row ids (batch, 2) of (epoch, row)."""
-    state = _mix(row_ids[:, 1] + _signed(step_seed(seed, stream, 0)))
+    state = _mix(row_ids[:, 1] + step_seed(seed, stream, 0))
     state = _mix(state + row_ids[:, 0])
-    counter = torch.arange(1, count + 1, device=row_ids.device) * _signed(0x9E3779B97F4A7C15)
+    counter = torch.arange(1, count + 1, device=row_ids.device) * _GOLDEN_RATIO
     return _shift(_mix(state.unsqueeze(1) + counter), 1)
 
 
@@ -71,9 +72,9 @@ def keyed_uniform(row_ids: Tensor, count: int, seed: int, stream: int, low: floa
 
 def step_seed(seed: int, step: int, rank: int) -> int:
     """Seed for torch's generator in one step of one process (dropout, drop path, Gumbel noise)."""
-    value = seed & _MASK64
+    value = seed
     for part in (step, rank):
-        value = _mix64((value + 0x9E3779B97F4A7C15 * (part + 1)) & _MASK64)
+        value = _mix(value + _GOLDEN_RATIO * (part + 1)) & _MASK64
     return value >> 1
 
 
@@ -139,8 +140,8 @@ def augment(points: Tensor, row_ids: Tensor, seed: int, augmentation: tuple[str,
             points = points * scale + keyed_uniform(row_ids, 3, seed, RandomStream.SHIFT, -0.2, 0.2).unsqueeze(1)
         elif name in ("rotate_y", "rotate_z"):
             angle = keyed_uniform(row_ids, 1, seed, RandomStream.ROTATION, 0.0, 2 * math.pi)
-            x, y, z = points.unbind(-1)
             sine, cosine = angle.sin(), angle.cos()
+            x, y, z = points.unbind(-1)
             if name == "rotate_y":
                 points = torch.stack([cosine * x + sine * z, y, cosine * z - sine * x], dim=-1)
             else:
@@ -163,23 +164,13 @@ def keyed_mask(row_ids: Tensor, centers: Tensor, num_masked: int, mask_type: str
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, masked, True)
 
 
-def _mix(value: Tensor) -> Tensor:
-    """Finalizer of SplitMix64 on int64, whose products wrap around as those of uint64 do."""
-    value = (value ^ _shift(value, 30)) * _signed(0xBF58476D1CE4E5B9)
-    value = (value ^ _shift(value, 27)) * _signed(0x94D049BB133111EB)
+def _mix(value: Tensor | int) -> Tensor | int:
+    """Finalizer of SplitMix64 on int64, whose products wrap around, or on Python's integers, modulo 2**64."""
+    value = (value ^ _shift(value, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
+    value = (value ^ _shift(value, 27)) * (0x94D049BB133111EB - 2**64)
     return value ^ _shift(value, 31)
 
 
-def _mix64(value: int) -> int:
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK64
-    return value ^ (value >> 31)
-
-
-def _shift(value: Tensor, bits: int) -> Tensor:
-    """Shift right and fill with zeros."""
+def _shift(value: Tensor | int, bits: int) -> Tensor | int:
+    """Shift 64-bit integers right and fill with zeros."""
     return (value >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(value: int) -> int:
-    return value - 2**64 if value >= 2**63 else value

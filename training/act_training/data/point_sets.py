@@ -14,25 +14,24 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import datasets
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
-from datasets import (
-    ClassLabel,
-    Dataset,
-    DatasetDict,
-    Features,
-    concatenate_datasets,
-    load_dataset,
-    load_dataset_builder,
-    load_from_disk,
-)
+from datasets import ClassLabel, Dataset, DatasetDict, Features
 from tqdm import tqdm
 
-from act_training.data.arrays import ARRAY_SUFFIXES, read_array_set
-from act_training.data.checks import find_bad_rows
-from act_training.data.schema import as_lists, build_dataset, find_columns, read_rows, read_widths
+from act_training.data.schema import (
+    ARRAY_SUFFIXES,
+    as_lists,
+    build_dataset,
+    find_bad_rows,
+    find_columns,
+    read_array_set,
+    read_rows,
+    read_widths,
+)
 from modeling_act.errors import InputError
 from modeling_act.readers.cloud import CLOUD_SUFFIXES, read_cloud
 
@@ -101,7 +100,8 @@ class PointSet:
         if "name" not in self.dataset.column_names:
             columns = ", ".join(self.dataset.column_names)
             raise InputError(f"{self.source} has no column name; its columns are {columns}")
-        return np.asarray(self.dataset.data.column("name").to_pylist(), dtype=object)[self.rows].tolist()
+        names = self.dataset.data.column("name").to_pylist()
+        return [names[row] for row in self.rows]
 
     def names_of(self, column: str) -> list[str] | None:
         """Class names of a column of the schema, or None."""
@@ -148,15 +148,13 @@ class StreamedPointSet:
         self.block_starts = np.cumsum([0, *self.block_sizes])
         if not len(self):
             raise InputError(f"{source}: holds no rows")
-        schemas = {file: footer.schema.to_arrow_schema() for file, footer in self._footers.items()}
-        self.columns = find_columns(schemas[files[0]].names, source)
-        names = list(self.columns.values())
-        for file, schema in schemas.items():
-            if any(
-                name not in schema.names or schema.field(name).type != schemas[files[0]].field(name).type
-                for name in names
-            ):
-                raise InputError(f"{file}: its columns {', '.join(names)} are not those of {files[0]}")
+        schemas = [footer.schema.to_arrow_schema() for footer in self._footers.values()]
+        types = [dict(zip(schema.names, schema.types, strict=True)) for schema in schemas]
+        self.columns = find_columns(schemas[0].names, source)
+        for file, own_types in zip(files, types, strict=True):
+            if any(own_types.get(name) != types[0][name] for name in self.columns.values()):
+                names = ", ".join(self.columns.values())
+                raise InputError(f"{file}: its columns {names} are not those of {files[0]}")
         self._cache: dict[int, pa.RecordBatch] = {}
 
     def __len__(self) -> int:
@@ -177,9 +175,8 @@ class StreamedPointSet:
                 raise InputError(f"{where}: {reason}; mend or remove it, a stream cannot skip rows")
             self._cache[block] = table.to_batches()[0]
             capacity, held = self.window + max(self.block_sizes), sum(map(len, self._cache.values()))
-            while held - len(oldest := next(iter(self._cache.values()))) >= capacity:
-                del self._cache[next(iter(self._cache))]
-                held -= len(oldest)
+            while held - len(self._cache[oldest := next(iter(self._cache))]) >= capacity:
+                held -= len(self._cache.pop(oldest))
         return self._cache[block]
 
     def where(self, row: int) -> str:
@@ -188,8 +185,7 @@ class StreamedPointSet:
         return f"row {row - self.block_starts[block]} of row group {group} of {file}"
 
     def fingerprint(self) -> str:
-        """Digest of the footers, which hold sizes and bounds, and of the names of files on the Hub, which hold their
-        commit. A change within the bounds of a local file goes unnoticed."""
+        """Digest of the footers (sizes and bounds) and of the names of files on the Hub, which hold their commit."""
         footers = [("://" in file and file, footer.to_dict()) for file, footer in self._footers.items()]
         return hashlib.blake2b(repr(footers).encode(), digest_size=16).hexdigest()
 
@@ -206,24 +202,20 @@ def _take(batch_of: Callable[[int], pa.RecordBatch], starts: np.ndarray, rows: n
 def columns_of(table: pa.Table, columns: dict[str, str]) -> dict:
     """Convert the columns of checked rows: an array with a value per row (label, category), or for points,
     point_labels, boxes and box_labels the concatenated values of all rows and the number of values of each."""
-    values, lengths = read_rows(table, columns["points"])
-    arrays = {"points": (values.astype(np.float32, copy=False).reshape(-1, 3), lengths)}
-    for name in ("label", "category"):
-        if name in columns:
-            arrays[name] = table.column(columns[name]).to_numpy()
-    for name, shape in (("point_labels", (-1,)), ("boxes", (-1, 7)), ("box_labels", (-1,))):
-        if name in columns:
-            values, lengths = read_rows(table, columns[name])
-            if name == "boxes" and (read_widths(table, columns[name]) != 7).any():
-                raise InputError("boxes must be of seven numbers: center, size and angle")
-            if name != "boxes" and values.dtype.kind not in "iu":
-                raise InputError(f"{name} must be whole numbers, got {values.dtype}")
-            values = values.astype(np.float32 if name == "boxes" else np.int64, copy=False)
-            arrays[name] = (values.reshape(shape), lengths)
+    arrays = {}
+    for name, column in columns.items():
+        if name in ("label", "category"):
+            arrays[name] = table.column(column).to_numpy()
+            continue
+        values, lengths = read_rows(table, column)
+        if name == "boxes" and (read_widths(table, column) != 7).any():
+            raise InputError("boxes must be of seven numbers: center, size and angle")
+        if name in ("points", "boxes"):
+            values = values.astype(np.float32, copy=False).reshape(-1, 3 if name == "points" else 7)
+        elif values.dtype.kind not in "iu":
+            raise InputError(f"{name} must be whole numbers, got {values.dtype}")
+        arrays[name] = (values if name in ("points", "boxes") else values.astype(np.int64, copy=False)), lengths
     return arrays
-
-
-# Opening -------------------------------------------------------------------------------------------------------------
 
 
 def open_point_set(
@@ -251,7 +243,7 @@ def open_point_set(
         f"{name}: {'damaged' if exists else 'neither a file or folder here nor a set that `datasets` can load'}"
     ):
         parts = [_open_split(name, part, config_name, num_points) for part in split.split("+")]
-        return PointSet(concatenate_datasets(parts) if len(parts) > 1 else parts[0], f"{name} ({split})")
+        return PointSet(datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0], f"{name} ({split})")
 
 
 @contextmanager
@@ -277,7 +269,7 @@ def _open_split(name: str, split: str, config_name: str | None, num_points: int)
     if path.is_file() and path.suffix != ".parquet":
         return _pick(read_array_set(path), split, name)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        opened = load_from_disk(str(path))
+        opened = datasets.load_from_disk(str(path))
         return _pick(opened if isinstance(opened, DatasetDict) else {"train": opened}, split, name)
     if path.is_dir() and not any(path.rglob("*.parquet")):
         arrays = {file.stem: file for file in sorted(path.iterdir()) if file.suffix in ARRAY_SUFFIXES}
@@ -288,12 +280,12 @@ def _open_split(name: str, split: str, config_name: str | None, num_points: int)
         raise InputError(f"{name}: there is no such file or folder")
     files, features = _files_by_split(name, config_name)
     if not _all_parquet(files):
-        return _pick(load_dataset(name, config_name), split, name)
+        return _pick(datasets.load_dataset(name, config_name), split, name)
     shards = _pick(files, split, name)
     for file in shards:
         if "://" not in file:
             _read_footer(file)  # the errors of `datasets` do not name the damaged file
-    return load_dataset("parquet", data_files={split: shards}, features=features, split=split)
+    return datasets.load_dataset("parquet", data_files={split: shards}, features=features, split=split)
 
 
 def _prepare_built_in(name: str) -> Path:
@@ -317,9 +309,7 @@ def _read_folder(path: Path, num_points: int) -> Dataset:
     """Read a folder of mesh and cloud files; the class of a file is its subfolder."""
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in CLOUD_SUFFIXES and file.is_file())
     if not files:
-        raise InputError(
-            f"{path}: no set found; expected parquet, npz, h5, a `save_to_disk` folder, or files such as ply"
-        )
+        raise InputError(f"{path}: no set; expected parquet, npz, h5, a `save_to_disk` folder, or files such as ply")
     classes = sorted({file.relative_to(path).parts[0] for file in files if file.parent != path})
     clouds, problems = [], []
     for number, file in enumerate(tqdm(files, desc=f"reading {path.name}", unit="file", leave=False)):
@@ -328,28 +318,25 @@ def _read_folder(path: Path, num_points: int) -> Dataset:
         except InputError as error:
             problems.append(str(error))
     if problems:
-        raise InputError(
-            f"{path}: {len(problems)} of {len(files)} files cannot be read; mend or remove them, or let "
-            f"prepare_data.py --skip_bad leave them out: {'; '.join(problems[:10])}"
-        )
+        advice = "mend or remove them, or let prepare_data.py --skip_bad leave them out"
+        listed = "; ".join(problems[:10])
+        raise InputError(f"{path}: {len(problems)} of {len(files)} files cannot be read; {advice}: {listed}")
     columns = {"points": clouds, "name": [str(file.relative_to(path)) for file in files]}
     if classes and all(file.parent != path for file in files):
         columns["label"] = [classes.index(file.relative_to(path).parts[0]) for file in files]
     return build_dataset(columns, class_names=classes)
 
 
-# Parquet -------------------------------------------------------------------------------------------------------------
-
-
 def _files_by_split(name: str, config_name: str | None) -> tuple[dict[str, list[str]], Features | None]:
     """Files by split of a parquet file, a folder or a set on the Hub, and the features that the Hub states."""
-    path = Path(name)
-    if path.is_file():
+    if Path(name).is_file():
         return {"train": [name]}, None
-    if path.is_dir():
-        builder = load_dataset_builder("parquet", data_dir=name)
-    else:
-        builder = load_dataset_builder(name, config_name)
+    is_folder = Path(name).is_dir()
+    builder = (
+        datasets.load_dataset_builder("parquet", data_dir=name)
+        if is_folder
+        else datasets.load_dataset_builder(name, config_name)
+    )
     files = {str(split): list(map(str, shards)) for split, shards in (builder.config.data_files or {}).items()}
     return files, builder.info.features
 
@@ -359,11 +346,8 @@ def _all_parquet(files: dict[str, list[str]]) -> bool:
 
 
 def _open_parquet(file: str, footer: pa.parquet.FileMetaData | None = None) -> pa.parquet.ParquetFile:
-    if "://" not in file:
-        return pa.parquet.ParquetFile(file, memory_map=True, metadata=footer)
-    import fsspec
-
-    return pa.parquet.ParquetFile(fsspec.open(file).open(), metadata=footer)
+    source = fsspec.open(file).open() if "://" in file else file
+    return pa.parquet.ParquetFile(source, memory_map=True, metadata=footer)
 
 
 def _read_footer(file: str) -> pa.parquet.FileMetaData:

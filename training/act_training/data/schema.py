@@ -2,21 +2,29 @@
 
 points (n, 3) float32, and where a set has them: normals and colors alike, point_labels (n,) int64, label and category
 (ClassLabel), name (str), boxes (m, 7) float32 (center, size, angle) and box_labels (m,). Clouds of one size make
-fixed arrays, others ragged ones.
+fixed arrays, others ragged ones. `check_point_set` checks all rows before training.
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 from datasets import Array2D, ClassLabel, Dataset, Features, List, Value
 from datasets.fingerprint import generate_random_fingerprint
+from tqdm import tqdm
 
 from modeling_act.errors import InputError
+from modeling_act.readers.cloud import translate_errors
 
 IGNORED = -100  # label of points without one, as in the loss
 BLOCK_SIZE = 1.0  # side of the columns that rooms are cut into, in metres
+MAX_COORDINATE = 1e9  # squares of larger coordinates, summed, leave the range of float32's useful digits
+BATCH_ROWS = 64  # part of the digest
+ARRAY_SUFFIXES = (".npz", ".h5", ".hdf5")
 PER_POINT = ("points", "normals", "colors")
 # Names of the columns in published sets, in order of preference.
 ALIASES = {
@@ -26,6 +34,13 @@ ALIASES = {
     "category": ("category", "categories"),
     "boxes": ("boxes", "bboxes"),
     "box_labels": ("box_labels",),
+}
+# Columns with class names, by the argument of `make_features` and `build_dataset` that holds these.
+NAMED_COLUMNS = {
+    "class_names": "label",
+    "category_names": "category",
+    "part_names": "point_labels",
+    "box_names": "box_labels",
 }
 
 
@@ -37,56 +52,47 @@ def find_columns(names: Sequence[str], source: str) -> dict[str, str]:
         if match:
             columns[column] = match
     if "points" not in columns:
-        raise InputError(
-            f"{source}: no column of points among {', '.join(names) or 'none'}; expected one of "
-            f"{', '.join(ALIASES['points'])}"
-        )
+        expected = ", ".join(ALIASES["points"])
+        names = ", ".join(names) or "none"
+        raise InputError(f"{source}: no column of points among {names}; expected one of {expected}")
     return columns
 
 
-def make_features(
-    num_points: int | None,
-    columns: Sequence[str],
-    class_names: Sequence[str] | None = None,
-    part_names: Sequence[str] | None = None,
-    category_names: Sequence[str] | None = None,
-    box_names: Sequence[str] | None = None,
-) -> Features:
-    """Features of a set with these columns; `num_points` is None if clouds differ in size."""
-    features = {
-        "label": ClassLabel(names=list(class_names)) if class_names else Value("int64"),
-        "category": ClassLabel(names=list(category_names)) if category_names else Value("int64"),
-        "point_labels": List(ClassLabel(names=list(part_names)) if part_names else Value("int64")),
-        "boxes": Array2D((None, 7), "float32"),
-        "box_labels": List(ClassLabel(names=list(box_names)) if box_names else Value("int64")),
-        "name": Value("string"),
-    }
+def make_features(num_points: int | None, columns: Sequence[str], **names: Sequence[str] | None) -> Features:
+    """Features of a set with these columns; `num_points` is None if clouds differ in size.
+
+    `names` are `class_names`, `category_names`, `part_names` and `box_names`.
+    """
+    features = {"boxes": Array2D((None, 7), "float32"), "name": Value("string")}
     features |= {column: Array2D((num_points, 3), "float32") for column in PER_POINT}
+    for kind, column in NAMED_COLUMNS.items():
+        feature = ClassLabel(names=list(names[kind])) if names.get(kind) else Value("int64")
+        features[column] = List(feature) if column in ("point_labels", "box_labels") else feature
     return Features({column: features[column] for column in columns})
 
 
 def build_dataset(columns: dict[str, Sequence], **names: Sequence[str] | None) -> Dataset:
-    """Build a set from columns of the schema.
+    """Build a set from columns of the schema; `names` are those of `make_features`.
 
-    Columns with an entry per point are (clouds, n, ...) arrays or lists of (n, ...) arrays; `names` are `class_names`,
-    `part_names`, `category_names` and `box_names`.
+    Columns with an entry per point are (clouds, n, ...) arrays or lists of (n, ...) arrays.
     """
-    sizes = {len(cloud) for cloud in columns["points"]}
-    num_points = sizes.pop() if len(sizes) == 1 else None
-    features = make_features(num_points, list(columns), **names)
-    schema, chunk = features.arrow_schema, max(1, 2**27 // max(1, num_points or max(sizes, default=1)))
+    sizes = list({len(cloud) for cloud in columns["points"]})
+    schema = make_features(sizes[0] if len(sizes) == 1 else None, list(columns), **names).arrow_schema
+    chunk = 2**27 // max([1, *sizes]) or 1  # clouds whose values 32-bit offsets can count
     tables = [schema.empty_table()]
     for start in range(0, len(columns["points"]), chunk):
         part = [_arrow_column(columns[field.name][start : start + chunk], field.type) for field in schema]
         tables.append(pa.table(part, schema=schema))
-    return Dataset(
-        pa.concat_tables(tables), fingerprint=generate_random_fingerprint()
-    )  # instead of hashing all values
+    # A random fingerprint spares hashing all values.
+    return Dataset(pa.concat_tables(tables), fingerprint=generate_random_fingerprint())
 
 
 def _arrow_column(values: Sequence, kind: pa.DataType) -> pa.Array:
     if isinstance(kind, pa.ExtensionType):  # points, normals, colors, boxes
-        return pa.ExtensionArray.from_storage(kind, _nest(*_join(values, kind.shape[1:], np.float32)))
+        joined, ends = _join(values, kind.shape[1:], np.float32)
+        starts = np.arange(0, joined.size + 1, joined.shape[1], dtype=np.int32)
+        entries = pa.ListArray.from_arrays(starts, pa.array(joined.reshape(-1)))
+        return pa.ExtensionArray.from_storage(kind, pa.ListArray.from_arrays(ends, entries))
     if pa.types.is_list(kind):
         joined, ends = _join(values, (), np.int64)
         return pa.ListArray.from_arrays(ends, pa.array(joined))
@@ -95,18 +101,62 @@ def _arrow_column(values: Sequence, kind: pa.DataType) -> pa.Array:
 
 def _join(values: Sequence, width: tuple[int, ...], dtype: type) -> tuple[np.ndarray, np.ndarray]:
     """Concatenate clouds; returns the values and the offsets of the clouds in them."""
-    if isinstance(values, np.ndarray):
-        lengths = np.full(len(values), values.shape[1])
-        joined = values.reshape(-1, *width)
-    else:
-        lengths = np.array([len(cloud) for cloud in values], dtype=np.int64)
-        joined = np.concatenate([np.asarray(cloud, dtype=dtype).reshape(-1, *width) for cloud in values])
-    return np.ascontiguousarray(joined, dtype=dtype), np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
+    joined = np.concatenate([np.asarray(cloud, dtype=dtype).reshape(-1, *width) for cloud in values])
+    return joined, np.cumsum([0, *map(len, values)], dtype=np.int32)
 
 
-def _nest(joined: np.ndarray, ends: np.ndarray) -> pa.Array:
-    starts = np.arange(0, joined.size + 1, joined.shape[1], dtype=np.int32)
-    return pa.ListArray.from_arrays(ends, pa.ListArray.from_arrays(starts, pa.array(joined.reshape(-1))))
+def open_h5(path: Path):
+    """Open an h5 file for reading."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise InputError("reading h5 files needs h5py: pip install h5py") from error
+    return h5py.File(path, "r")
+
+
+def read_array_set(path: Path) -> dict[str, Dataset]:
+    """Read the splits of an npz or h5 file; without an array `split` all of it is "train"."""
+    if path.suffix not in ARRAY_SUFFIXES:
+        raise InputError(f"{path}: a set is a folder, or a .parquet, .npz or .h5 file")
+    return translate_errors(path, lambda checked: _split_arrays(_read_arrays(checked)))
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read the arrays of a file that a set can have; a cloud has any number of boxes, which no array can hold."""
+    wanted = {"split", *NAMED_COLUMNS}.union(*(ALIASES[column] for column in ALIASES if "box" not in column))
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files if name in wanted}
+    with open_h5(path) as file:
+        entries = {name: file[name] for name in file.keys() & wanted if hasattr(file[name], "dtype")}
+        return {name: (entry.asstr() if entry.dtype.kind in "OS" else entry)[()] for name, entry in entries.items()}
+
+
+def _split_arrays(arrays: dict[str, np.ndarray]) -> dict[str, Dataset]:
+    aliases = find_columns(list(arrays), "arrays")
+    names = {name: arrays[name].astype(str).reshape(-1).tolist() for name in NAMED_COLUMNS if name in arrays}
+    columns = {column: arrays[alias] for column, alias in aliases.items()}
+    points = columns["points"]
+    if points.ndim != 3 or points.shape[2] != 3 or points.dtype.kind not in "fiu":
+        got = f"{points.dtype} of shape {points.shape}"
+        raise InputError(f"{aliases['points']!r} must be numbers of shape (clouds, points, 3), got {got}")
+    for column in columns.keys() - {"points"}:
+        alias, values, shape = aliases[column], columns[column], points.shape[: 2 if column == "point_labels" else 1]
+        if values.shape not in (shape, (*shape, 1)):
+            raise InputError(f"{alias!r} must have the shape {shape} for these points, got {values.shape}")
+        columns[column] = values = values.reshape(shape)
+        if column == "label" and values.dtype.kind in "USO":
+            words, columns[column] = np.unique(values.astype(str), return_inverse=True)
+            names["class_names"] = words.tolist()
+        elif values.dtype.kind not in "iu":
+            raise InputError(f"{alias!r} must be whole numbers, got {values.dtype}")
+    split = arrays.get("split", np.full(len(points), "train")).astype(str)
+    if split.shape != (len(points),):
+        raise InputError(f"'split' must name the split of each of the {len(points)} clouds, got {split.shape}")
+    return {
+        name: build_dataset({column: values[split == name] for column, values in columns.items()}, **names)
+        for name in dict.fromkeys(split.tolist() or ["train"])
+    }
 
 
 def as_lists(table: pa.Table) -> pa.Table:
@@ -123,7 +173,7 @@ def read_rows(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
 
     Nulls become empty rows and NaN values, which the checks report.
     """
-    array = _storage(table, column)
+    array = table.column(column).combine_chunks()
     entries = array.flatten()
     values = entries.flatten() if _is_list(entries.type) else entries
     return values.to_numpy(zero_copy_only=False), _lengths(array)
@@ -131,18 +181,12 @@ def read_rows(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
 
 def read_widths(table: pa.Table, column: str) -> np.ndarray:
     """Number of values in each entry of a list of lists."""
-    return _lengths(_storage(table, column).flatten())
-
-
-def _storage(table: pa.Table, column: str) -> pa.Array:
-    array = table.column(column).combine_chunks()
-    return array.storage if isinstance(array, pa.ExtensionArray) else array
+    return _lengths(table.column(column).combine_chunks().flatten())
 
 
 def _lengths(array: pa.Array) -> np.ndarray:
-    if pa.types.is_fixed_size_list(array.type):
-        return np.where(array.is_null().to_numpy(zero_copy_only=False), 0, array.type.list_size)
-    return array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    lengths = pa.compute.list_value_length(array).fill_null(0)
+    return lengths.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -155,3 +199,80 @@ def place_of_block(name: str) -> tuple[str, np.ndarray] | None:
     if match is None:
         return None
     return match[1], np.array([(int(match[2]) + 0.5) * BLOCK_SIZE, (int(match[3]) + 0.5) * BLOCK_SIZE, 0])
+
+
+def find_bad_rows(table: pa.Table, column: str, min_points: int) -> dict[int, str]:
+    """Find clouds that cannot be trained on. Returns the reason for each such row of the table."""
+    kind, depth = table.schema.field(column).type, 0
+    while _is_list(kind):
+        kind, depth = kind.value_type, depth + 1
+    if depth != 2 or not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        kind = table.schema.field(column).type
+        raise InputError(f"column {column!r} must hold lists of points of three numbers each, got {kind}")
+    values, lengths = read_rows(table, column)
+    widths = read_widths(table, column)
+    stops = lengths.cumsum()[:-1]
+    clouds = zip(np.split(values, np.append(0, widths.cumsum())[stops]), np.split(widths, stops), strict=True)
+    reasons = {row: _find_problem(points, own_widths, min_points) for row, (points, own_widths) in enumerate(clouds)}
+    return {row: reason for row, reason in reasons.items() if reason}
+
+
+def _find_problem(values: np.ndarray, widths: np.ndarray, min_points: int) -> str | None:
+    """Find the problem of a cloud from its flat coordinates and the width of each point."""
+    if (widths != 3).any():
+        return f"a point of {widths[widths != 3][0]} numbers where three were expected"
+    bad = values[~(np.abs(values) <= MAX_COORDINATE)]
+    if bad.size:
+        counts = {"NaN": np.isnan(bad).sum(), "infinite": np.isinf(bad).sum(), "huge": np.isfinite(bad).sum()}
+        return " and ".join(f"{count} {kind}" for kind, count in counts.items() if count) + " coordinates"
+    if not len(widths):
+        return "no points"
+    if len(widths) < min_points:
+        return f"{len(widths)} points, fewer than the {min_points} that groups need"
+    if (values.reshape(-1, 3) == values[:3]).all():
+        return "all points are equal"
+    return None
+
+
+def check_offsets(table: pa.Table, source: str) -> None:
+    """Validate a table before any row of it is read: offsets of a damaged file may point anywhere."""
+    try:
+        table.validate(full=True)
+    except pa.ArrowException as error:
+        raise InputError(f"{source}: damaged ({str(error).splitlines()[0]})") from error
+
+
+def check_point_set(
+    point_set, min_points: int, num_classes: int | None = None, skip_bad: bool = False, quiet: bool = False
+):
+    """Check every row. Returns the set without its bad rows, their descriptions, and a digest of all points.
+
+    Without `skip_bad`, bad rows are an error. Labels are checked if `num_classes` is given.
+    """
+    check_offsets(point_set.dataset.data.table, point_set.source)
+    problems, good, digest = [], [], hashlib.blake2b(digest_size=16)
+    all_labels = None if num_classes is None else point_set.labels()
+    progress = tqdm(desc=f"checking {point_set.source}", total=len(point_set), unit="row", leave=False, disable=quiet)
+    for rows, table in point_set.iterate_tables(BATCH_ROWS):
+        progress.update(len(rows))
+        try:
+            reasons = find_bad_rows(table, point_set.columns["points"], min_points)
+        except InputError as error:
+            raise InputError(f"{point_set.source}, rows {rows.start} to {rows.stop - 1}: {error}") from error
+        if all_labels is not None:
+            labels = all_labels[rows.start : rows.stop]
+            for place in ((labels < 0) | (labels >= num_classes)).nonzero()[0]:
+                reasons.setdefault(int(place), f"label {labels[place]} where 0 to {num_classes - 1} were expected")
+        problems += [f"{point_set.where(rows[place])}: {reason}" for place, reason in sorted(reasons.items())]
+        good += [row for place, row in enumerate(rows) if place not in reasons]
+        values, lengths = read_rows(table, point_set.columns["points"])
+        digest.update(lengths.tobytes())
+        digest.update(np.ascontiguousarray(values))
+    progress.close()
+    if problems and not skip_bad:
+        listed = "; ".join(problems[:10]) + ("; ..." if len(problems) > 10 else "")
+        raise InputError(f"{len(problems)} bad rows; mend them or pass --skip_bad. {listed}")
+    if not good:
+        counts = f"{len(point_set)} rows, {len(problems)} of them bad"
+        raise InputError(f"{point_set.source}: no row to train on ({counts})")
+    return (point_set.select(good) if problems else point_set), problems, digest.hexdigest()

@@ -18,20 +18,16 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 from datasets import ClassLabel, Dataset, DatasetDict, disable_progress_bars, load_from_disk
 from datasets.table import table_cast
 from tqdm import tqdm
 
-from act_training.data.schema import PER_POINT, build_dataset, make_features
+from act_training.data.schema import NAMED_COLUMNS, PER_POINT, build_dataset, make_features
 from act_training.prepare.objects import Choices, Item, Plan, Row
 from modeling_act.errors import InputError
+from modeling_act.point_ops import farthest_point_sample
 
-NAMES_OF_COLUMNS = {
-    "label": "class_names",
-    "category": "category_names",
-    "point_labels": "part_names",
-    "box_labels": "box_names",
-}
 CLOUDS_PER_SAMPLING = 8  # in one call of farthest point sampling; twice as fast as one by one in plain torch
 
 
@@ -43,12 +39,10 @@ def prepare_splits(
     Returns the set, and a dict of split, name and reason for each file or cloud that was rejected.
     """
     work.mkdir(parents=True, exist_ok=True)
-    size = plan.items_per_shard
-    shards = [
-        (split, items[start : start + size])
-        for split, items in plan.splits.items()
-        for start in range(0, len(items), size)
-    ]
+    shards = []
+    for split, items in plan.splits.items():
+        starts = range(0, len(items), plan.items_per_shard)
+        shards += [(split, items[start : start + plan.items_per_shard]) for start in starts]
     read = functools.partial(read_shard, plan=replace(plan, splits={}), choices=choices, work=work)
     pool = ProcessPoolExecutor(num_workers, initializer=end_with_parent)
     try:
@@ -56,19 +50,15 @@ def prepare_splits(
         results = run(read, [items for _, items in shards])
         folders = list(tqdm(results, total=len(shards), unit="shard", desc=f"reading {choices.source}"))
     except BrokenProcessPool as error:
-        raise InputError(
-            f"a process died while it read some of {sum(map(len, plan.splits.values()))} files: out of memory (use "
-            "fewer --num_workers), or killed by a damaged file"
-        ) from error
+        num_files = sum(map(len, plan.splits.values()))
+        reasons = "out of memory (use fewer --num_workers), or killed by a damaged file"
+        raise InputError(f"a process died while it read some of {num_files} files: {reasons}") from error
     finally:
         pool.shutdown(cancel_futures=True)
-    rejected = [
-        {"split": split, "name": name, "why": reason}
-        for (split, _), folder in zip(shards, folders, strict=True)
-        for name, reason in json.loads((folder / "rejected.json").read_text())
-    ]
-    splits = {split: [] for split, _ in shards}
+    splits, rejected = {split: [] for split, _ in shards}, []
     for (split, _), folder in zip(shards, folders, strict=True):
+        reasons = json.loads((folder / "rejected.json").read_text())
+        rejected += [{"split": split, "name": name, "why": reason} for name, reason in reasons]
         if (folder / "state.json").is_file():
             splits[split].append(load_from_disk(str(folder)))
     return join_shards(splits, plan.names), rejected
@@ -99,9 +89,12 @@ def read_shard(items: Sequence[Item], plan: Plan, choices: Choices, work: Path) 
         except InputError as error:
             rejected.append((item.name, str(error)))
     if plan.num_points:
-        rows = sample_rows(rows, plan.num_points)
+        sample_rows(rows, plan.num_points)
     if plan.normalize:
-        rows = [row | {"points": unit_sphere(row["points"])} for row in rows]
+        for row in rows:
+            points = np.asarray(row["points"], dtype=np.float64)
+            points = points - points.mean(axis=0)
+            row["points"] = points / np.linalg.norm(points, axis=1).max()
     draft = Path(tempfile.mkdtemp(dir=work))
     if rows:
         shared = [name for name in rows[0] if all(name in row for row in rows)]
@@ -121,6 +114,8 @@ def _stats(path: Path) -> list[tuple[int, int]]:
 def find_problem(row: Row, plan: Plan) -> str | None:
     """The reason to refuse a row, if there is one."""
     points, name = row["points"], row.get("name")
+    if points.ndim != 2 or points.shape[1] != 3:
+        return f"{name} has points of shape {points.shape}, not (n, 3)"
     if not len(points):
         return "holds no points"
     for column in (*PER_POINT, "boxes"):
@@ -132,7 +127,7 @@ def find_problem(row: Row, plan: Plan) -> str | None:
         return f"{name} has {len(points)} points, fewer than the {plan.num_points} asked for"
     if plan.normalize and not np.ptp(points, axis=0).any():
         return f"{name} has all its points in one place"
-    for column, kind in NAMES_OF_COLUMNS.items():
+    for kind, column in NAMED_COLUMNS.items():
         if column in row and kind in plan.names and np.size(row[column]):
             low, high = np.min(row[column]), np.max(row[column])
             if low < 0 or high >= len(plan.names[kind]):
@@ -140,33 +135,17 @@ def find_problem(row: Row, plan: Plan) -> str | None:
     return None
 
 
-def sample_rows(rows: list[Row], num_points: int) -> list[Row]:
-    """Farthest point sampling of all columns with one entry per point."""
-    import torch
-
-    from modeling_act.point_ops import farthest_point_sample
-
+def sample_rows(rows: list[Row], num_points: int) -> None:
+    """Reduce all columns with one entry per point to the points of farthest point sampling."""
     torch.set_num_threads(1)
-    sampled = list(rows)
     for size in {len(row["points"]) for row in rows} - {num_points}:
-        places = [place for place, row in enumerate(rows) if len(row["points"]) == size]
-        for start in range(0, len(places), CLOUDS_PER_SAMPLING):
-            group = places[start : start + CLOUDS_PER_SAMPLING]
-            points = np.stack([np.asarray(rows[place]["points"], dtype=np.float32) for place in group])
+        same_size = [row for row in rows if len(row["points"]) == size]
+        for start in range(0, len(same_size), CLOUDS_PER_SAMPLING):
+            group = same_size[start : start + CLOUDS_PER_SAMPLING]
+            points = np.stack([row["points"] for row in group]).astype(np.float32)
             indices = farthest_point_sample(torch.from_numpy(points), num_points).numpy()
-            for place, chosen in zip(group, indices, strict=True):
-                sampled[place] = {
-                    name: value[chosen] if name in (*PER_POINT, "point_labels") else value
-                    for name, value in rows[place].items()
-                }
-    return sampled
-
-
-def unit_sphere(points: np.ndarray) -> np.ndarray:
-    """Points (points, 3) centered and scaled into the unit sphere, in float64."""
-    points = np.asarray(points, dtype=np.float64)
-    points = points - points.mean(axis=0)
-    return points / np.linalg.norm(points, axis=1).max()
+            for row, chosen in zip(group, indices, strict=True):
+                row.update({name: row[name][chosen] for name in (*PER_POINT, "point_labels") if name in row})
 
 
 def join_shards(splits: dict[str, list[Dataset]], names: dict[str, list[str]]) -> DatasetDict:
@@ -176,13 +155,13 @@ def join_shards(splits: dict[str, list[Dataset]], names: dict[str, list[str]]) -
         raise InputError("not one cloud could be read")
     sizes = {shard.features["points"].shape[0] for shard in shards}
     shared = [name for name in shards[0].column_names if all(name in shard.column_names for shard in shards)]
-    features = make_features(sizes.pop() if len(sizes) == 1 else None, shared, **names)
-    tables = {
-        split: [table_cast(shard.data.table.select(shared), features.arrow_schema) for shard in group]
-        for split, group in splits.items()
-        if group
-    }
-    return DatasetDict({split: Dataset(pa.concat_tables(parts)) for split, parts in tables.items()})
+    schema = make_features(sizes.pop() if len(sizes) == 1 else None, shared, **names).arrow_schema
+    joined = DatasetDict()
+    for split, group in splits.items():
+        if group:
+            tables = [table_cast(shard.data.table.select(shared), schema) for shard in group]
+            joined[split] = Dataset(pa.concat_tables(tables))
+    return joined
 
 
 def summarize(joined: DatasetDict) -> dict[str, dict]:
@@ -193,9 +172,9 @@ def summarize(joined: DatasetDict) -> dict[str, dict]:
         column = next((name for name in ("label", "category", "box_labels") if name in rows.column_names), None)
         classes = {}
         if column:
-            values = rows.data.column(column).combine_chunks()
-            values = values.flatten() if column == "box_labels" else values
-            feature = rows.features[column].feature if column == "box_labels" else rows.features[column]
+            values, feature = rows.data.column(column).combine_chunks(), rows.features[column]
+            if column == "box_labels":
+                values, feature = values.flatten(), feature.feature
             labels, counts = np.unique(values.to_numpy(zero_copy_only=False), return_counts=True)
             names = feature.int2str(labels) if isinstance(feature, ClassLabel) else map(str, labels)
             classes = dict(zip(names, counts.tolist(), strict=True))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from act_training.data.arrays import open_h5
+from act_training.data.schema import open_h5
 from modeling_act.errors import InputError
 from modeling_act.readers.cloud import CLOUD_SUFFIXES, read_array, read_cloud, read_table, translate_errors
 
@@ -74,16 +74,16 @@ class Plan:
     ignored: dict[str, int] = field(default_factory=dict)  # counts of files by suffix that are no clouds
 
 
-def find_root(raw: Path, *markers: str) -> Path | None:
-    """Find the folder that holds all of the named files: `raw` or a folder in it."""
+def find_root(raw: Path, *patterns: str) -> Path | None:
+    """Find the folder that holds a file for each pattern: `raw` or a folder in it."""
     folders = [raw, *sorted(folder for folder in raw.iterdir() if folder.is_dir())]
-    return next((folder for folder in folders if all((folder / marker).exists() for marker in markers)), None)
+    return next((folder for folder in folders if all(any(folder.glob(pattern)) for pattern in patterns)), None)
 
 
-def need_root(raw: Path, *markers: str) -> Path:
-    root = find_root(raw, *markers)
+def need_root(raw: Path, *patterns: str) -> Path:
+    root = find_root(raw, *patterns)
     if root is None:
-        raise InputError(f"{raw}: expected {' and '.join(markers)} in it or in a folder of it; is --raw right?")
+        raise InputError(f"{raw}: expected {' and '.join(patterns)} in it or in a folder of it; is --raw right?")
     return root
 
 
@@ -95,13 +95,18 @@ def read_list(path: Path) -> list[str]:
     return names
 
 
-def label_of(names: list[str], name: str, where: str) -> int:
-    if name not in names:
-        raise InputError(f"{where}: unknown class {name!r}")
-    return names.index(name)
+def read_matrix(path: str | Path, what: str, *widths: int) -> np.ndarray:
+    """Read a text file or a .npy file with one of the numbers of columns; the first number of them is returned."""
+    table = read_array(path) if Path(path).suffix == ".npy" else read_table(path)
+    if table.ndim != 2 or table.shape[1] not in widths:
+        raise InputError(f"{path}: must hold a table of {what}, got an array of {table.shape}")
+    if not np.isfinite(table).all():
+        raise InputError(f"{path}: holds numbers that are not finite")
+    return table[:, : widths[0]]
 
 
-# ShapeNet55 ----------------------------------------------------------------------------------------------------------
+def rows_of(columns: dict) -> list[Row]:
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def plan_shapenet55(raw: Path, choices: Choices) -> Plan:
@@ -109,13 +114,11 @@ def plan_shapenet55(raw: Path, choices: Choices) -> Plan:
     lists = need_root(root, "train.txt", "test.txt")
     files = {split: read_list(lists / f"{split}.txt") for split in ("train", "test")}
     classes = sorted({name.split("-")[0] for names in files.values() for name in names})
-    splits = {
-        split: [
-            Item(str(root / "shapenet_pc" / name), name.removesuffix(".npy"), classes.index(name.split("-")[0]))
-            for name in names
-        ]
-        for split, names in files.items()
-    }
+
+    def item(name: str) -> Item:
+        return Item(str(root / "shapenet_pc" / name), name.removesuffix(".npy"), classes.index(name.split("-")[0]))
+
+    splits = {split: [item(name) for name in names] for split, names in files.items()}
     about = (
         "ShapeNet55 as Point-BERT published it: 8192 surface points a shape, classes are ShapeNet's taxonomy. Points "
         "are as on disk: center and scale each cloud after taking the points of a training step, as the paper does."
@@ -124,29 +127,19 @@ def plan_shapenet55(raw: Path, choices: Choices) -> Plan:
 
 
 def read_points(item: Item, choices: Choices) -> list[Row]:
-    points = read_array(item.file)
-    if points.ndim != 2 or points.shape[1] != 3:
-        raise InputError(f"{item.file}: must hold points of shape (n, 3), got {points.shape}")
-    return [{"points": points, "label": item.label, "name": item.name}]
-
-
-# ModelNet40 ----------------------------------------------------------------------------------------------------------
+    return [{"points": read_matrix(item.file, "x y z", 3), "label": item.label, "name": item.name}]
 
 
 def plan_modelnet40(raw: Path, choices: Choices) -> Plan:
     """Plan the release that `raw` holds: text files with normals, h5 files or meshes."""
-    root = find_root(raw, "modelnet40_shape_names.txt")
-    if root:
+    if root := find_root(raw, "modelnet40_shape_names.txt"):
         return _plan_modelnet40_text(root, choices)
-    root = find_root(raw, "shape_names.txt")
-    if root:
+    if root := find_root(raw, "shape_names.txt"):
         return _plan_modelnet40_h5(root, choices)
-    folders = [raw, *sorted(folder for folder in raw.iterdir() if folder.is_dir())]
-    root = next((folder for folder in folders if any(folder.glob("*/train/*.off"))), None)
+    root = find_root(raw, "*/train/*.off")
     if root is None:
-        raise InputError(
-            f"{raw}: expected modelnet40_shape_names.txt, shape_names.txt with h5 files, or CLASS/train/*.off"
-        )
+        releases = "modelnet40_shape_names.txt, shape_names.txt with h5 files, or CLASS/train/*.off"
+        raise InputError(f"{raw}: expected {releases}")
     classes = sorted(folder.name for folder in root.iterdir() if (folder / "train").is_dir())
     splits = {
         split: [
@@ -166,9 +159,10 @@ def _plan_modelnet40_text(root: Path, choices: Choices) -> Plan:
     for split in ("train", "test"):
         listing = root / f"modelnet40_{split}.txt"
         placed = [(name.rpartition("_")[0], name) for name in read_list(listing)]
+        if unknown := {kind for kind, _ in placed} - set(classes):
+            raise InputError(f"{listing}: unknown class {min(unknown)!r}")
         splits[split] = [
-            Item(str(root / kind / f"{name}.txt"), f"{kind}/{name}", label_of(classes, kind, str(listing)))
-            for kind, name in placed
+            Item(str(root / kind / f"{name}.txt"), f"{kind}/{name}", classes.index(kind)) for kind, name in placed
         ]
     num_points = choices.num_points or 8192
     about = (
@@ -179,84 +173,56 @@ def _plan_modelnet40_text(root: Path, choices: Choices) -> Plan:
 
 
 def read_text(item: Item, choices: Choices) -> list[Row]:
-    table = read_table(item.file)
-    if table.shape[1] != 6:
-        raise InputError(f"{item.file}: must hold 6 columns, x y z and a normal, got {table.shape[1]}")
+    table = read_matrix(item.file, "x y z and a normal", 6)
     return [{"points": table[:, :3], "normals": table[:, 3:], "label": item.label, "name": item.name}]
 
 
 def _plan_modelnet40_h5(root: Path, choices: Choices) -> Plan:
     splits = {}
     for split in ("train", "test"):
-        listing = root / f"{split}_files.txt"
-        if listing.exists():  # it names paths on somebody else's disk
-            files = [root / Path(line).name for line in read_list(listing)]
-        else:
-            files = sorted(root.glob(f"ply_data_{split}*.h5"))
-        splits[split] = [item for file in files for item in _items_of_h5(file)]
+        names = [Path(line).name for line in read_list(root / f"{split}_files.txt")]  # of paths on another disk
+        splits[split] = [item for name in names for item in _items_of_h5(root / name)]
     about = "ModelNet40 (ply_hdf5_2048): 2048 points a shape, in the unit sphere as on disk."
     names = {"class_names": read_list(root / "shape_names.txt")}
     return Plan(splits, read_h5, about, names, choices.num_points, items_per_shard=1)
 
 
-# h5 ------------------------------------------------------------------------------------------------------------------
-
-
 def _items_of_h5(path: Path) -> list[Item]:
     def count(checked: Path) -> int:
         with open_h5(checked) as file:
-            data, labels = file["data"], file["label"]
-            if data.ndim != 3 or data.shape[2] != 3:
-                raise InputError(f"must hold data of shape (clouds, points, 3), got {data.shape}")
-            if len(labels) != len(data):
-                raise InputError(f"holds {len(data)} clouds and {len(labels)} labels")
-            return len(data)
+            return len(file["data"])
 
     total = translate_errors(path, count)
-    return [
-        Item(str(path), f"{path.stem}:{start}", rows=(start, min(start + ROWS_PER_ITEM, total)))
-        for start in range(0, total, ROWS_PER_ITEM)
-    ]
+    ranges = [(start, min(start + ROWS_PER_ITEM, total)) for start in range(0, total, ROWS_PER_ITEM)]
+    return [Item(str(path), f"{path.stem}:{rows[0]}", rows=rows) for rows in ranges]
 
 
 def read_h5(item: Item, choices: Choices) -> list[Row]:
     start, stop = item.rows
 
-    def read(path: Path) -> dict[str, np.ndarray]:
+    def read(path: Path) -> list[Row]:
         with open_h5(path) as file:
-            names = {"points": "data", "label": "label", "normals": "normal"}
-            names |= {"point_labels": "mask"} if choices.keep_mask else {}
-            missing = {"data", "label", *(["mask"] if choices.keep_mask else [])} - set(file)
-            if missing:
-                raise InputError(f"has no {', '.join(sorted(missing))}")
-            return {column: file[name][start:stop] for column, name in names.items() if name in file}
+            columns = {"points": file["data"][start:stop], "label": file["label"][start:stop]}
+            if "normal" in file:
+                columns["normals"] = file["normal"][start:stop]
+            if choices.keep_mask:  # -1 is background, anything else a part of the object
+                columns["point_labels"] = (file["mask"][start:stop] != -1).astype(np.int64)
+        columns["label"] = columns["label"].reshape(-1).astype(np.int64)
+        return rows_of(columns | {"name": [f"{path.stem}:{number}" for number in range(start, stop)]})
 
-    columns = translate_errors(item.file, read)
-    columns["label"] = columns["label"].reshape(-1).astype(np.int64)
-    if "point_labels" in columns:  # -1 is background, anything else a part of the object
-        columns["point_labels"] = (columns["point_labels"] != -1).astype(np.int64)
-    stem = Path(item.file).stem
-    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    return [row | {"label": int(row["label"]), "name": f"{stem}:{start + at}"} for at, row in enumerate(rows)]
+    return translate_errors(item.file, read)
 
 
 def plan_scanobjectnn(raw: Path, choices: Choices) -> Plan:
-    if choices.variant not in SCANOBJECTNN_FILES:
-        raise InputError(f"--variant must be one of {', '.join(SCANOBJECTNN_FILES)}, got {choices.variant!r}")
     pattern = SCANOBJECTNN_FILES[choices.variant]
-    root = need_root(raw, pattern.format("training"), pattern.format("test"))
-    splits = {
-        split: _items_of_h5(root / pattern.format(prefix))
-        for split, prefix in (("train", "training"), ("test", "test"))
-    }
+    files = {"train": pattern.format("training"), "test": pattern.format("test")}
+    root = need_root(raw, *files.values())
+    splits = {split: _items_of_h5(root / file) for split, file in files.items()}
     about = f"ScanObjectNN, {choices.variant}: 2048 points a shape as on disk; the paper does not normalise them."
     names = {"class_names": list(SCANOBJECTNN_CLASSES)}
     if choices.keep_mask:
         names["part_names"] = ["background", "object"]
     return Plan(splits, read_h5, about, names, choices.num_points, items_per_shard=1)
-
-
-# ShapeNetPart --------------------------------------------------------------------------------------------------------
 
 
 def plan_shapenetpart(raw: Path, choices: Choices) -> Plan:
@@ -284,14 +250,9 @@ def plan_shapenetpart(raw: Path, choices: Choices) -> Plan:
 
 
 def read_part_text(item: Item, choices: Choices) -> list[Row]:
-    table = read_table(item.file)
-    if table.shape[1] != 7:
-        raise InputError(f"{item.file}: must hold 7 columns, x y z, a normal and a part, got {table.shape[1]}")
+    table = read_matrix(item.file, "x y z, a normal and a part", 7)
     columns = {"points": table[:, :3], "normals": table[:, 3:6], "point_labels": table[:, 6].astype(np.int64)}
     return [columns | {"category": item.label, "name": item.name}]
-
-
-# A folder of anything ------------------------------------------------------------------------------------------------
 
 
 def plan_folder(raw: Path, choices: Choices) -> Plan:

@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from act_training.data.schema import BLOCK_SIZE
-from act_training.prepare.objects import Choices, Item, Plan, Row
+from act_training.prepare.objects import Choices, Item, Plan, Row, read_matrix
 from modeling_act.errors import InputError
-from modeling_act.readers.cloud import read_array, read_table
 
 SCENE_CLASSES = (
     "ceiling", "floor", "wall", "beam", "column", "window", "door",
@@ -19,15 +18,12 @@ MIN_POINTS = 100  # the authors' preparation drops smaller blocks
 
 def plan_s3dis(raw: Path, choices: Choices) -> Plan:
     """Plan rooms stored as folders of annotated objects, or as arrays of x y z r g b label."""
+    places = {file.stem: file for file in sorted(raw.rglob("Area_*.npy"))}
+    places = places or {"_".join(place.parts[-3:-1]): place for place in sorted(raw.rglob("Annotations"))}
     rooms = {}
-    for file in sorted(raw.rglob("Area_*.npy")):
-        match = re.fullmatch(r"(Area_(\d+))_(.+)", file.stem)
-        if match:
-            rooms[f"{match[1]}/{match[3]}"] = (int(match[2]), file)
-    for folder in [] if rooms else sorted(raw.rglob("Annotations")):
-        match = re.fullmatch(r"Area_(\d+)", folder.parent.parent.name)
-        if match and folder.is_dir():
-            rooms[f"{match[0]}/{folder.parent.name}"] = (int(match[1]), folder)
+    for name, place in places.items():
+        if match := re.fullmatch(r"(Area_(\d+))_(.+)", name):
+            rooms[f"{match[1]}/{match[3]}"] = (int(match[2]), place)
     if not rooms:
         raise InputError(f"{raw}: expected Area_N/ROOM/Annotations/*.txt or Area_N_ROOM.npy; is --raw right?")
     splits: dict[str, list[Item]] = {"train": [], "test": []}
@@ -47,42 +43,28 @@ def plan_s3dis(raw: Path, choices: Choices) -> Plan:
 def read_room(item: Item, choices: Choices) -> list[Row]:
     """Read a room and cut it into blocks, one row each."""
     place = Path(item.file)
-    room = _read_annotations(place) if place.is_dir() else read_array(place)
-    if room.ndim != 2 or room.shape[1] != 7 or not len(room):
-        raise InputError(f"{place}: must hold a table of x y z r g b label, got an array of {room.shape}")
-    if not np.isfinite(room).all():
-        raise InputError(f"{place}: holds numbers that are not finite")
+    room = _read_annotations(place) if place.is_dir() else read_matrix(place, "x y z r g b label", 7)
+    if not len(room):
+        raise InputError(f"{place}: holds no points")
     points = room[:, :3] - room[:, :3].min(axis=0)
     last = np.maximum(np.ceil(points[:, :2].max(axis=0) / BLOCK_SIZE) - 1, 0)
     blocks = np.minimum(np.floor(points[:, :2] / BLOCK_SIZE), last).astype(np.int64)
-    order = np.lexsort((blocks[:, 1], blocks[:, 0]))
-    starts = np.flatnonzero(np.any(np.diff(blocks[order], axis=0, prepend=-1), axis=1))
+    corners, block_of_point = np.unique(blocks, axis=0, return_inverse=True)
     rows = []
-    for members in np.split(order, starts[1:]):
-        if len(members) < MIN_POINTS:
-            continue
-        x, y = blocks[members[0]]
-        middle = np.array([(x + 0.5) * BLOCK_SIZE, (y + 0.5) * BLOCK_SIZE, 0])
-        rows.append(
-            {
-                "points": points[members] - middle,
-                "colors": room[members, 3:6] / 255,
-                "point_labels": room[members, 6].astype(np.int64),
-                "name": f"{item.name}/{x}_{y}",
-            }
-        )
+    for number, (x, y) in enumerate(corners):
+        members = np.flatnonzero(block_of_point.reshape(-1) == number)
+        if len(members) >= MIN_POINTS:
+            middle = np.array([(x + 0.5) * BLOCK_SIZE, (y + 0.5) * BLOCK_SIZE, 0])
+            columns = {"points": points[members] - middle, "colors": room[members, 3:6] / 255}
+            columns["point_labels"] = room[members, 6].astype(np.int64)
+            rows.append(columns | {"name": f"{item.name}/{x}_{y}"})
     return rows
 
 
 def _read_annotations(folder: Path) -> np.ndarray:
-    parts = []
+    parts = [np.empty((0, 7))]
     for file in sorted(folder.glob("*.txt")):
         kind = file.stem.split("_")[0]
-        table = read_table(file)
-        if table.shape[1] != 6:
-            raise InputError(f"{file}: must hold 6 columns, x y z r g b, got {table.shape[1]}")
         label = SCENE_CLASSES.index(kind if kind in SCENE_CLASSES else "clutter")
-        parts.append(np.column_stack([table, np.full(len(table), label)]))
-    if not parts:
-        raise InputError(f"{folder}: holds no annotated objects")
+        parts.append(np.insert(read_matrix(file, "x y z r g b", 6), 6, label, axis=1))
     return np.concatenate(parts)

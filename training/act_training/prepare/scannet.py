@@ -4,9 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from act_training.prepare.objects import Choices, Item, Plan, Row, need_root, read_list
-from modeling_act.errors import InputError
-from modeling_act.readers.cloud import read_array
+from act_training.prepare.objects import Choices, Item, Plan, Row, need_root, read_list, read_matrix
 
 SCANS, LISTS = "scannet_train_detection_data", "meta_data"
 # The classes that are detected, by their number in NYU40.
@@ -34,26 +32,12 @@ def plan_scannet(raw: Path, choices: Choices) -> Plan:
 
 def read_scan(item: Item, choices: Choices) -> list[Row]:
     file = Path(item.file)
-    points = read_table(file, 6, "x y z r g b")
-    boxes = read_table(file.with_name(f"{item.name}_bbox.npy"), 7, "center, size and class")
-    numbers = boxes[:, 6].astype(np.int64)
-    boxes, numbers = (values[np.isin(numbers, list(BOX_CLASSES))] for values in (boxes, numbers))
-    return [
-        {
-            "points": points[:, :3],
-            "colors": points[:, 3:] / 255,
-            "boxes": np.concatenate([boxes[:, :6], np.zeros((len(boxes), 1))], axis=1),
-            "box_labels": np.searchsorted(list(BOX_CLASSES), numbers),
-            "name": item.name,
-        }
-    ]
-
-
-def read_table(path: Path, width: int, what: str) -> np.ndarray:
-    """Read the first columns of an array; some copies of the set have one more, the number of the object."""
-    values = read_array(path)
-    if values.ndim != 2 or values.shape[1] < width:
-        raise InputError(f"{path}: must hold a table of {what}, got an array of {values.shape}")
-    if not np.isfinite(values).all():
-        raise InputError(f"{path}: holds numbers that are not finite")
-    return values[:, :width]
+    # Some copies of the set have one more column, the number of the object.
+    points = read_matrix(file, "x y z r g b", 6, 7)
+    boxes = read_matrix(file.with_name(f"{item.name}_bbox.npy"), "center, size and class", 7, 8)
+    numbers = list(BOX_CLASSES)
+    boxes = boxes[np.isin(boxes[:, 6].astype(np.int64), numbers)]
+    labels = np.searchsorted(numbers, boxes[:, 6].astype(np.int64))
+    boxes[:, 6] = 0  # the angle
+    columns = {"points": points[:, :3], "colors": points[:, 3:] / 255, "boxes": boxes, "box_labels": labels}
+    return [columns | {"name": item.name}]

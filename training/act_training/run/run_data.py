@@ -18,10 +18,9 @@ from act_training.data.batches import (
     iterate_batches,
     validation_batches,
 )
-from act_training.data.checks import check_point_set
 from act_training.data.keyed_random import Sampling, augment, sample_points
 from act_training.data.point_sets import PointSet, StreamedPointSet, open_point_set
-from act_training.data.schema import IGNORED
+from act_training.data.schema import IGNORED, check_point_set
 from act_training.run.arguments import ACTTrainingArguments
 from act_training.run.process import on_main_process, warn
 from modeling_act.errors import InputError

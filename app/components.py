@@ -1,5 +1,4 @@
-"""Components that Gradio does not have: viewers of clouds, a line of text. Names from outside are escaped here, or
-become text nodes in the viewer."""
+"""Components that Gradio does not have. Names from outside are escaped here, or become text nodes in the viewer."""
 
 from html import escape
 

@@ -1,6 +1,6 @@
 """Page that shows what ACT models see in a point cloud or mesh.
 
-The folder is a Hugging Face Space as it is: the variables ACT_STUDENT, ACT_CLASSIFIER ... replace the flags.
+The folder is a Hugging Face Space: the variables ACT_STUDENT, ACT_CLASSIFIER ... replace the flags.
 """
 
 import argparse
@@ -65,59 +65,46 @@ def card(title: str, visible: bool = True) -> Iterator[None]:
 
 
 class Page:
-    """Layout and event handlers of the page, for the models that are loaded."""
+    """Layout and event handlers of the page."""
 
     def __init__(self, models: Models, names: dict[str, str | None]):
         self.models = models
         names = {flag: Path(name).name if Path(name).exists() else name for flag, name in names.items() if name}
-        chips = [f"<b>{flag}</b> {escape(name)}" for flag, name in names.items()]
-        head = HEAD % ("".join(f"<span>{chip}</span>" for chip in chips) or NO_MODEL)
+        chips = "".join(f"<span><b>{flag}</b> {escape(name)}</span>" for flag, name in names.items())
+        suffixes, bare = list(CLOUD_SUFFIXES), {"show_label": False, "container": False}
+        formats = ", ".join(suffix[1:] for suffix in suffixes)
+        several = len(models.colorings) > 1
+        click = ", click a point to see which others are like it" if models.student else ""
         with gr.Blocks(delete_cache=(600, 3600), title=TITLE, analytics_enabled=False, fill_width=True) as self.blocks:
             self.session = gr.State(None, time_to_live=3600)  # a Session, once there is a cloud
-            gr.HTML(head, elem_id="head")
+            gr.HTML(HEAD % (chips or NO_MODEL), elem_id="head")
             with gr.Row(elem_id="work", equal_height=False):
                 with gr.Column(scale=2, min_width=240, elem_id="inputs"):
-                    self.add_inputs()
+                    with card("Your mesh or cloud"):
+                        self.upload = gr.File(file_types=suffixes, height=128, elem_id="upload", **bare)
+                        self.z_up = gr.Checkbox(label="z is up in my files", elem_id="z-up", container=False)
+                        gr.HTML(f'<p class="hint">{formats}; up to {MAX_BYTES >> 20} MB</p>')
+                    with card("Or a sample"):
+                        self.samples = cloud_view(CARDS, "samples")
                 with gr.Column(scale=7, min_width=320, elem_classes="card"):
-                    self.add_viewer()
+                    with gr.Row(equal_height=True):
+                        choices = {"choices": models.colorings, "value": PLAIN, "visible": several}
+                        self.coloring = gr.Radio(**choices, elem_id="coloring", scale=3, **bare)
+                        choices = {"choices": models.categories, "visible": False}
+                        self.category = gr.Dropdown(**choices, elem_id="category", scale=1, min_width=140, **bare)
+                    self.message = gr.HTML(elem_id="message", visible=False)
+                    self.view = cloud_view(VIEWER, "viewer")
+                    gr.HTML(f'<p id="hint">Drag to rotate, pinch or click and wheel to zoom{click}.</p>')
                 with gr.Column(scale=3, min_width=280, visible=bool(models.classifier or models.index)):
-                    self.add_answers()
+                    with card("Class", bool(models.classifier)):
+                        self.classes = gr.Label(elem_id="classes", show_heading=False, **bare)
+                    with card("Nearest shapes", bool(models.index)):
+                        self.hits = cloud_view(CARDS, "hits")
+                        self.hit_names = gr.HTML(elem_id="hit-names", visible=False)
             with card("Reconstruction", bool(models.teacher)):
                 self.resample = gr.Button("Hide other groups", size="sm", visible=bool(models.pretraining))
                 self.rebuilt = cloud_view(PANELS, "rebuilt")
             self.listen()
-
-    def add_inputs(self) -> None:
-        with card("Your mesh or cloud"):
-            suffixes = list(CLOUD_SUFFIXES)
-            self.upload = gr.File(show_label=False, file_types=suffixes, height=128, container=False, elem_id="upload")
-            self.z_up = gr.Checkbox(label="z is up in my files", elem_id="z-up", container=False)
-            formats = ", ".join(suffix[1:] for suffix in suffixes)
-            gr.HTML(f'<p class="hint">{formats}; up to {MAX_BYTES >> 20} MB</p>')
-        with card("Or a sample"):
-            self.samples = cloud_view(CARDS, "samples")
-
-    def add_viewer(self) -> None:
-        bare = {"show_label": False, "container": False}
-        colorings, categories = self.models.colorings, self.models.categories
-        with gr.Row(equal_height=True):
-            self.coloring = gr.Radio(
-                colorings, value=PLAIN, elem_id="coloring", visible=len(colorings) > 1, scale=3, **bare
-            )
-            self.category = gr.Dropdown(categories, elem_id="category", visible=False, scale=1, min_width=140, **bare)
-        self.message = gr.HTML(elem_id="message", visible=False)
-        self.view = cloud_view(VIEWER, "viewer")
-        click = ", click a point to see which others are like it" if self.models.student else ""
-        gr.HTML(f'<p id="hint">Drag to rotate, pinch or click and wheel to zoom{click}.</p>')
-
-    def add_answers(self) -> None:
-        with card("Class", bool(self.models.classifier)):
-            self.classes = gr.Label(elem_id="classes", show_label=False, container=False, show_heading=False)
-        with card("Nearest shapes", bool(self.models.index)):
-            self.hits = cloud_view(CARDS, "hits")
-            self.hit_names = gr.HTML(elem_id="hit-names", visible=False)
-
-    # Events ----------------------------------------------------------------------------------------------------------
 
     def listen(self) -> None:
         limit = {"concurrency_id": "cpu", "concurrency_limit": 2}
@@ -158,29 +145,20 @@ class Page:
             session = Session(read(*file))
         except InputError as error:
             return {self.message: message(str(error))}
-        cloud, classes, categories = session.cloud, {}, self.models.categories
-        if self.models.classifier:
-            classes = predictions.classify(self.models, cloud)
-            best = next(iter(classes))
-            category = best if best in categories else category
-        if category not in categories:
-            category = next(iter(categories), None)
+        cloud, categories = session.cloud, self.models.categories
+        classes = predictions.classify(self.models, cloud) if self.models.classifier else {}
+        likely = [name for name in (*list(classes)[:1], category, *categories) if name in categories]
+        category = likely[0] if likely else None
         note = f"{cloud.total:,} points; {len(cloud.points):,} of them are used."
-        return {
-            self.session: session,
-            self.message: message(note if cloud.total > len(cloud.points) else "", "note"),
-            self.classes: classes,
-            **self.view_of(session, PLAIN if coloring == SIMILARITY else coloring, category),
-        }
+        note = message(note if cloud.total > len(cloud.points) else "", "note")
+        views = self.view_of(session, PLAIN if coloring == SIMILARITY else coloring, category)
+        return {self.session: session, self.message: note, self.classes: classes, **views}
 
     def view_of(self, session: Session, coloring: str, category: str | None) -> dict:
         cloud = predictions.color(self.models, session.cloud, coloring, session.picked, category)
-        visible = coloring == PARTS and bool(self.models.categories)
-        return {
-            self.view: pack([cloud], picked=session.picked if coloring == SIMILARITY else None),
-            self.coloring: coloring,
-            self.category: gr.update(value=category, visible=visible),
-        }
+        choice = gr.update(value=category, visible=coloring == PARTS and bool(self.models.categories))
+        packed = pack([cloud], picked=session.picked if coloring == SIMILARITY else None)
+        return {self.view: packed, self.coloring: coloring, self.category: choice}
 
     def recolor(self, session, coloring, category):
         if session is None or coloring not in self.models.colorings:
@@ -246,15 +224,8 @@ def main() -> None:
         blocks = Page(load_models(names), names).blocks
     except InputError as error:
         sys.exit(f"app.py: error: {error}")
+    server = {"server_name": options.host, "server_port": options.port, "share": False, "ssr_mode": False}
+    limits = {"max_file_size": MAX_BYTES, "state_session_capacity": 200, "enable_monitoring": False}
     blocks.queue(max_size=64, api_open=False).launch(
-        server_name=options.host,
-        server_port=options.port,
-        theme=THEME,
-        css_paths=APP / "page.css",
-        footer_links=[],
-        share=False,
-        enable_monitoring=False,
-        ssr_mode=False,
-        max_file_size=MAX_BYTES,
-        state_session_capacity=200,
+        theme=THEME, css_paths=APP / "page.css", footer_links=[], **server, **limits
     )

@@ -1,5 +1,6 @@
 """What models say about one cloud. No layout here, and only numbers from the browser."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,13 +91,12 @@ def classify(models: Models, cloud: OpenCloud) -> dict[str, float]:
 
 def color(models: Models, cloud: OpenCloud, coloring: str, picked: int, category: str | None) -> ViewerCloud:
     """Color the cloud in one of `models.colorings`; SIMILARITY compares with the point `picked`."""
-    colored = ViewerCloud(cloud.points, cloud.name)
+    colored, segmenter = ViewerCloud(cloud.points, cloud.name), models.segmenter
     if coloring == PARTS:
-        processor = processor_of(models.segmenter)
-        points = processor.read(cloud.points, **up_axis(models.segmenter))
-        number = number_of_category(models.segmenter, category)
-        colored.labels = label_points(models.segmenter, points, processor, number)[0].numpy()
-        colored.label_names = models.segmenter.config.id2label
+        processor, number = processor_of(segmenter), number_of_category(segmenter, category)
+        points = processor.read(cloud.points, **up_axis(segmenter))
+        colored.labels = label_points(segmenter, points, processor, number)[0].numpy()
+        colored.label_names = segmenter.config.id2label
     elif coloring == PLAIN:
         colored.colors = cloud.colors
     else:
@@ -125,21 +125,17 @@ def neighbors(models: Models, cloud: OpenCloud) -> list[tuple[str, float, Viewer
     vector = models.student.encode(cloud.points, show_progress=False, **up_axis(models.student))
     hits = []
     for name, cosine in models.index.search(vector[None], NUM_HITS)[0]:
-        try:
-            path = shape_path(models, name)
+        path, shape = shape_path(models, name), None
+        with suppress(InputError):  # a damaged file; its name is still right
             shape = path and thinned(open_cloud(path).points, path.stem, 2048)
-        except InputError:  # a damaged file; its name is still right
-            shape = None
         hits.append((name, cosine, shape))
     return hits
 
 
 def shape_path(models: Models, name: str) -> Path | None:
     """File of a shape of the index, if it lies in the folder of shapes."""
-    if models.shapes is None:
-        return None
-    path = (models.shapes / name).resolve()
-    return path if path.is_relative_to(models.shapes) and path.is_file() else None
+    path = models.shapes and (models.shapes / name).resolve()
+    return path if path and path.is_relative_to(models.shapes) and path.is_file() else None
 
 
 def thinned(points: np.ndarray, name: str, count: int) -> ViewerCloud:
@@ -152,11 +148,11 @@ def rebuild(models: Models, cloud: OpenCloud, seed: int) -> list[ViewerCloud]:
     student = models.pretraining
     model = student or models.teacher
     points = processor_of(model)(cloud.points, **up_axis(model))["points"]
-    names = {"input": "original", "reconstruction": "rebuilt"}
     if student is None:
         (clouds,) = models.teacher.reconstruct(points)
+        names = {"input": "original", "reconstruction": "rebuilt"}
     else:
         (clouds,) = student.reconstruct(points, models.teacher, seed=seed)
-        share = 1 - int(student.config.mask_ratio * student.config.num_groups) / student.config.num_groups
+        share = len(clouds["visible"]) / len(clouds["reconstruction"])
         names = {"visible": f"{share:.0%} visible", "reconstruction": "rebuilt from it", "input": "original"}
     return [ViewerCloud(clouds[key].numpy(), name) for key, name in names.items()]

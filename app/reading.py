@@ -78,18 +78,13 @@ def open_upload(path: str | Path, z_up: bool = False) -> OpenCloud:
 
 def _read(sender: Connection, path: str, z_up: bool, max_memory: int) -> None:
     try:
-        limit_memory(max_memory)
+        if sys.platform == "linux":  # elsewhere memory has no limit
+            import resource
+
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + max_memory, used + max_memory))
         sender.send(open_cloud(path, z_up))
     except InputError as error:
         sender.send(str(error))
     except MemoryError:
         sender.send(f"{Path(path).name}: needs more than {max_memory / 2**20:.0f} MB of memory to read")
-
-
-def limit_memory(max_memory: int) -> None:
-    """Let this process allocate so many bytes more, where the platform can limit that: on Linux."""
-    if sys.platform == "linux":
-        import resource
-
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + max_memory, used + max_memory))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..errors import InputError
-from ..hub.load_model import SEGMENTERS, load_model, read_config
+from ..hub.load_model import SEGMENTERS, load_model
 from ..inference import encode, processor_of, run_on_clouds
 from ..point_ops import chamfer_l1
 from ..point_prediction import label_points, number_of_category
@@ -27,10 +27,6 @@ def print_json(**values) -> None:
     print(json.dumps(values))
 
 
-def print_skipped(problem: object) -> None:
-    print(f"skipped: {problem}", file=sys.stderr)
-
-
 def processor_options(options: argparse.Namespace) -> dict:
     return {"seed": options.seed, "up_axis": options.up_axis, "unit": options.unit}
 
@@ -39,58 +35,36 @@ def predict(
     model: nn.Module, paths: dict[str, str], predict_batch: Callable[[Tensor], Tensor], options: argparse.Namespace
 ) -> Iterator[tuple[list[str], Tensor]]:
     """Yield (names, values) for each batch of clouds. A cloud that cannot be read ends the command, or is skipped."""
-    names = list(paths)
-    if not options.quiet:
-        logging.enable_progress_bar()
-    for batch in run_on_clouds(
-        model,
-        list(paths.values()),
-        predict_batch,
-        batch_size=options.batch_size,
-        device=options.device,
-        show_progress=not options.quiet,
-        num_workers=options.num_workers,
-        skip_bad=options.skip_bad,
-        **processor_options(options),
-    ):
+    logging.enable_progress_bar()
+    names, shared = list(paths), ("batch_size", "device", "num_workers", "skip_bad")
+    flags = {flag: getattr(options, flag) for flag in shared} | processor_options(options)
+    for batch in run_on_clouds(model, list(paths.values()), predict_batch, show_progress=not options.quiet, **flags):
         for problem in batch.problems.values():
-            print_skipped(problem)
+            print(f"skipped: {problem}", file=sys.stderr)
         if batch.places:
             yield [names[place] for place in batch.places], batch.values
 
 
-def one_by_one(paths: dict[str, str], options: argparse.Namespace, use: Callable[[str, str], None]) -> None:
+def one_by_one(options: argparse.Namespace, use: Callable[[str, str], None]) -> None:
     """Call `use(name, path)` for each cloud. One that cannot be read ends the command, or is skipped."""
-    if not options.quiet:
-        logging.enable_progress_bar()
-    for name, path in logging.tqdm(paths.items(), unit="cloud", disable=options.quiet):
+    logging.enable_progress_bar()
+    for name, path in logging.tqdm(list_clouds(options.inputs).items(), unit="cloud", disable=options.quiet):
         try:
             use(name, path)
         except InputError as error:
             if not options.skip_bad:
                 raise
-            print_skipped(error)
-
-
-def check_device(device: str | None) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
-        raise InputError(f"--device {device}: {str(error).splitlines()[0][:200]}") from error
-
-
-# Commands ------------------------------------------------------------------------------------------------------------
+            print(f"skipped: {error}", file=sys.stderr)
 
 
 def info(options: argparse.Namespace) -> None:
-    config = read_config(options.model, revision=options.revision)
-    model = load_model(options.model, config=config, revision=options.revision)
+    model = load_model(options.model, revision=options.revision)
     summary = {"model": options.model, "class": type(model).__name__, "dtype": str(model.dtype)}
-    summary["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    summary["parameters"] = model.num_parameters()
     for name in ("num_groups", "group_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
-        summary[name] = getattr(config, name)
+        summary[name] = getattr(model.config, name)
     if summary["class"] not in ("ACTStudent", "ACTStudentForPreTraining", "ACTTeacher"):
-        summary["labels"] = list(config.id2label.values())
+        summary["labels"] = list(model.config.id2label.values())
     processor = processor_of(model).to_dict()
     summary["processor"] = {key: value for key, value in processor.items() if key != "auto_map"}
     print(json.dumps(summary, indent=1))
@@ -105,17 +79,11 @@ def encode_clouds(options: argparse.Namespace) -> None:
         check_usearch()
         Path(options.index).mkdir(parents=True, exist_ok=True)
     student, paths = load_model(options.model, "ACTStudent", revision=options.revision), list_clouds(options.inputs)
-
-    def embed(points: Tensor) -> Tensor:
-        return nn.functional.normalize(student(points).pooler_output.float(), dim=-1)
-
-    names, batches = [], []
-    for batch_names, values in predict(student, paths, embed, options):
-        names.extend(batch_names)
-        batches.append(values)
-    if not names:
+    batches = list(predict(student, paths, lambda points: student(points).pooler_output, options))
+    if not batches:
         raise InputError("none of the clouds could be read")
-    vectors = torch.cat(batches)
+    names = [name for batch_names, _ in batches for name in batch_names]
+    vectors = nn.functional.normalize(torch.cat([values for _, values in batches]), dim=-1)
     if options.out is not None:
         write_table(options.out, {"name": names, "vector": vectors.numpy()})
     if options.index is not None:
@@ -135,12 +103,9 @@ def classify(options: argparse.Namespace) -> None:
         raise InputError(f"--top_k must be at least 1, got {options.top_k}")
     if options.out is not None:
         check_table(options.out)
-
-    def classify_batch(points: Tensor) -> Tensor:
-        return model(points).logits.float().softmax(-1)
-
-    names, batches = [], []
-    for batch_names, probabilities in predict(model, list_clouds(options.inputs), classify_batch, options):
+    names, batches, paths = [], [], list_clouds(options.inputs)
+    for batch_names, logits in predict(model, paths, lambda points: model(points).logits, options):
+        probabilities = logits.softmax(-1)
         scores, classes = probabilities.topk(min(options.top_k, len(labels)))
         for name, row_classes, row_scores in zip(batch_names, classes.tolist(), scores.tolist(), strict=True):
             row_labels = [labels[index] for index in row_classes]
@@ -154,9 +119,7 @@ def classify(options: argparse.Namespace) -> None:
 
 
 def segment(options: argparse.Namespace) -> None:
-    model = load_model(options.model, *SEGMENTERS, revision=options.revision)
-    if options.device:
-        model.to(options.device)
+    model = load_model(options.model, *SEGMENTERS, revision=options.revision).to(options.device or "cpu")
     processor, category = processor_of(model), number_of_category(model, options.category)
     colors, names = label_colors(model.config.num_labels), model.config.id2label
 
@@ -170,7 +133,7 @@ def segment(options: argparse.Namespace) -> None:
         counts = {names[label]: count for label, count in enumerate(labels.bincount().tolist()) if count}
         print_json(name=name, points=len(points), parts=counts)
 
-    one_by_one(list_clouds(options.inputs), options, use)
+    one_by_one(options, use)
 
 
 def reconstruct(options: argparse.Namespace) -> None:
@@ -191,7 +154,7 @@ def reconstruct(options: argparse.Namespace) -> None:
         distance = chamfer_l1(made["reconstruction"].unsqueeze(0), made["input"].unsqueeze(0)).item()
         print_json(name=name, chamfer_l1=distance, visible=len(made["visible"]), of=len(made["reconstruction"]))
 
-    one_by_one(list_clouds(options.inputs), options, use)
+    one_by_one(options, use)
 
 
 def similar(options: argparse.Namespace) -> None:
@@ -203,11 +166,8 @@ def similar(options: argparse.Namespace) -> None:
         raise InputError(f"{options.index}: does not say which model made it; give --model")
     student = load_model(name, "ACTStudent", revision=revision)
     index.check_model(torch.tensor(embed_probe(student, options)))
-
-    def embed(points: Tensor) -> Tensor:
-        return student(points).pooler_output
-
-    for names, vectors in predict(student, list_clouds(options.inputs), embed, options):
+    paths = list_clouds(options.inputs)
+    for names, vectors in predict(student, paths, lambda points: student(points).pooler_output, options):
         for cloud, neighbors in zip(names, index.search(vectors, options.count), strict=True):
             print_json(name=cloud, nearest=[[shape, round(cosine, 6)] for shape, cosine in neighbors])
 
@@ -220,7 +180,7 @@ def view(options: argparse.Namespace) -> None:
         points = to_up_axis(torch.from_numpy(cloud.points), options.up_axis, "y")
         clouds.append(ViewerCloud(points.numpy(), name, colors=cloud.colors))
 
-    one_by_one(list_clouds(options.inputs), options, use)
+    one_by_one(options, use)
     names = [cloud.name for cloud in clouds[:3]] + ["..."] * (len(clouds) > 3)
     page = viewer_page(clouds, options.title or ", ".join(names))
     Path(options.out).write_text(page, encoding="utf-8")
@@ -230,29 +190,24 @@ def view(options: argparse.Namespace) -> None:
 def export(options: argparse.Namespace) -> None:
     from ..export.export_act import export_onnx, export_program
 
-    exporters = {".onnx": export_onnx, ".pt2": export_program}
-    suffix = Path(options.out).suffix
-    if suffix not in exporters:
+    export_file = {".onnx": export_onnx, ".pt2": export_program}.get(Path(options.out).suffix)
+    if export_file is None:
         raise InputError(f"{options.out}: must end in .onnx or .pt2")
     model = load_model(options.model, revision=options.revision)
-    exporters[suffix](model, options.out, processor_of(model))
+    export_file(model, options.out, processor_of(model))
     print_json(file=options.out, bytes=Path(options.out).stat().st_size)
 
 
-COMMANDS = {
-    "info": info,
-    "encode": encode_clouds,
-    "classify": classify,
-    "segment": segment,
-    "reconstruct": reconstruct,
-    "similar": similar,
-    "view": view,
-    "export": export,
-}
+COMMANDS = {function.__name__: function for function in (info, classify, segment, reconstruct, similar, view, export)}
+COMMANDS["encode"] = encode_clouds  # `encode` is the function that it calls
 
 
 def run(options: argparse.Namespace) -> None:
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    check_device(getattr(options, "device", None))
+    logging.disable_progress_bar()  # of loading a model
+    device = getattr(options, "device", None)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
+        raise InputError(f"--device {device}: {str(error).splitlines()[0][:200]}") from error
     COMMANDS[options.command](options)

@@ -7,7 +7,7 @@ MODEL_HELP, TABLE_HELP = "folder or Hub id", "table to write: .npz, .json or .pa
 
 
 def make_parents() -> list[argparse.ArgumentParser]:
-    """Flags that several commands share: of clouds, of inference on them, of inference in batches, and of the Hub."""
+    """Make the flags that commands share: of clouds, of inference on them, of inference in batches, and of the Hub."""
     clouds = argparse.ArgumentParser(add_help=False)
     clouds.add_argument("inputs", nargs="+", help="files of clouds and meshes, and folders of them")
     clouds.add_argument("--seed", type=int, default=0, help="seed of the points that are sampled")
@@ -40,17 +40,14 @@ def make_parser() -> argparse.ArgumentParser:
     info.add_argument("model", help=MODEL_HELP)
 
     encode = add("encode", "clouds -> vectors, and an index to search", batches, revision)
-    encode.add_argument("--model", required=True, help=MODEL_HELP)
     encode.add_argument("--out", help=TABLE_HELP)
     encode.add_argument("--index", help="folder for an index that `similar` searches")
 
     classify = add("classify", "clouds -> their most likely classes", batches, revision)
-    classify.add_argument("--model", required=True, help=MODEL_HELP)
     classify.add_argument("--top_k", type=int, default=5, help="number of classes to print")
     classify.add_argument("--out", help=f"{TABLE_HELP}; with all probabilities")
 
     segment = add("segment", "clouds -> a label for every point, as colored PLY", inference, revision)
-    segment.add_argument("--model", required=True, help=MODEL_HELP)
     segment.add_argument("--out", required=True, help="folder for the results")
     segment.add_argument("--category", help="category of the objects, for a part segmentation model")
     segment.add_argument("--votes", type=int, default=1, help="number of predictions averaged for each point")
@@ -74,6 +71,8 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument("model", help=MODEL_HELP)
     export.add_argument("out", help="FILE.onnx or FILE.pt2")
 
+    for command in (encode, classify, segment):
+        command.add_argument("--model", required=True, help=MODEL_HELP)
     add("convert", "released checkpoints -> folders for from_pretrained")
     return parser
 

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -21,10 +21,8 @@ PLY_TYPES = {"<f4": "float", "<f8": "double", "|u1": "uchar", "<i4": "int"}
 
 
 def list_clouds(inputs: Iterable[str]) -> dict[str, str]:
-    """Map names to paths: of files, and of the clouds below folders.
-
-    The name of a cloud below a folder is its relative path; with several inputs it begins with the folder's own name.
-    """
+    """Map names to paths: of files, and of the clouds below folders, whose names are relative paths; with several
+    inputs they begin with the folder's own name."""
     inputs, clouds = list(inputs), {}
     for source in inputs:
         names = {os.path.basename(source): source}
@@ -43,10 +41,9 @@ def list_clouds(inputs: Iterable[str]) -> dict[str, str]:
 
 
 def path_below(folder: str | Path, name: str, ending: str) -> Path:
-    """Path of the result for a cloud, which must lie below the folder whatever the cloud is called."""
-    folder = Path(folder)
-    path = folder / PurePosixPath(name + ending)
-    if ".." in path.parts[len(folder.parts) :] or folder.resolve() not in path.resolve().parents:
+    """Make the path of a cloud's result, which must lie below the folder whatever the cloud is called."""
+    path = Path(folder, name + ending)
+    if ".." in name.split("/") or Path(folder).resolve() not in path.resolve().parents:
         raise InputError(f"{name!r}: its result would lie outside {folder}")
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
@@ -66,7 +63,6 @@ def check_table(path: str | Path) -> None:
 def write_table(path: str | Path, columns: dict[str, list | np.ndarray]) -> None:
     """Write columns of equal length, of numbers, words or vectors. The file is complete, or not there."""
     path = Path(path)
-    check_table(path)
     draft = path.with_name(f".{path.name}.writing")
     try:
         if path.suffix == ".npz":
@@ -92,10 +88,7 @@ def plain_values(values: list | np.ndarray) -> list:
 def write_ply(
     path: Path, points: np.ndarray, colors: np.ndarray | None = None, labels: np.ndarray | None = None
 ) -> None:
-    """Write points (n, 3), colors (n, 3) in [0, 1] and labels (n,) as a binary PLY file.
-
-    Coordinates of a map, which float32 would round, are written as float64.
-    """
+    """Write points (n, 3), colors (n, 3) in [0, 1] and labels (n,) as PLY; float64 if float32 would round a map."""
     rounding = np.abs(points.astype(np.float32) - points).max(initial=0)
     kind = "<f8" if rounding > 1e-5 * np.ptp(points, axis=0).max(initial=0) else "<f4"
     columns = dict(zip("xyz", points.astype(kind).T, strict=True))

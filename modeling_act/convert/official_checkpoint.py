@@ -15,13 +15,11 @@ from transformers import PreTrainedModel
 
 from .. import modeling_act_student as students
 from ..backbone_families import load_backbone, read_block, shape_fields
-from ..configuration_act_student import ACTStudentConfig
-from ..configuration_act_teacher import ACTTeacherConfig
 from ..errors import InputError
 from ..modeling_act_teacher import ACTTeacher
 from ..processing_act import ACTPointCloudProcessor
 from . import official_keys as official
-from .official_keys import Rules, State, rename, under
+from .official_keys import State, rename, under
 from .read_checkpoint import read_state
 
 
@@ -33,14 +31,10 @@ def convert(state: State, options: argparse.Namespace) -> tuple[PreTrainedModel,
         raise InputError(f"the file holds several encoders: {', '.join(sorted(encoders))}")
     if "ACT_encoder" in encoders:
         return convert_pretraining(state, options)
-    if "MAE_encoder" in encoders:
-        unused = [*official.UNUSED_RECON, *official.UNUSED_HEADS]
-        return convert_encoder(state, "MAE_encoder.", official.UNUSED_POINT_MAE, unused, options), None
-    if "transformer_q" in encoders:
-        unused = official.UNUSED_POINT_BERT_ENCODER
-        return convert_encoder(state, "transformer_q.", official.UNUSED_POINT_BERT, unused, options), None
+    if encoders:
+        return convert_encoder(state, f"{encoders.pop()}.", options), None
     if {"codebook", "visual_embed"} <= beginnings:
-        return convert_teacher(state, options, options.num_attention_heads), None
+        return convert_teacher(state, options), None
     if "cls_head_finetune" in beginnings:
         return convert_classifier(state, options), None
     if beginnings & {"propagation_0", "propagation_0_cls"}:
@@ -65,21 +59,20 @@ def convert_pretraining(state: State, options: argparse.Namespace) -> tuple[PreT
     if tokenizer:
         teacher = convert_teacher(tokenizer, options, prefix="dvae_tokenizer.")
         fields["group_size"] = teacher.config.group_size
-    return build(students.ACTStudentForPreTraining, ACTStudentConfig, fields, placed), teacher
+    return build(students.ACTStudentForPreTraining, fields, placed), teacher
 
 
-def convert_encoder(
-    state: State, prefix: str, unused: Rules, unused_in_encoder: Rules, options: argparse.Namespace
-) -> students.ACTStudent:
+def convert_encoder(state: State, prefix: str, options: argparse.Namespace) -> students.ACTStudent:
+    unused = official.UNUSED_IN[prefix] + under(prefix, official.UNUSED_HEADS)
     is_recon = any("_contrast." in key for key in state)
     if is_recon:  # its global queries have weights of their own, and groups never see them
-        unused_in_encoder = [(r"cls_(token|pos)$", "ReCon's branch of global queries"), *unused_in_encoder]
-    placed = rename(state, under(prefix, official.ENCODER, "student."), [*unused, *under(prefix, unused_in_encoder)])
+        unused += under(prefix, [(r"cls_(token|pos)$", "ReCon's branch of global queries")])
+    placed = rename(state, under(prefix, official.ENCODER, "student."), unused)
     fields = student_fields(placed, options) | {"residual_after_norm": is_recon}
     if not fields["use_cls_token"]:
         print("no class token in the file: use_cls_token=False, and `pooler_output` is [mean, max]")
     placed = {key.removeprefix("student."): tensor for key, tensor in placed.items()}
-    return build(students.ACTStudent, ACTStudentConfig, fields, placed)
+    return build(students.ACTStudent, fields, placed)
 
 
 def convert_classifier(state: State, options: argparse.Namespace) -> students.ACTStudentForPointCloudClassification:
@@ -89,7 +82,7 @@ def convert_classifier(state: State, options: argparse.Namespace) -> students.AC
     fields["num_labels"] = agree(options, "num_labels", placed[f"classifier.layers.{last}.weight"].shape[0])
     if last:
         fields["classifier_dim"] = placed["classifier.layers.0.weight"].shape[0]
-    return build(students.ACTStudentForPointCloudClassification, ACTStudentConfig, fields, placed)
+    return build(students.ACTStudentForPointCloudClassification, fields, placed)
 
 
 def convert_segmenter(state: State, options: argparse.Namespace) -> PreTrainedModel:
@@ -100,26 +93,24 @@ def convert_segmenter(state: State, options: argparse.Namespace) -> PreTrainedMo
         "segmentation_dims": [placed[f"head.linear{n}.weight"].shape[0] for n in (1, 2)],
         "use_cls_token": True,
     }
-    model_class = students.ACTStudentForSemanticSegmentation
-    if "category_embedding.weight" in placed:
-        model_class = students.ACTStudentForPartSegmentation
-        fields["category_dim"], fields["num_categories"] = placed["category_embedding.weight"].shape[:2]
-    return build(model_class, ACTStudentConfig, fields, placed)
+    if "category_embedding.weight" not in placed:
+        return build(students.ACTStudentForSemanticSegmentation, fields, placed)
+    fields["category_dim"], fields["num_categories"] = placed["category_embedding.weight"].shape[:2]
+    return build(students.ACTStudentForPartSegmentation, fields, placed)
 
 
-def convert_teacher(
-    state: State, options: argparse.Namespace, num_heads: int | None = None, prefix: str = ""
-) -> ACTTeacher:
+def convert_teacher(state: State, options: argparse.Namespace, prefix: str = "") -> ACTTeacher:
+    heads = None if prefix else options.num_attention_heads  # of a stage-2 file the flag is about the student
     backbone, rest = split(state, f"{prefix}visual_embed.")
     weights, fields = convert_backbone(backbone, prefix)
     placed = rename(rest, under(prefix, official.TEACHER))
     placed |= {f"backbone.{key}": tensor for key, tensor in weights.items()}
     fields |= teacher_fields(placed) | {"num_groups": options.num_groups or 64, "skip_near_origin": True}
     agree(options, "group_size", fields["group_size"])
-    fields["num_attention_heads"] = default_heads(fields["hidden_size"], num_heads)
+    fields["num_attention_heads"] = default_heads(fields["hidden_size"], heads)
     if options.backbone:
-        fields |= named_backbone_fields(options.backbone, fields, num_heads)
-    return build(ACTTeacher, ACTTeacherConfig, fields, placed)
+        fields |= named_backbone_fields(options.backbone, fields, heads)
+    return build(ACTTeacher, fields, placed)
 
 
 def convert_backbone(state: State, prefix: str) -> tuple[State, dict]:
@@ -222,9 +213,9 @@ def agree(options: argparse.Namespace, flag: str, value: int) -> int:
     return value
 
 
-def build(model_class: type, config_class: type, fields: dict, placed: State) -> PreTrainedModel:
+def build(model_class: type[PreTrainedModel], fields: dict, placed: State) -> PreTrainedModel:
     """Build a model with exactly these weights, whose shapes may have other dimensions of one (convolutions)."""
-    config = config_class(**fields)
+    config = model_class.config_class(**fields)
     with torch.device("meta"):  # allocates nothing before the shapes are checked
         expected = model_class(config).state_dict()
     for key in expected:
@@ -260,8 +251,7 @@ def make_processor(model: PreTrainedModel, options: argparse.Namespace) -> ACTPo
 def write(model: PreTrainedModel, folder: Path, options: argparse.Namespace) -> None:
     model.save_pretrained(folder)
     make_processor(model, options).save_pretrained(folder)
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    print(f"wrote {type(model).__name__} with {millions:.1f} M parameters to {folder}")
+    print(f"wrote {type(model).__name__} with {model.num_parameters() / 1e6:.1f} M parameters to {folder}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -283,16 +273,15 @@ def main(arguments: list[str] | None = None) -> int:
         if options.teacher_output and teacher is None:
             raise InputError("--teacher_output: the file carries no teacher beside another model")
         write(model, options.output_dir, options)
-        if teacher is not None and options.teacher_output:
+        if options.teacher_output:
             write(teacher, options.teacher_output, options)
         elif teacher is not None:
             print("the teacher, dvae_tokenizer.*, is not written; give --teacher_output to keep it")
+        return 0
     except (ValueError, OSError, StrictDataclassError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     except (KeyError, IndexError) as error:
         print(f"error: {options.checkpoint} lacks what belongs at {error}", file=sys.stderr)
-    else:
-        return 0
     return 1
 
 

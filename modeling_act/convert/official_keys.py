@@ -78,20 +78,21 @@ BACKBONE_STYLES = {
     "bert": (r"visual_embed\.0\.layer\.(\d+)\.", [], ("gelu", 1e-12, "post")),
 }
 UNUSED_HEADS: Rules = [(r"(lm_head|cls_head)\.", "head of Point-BERT, untrained here")]
-UNUSED_POINT_MAE: Rules = [
-    (r"(MAE_decoder|decoder_pos_embed|increase_dim)\.|mask_token$", "decoder of masked autoencoding"),
-    (r"(img_encoder|text_encoder|img_proj|text_proj|cls_proj|contrastive_head)\.", "contrast with images and text"),
-]
-UNUSED_RECON: Rules = [
-    (r"(img|text)_(token|pos)$", "ReCon's image and text queries"),
-    (r"blocks\.blocks\.\d+\.\w+_contrast\.", "ReCon's branch of global queries"),
-]
-UNUSED_POINT_BERT: Rules = [
-    (r"transformer_k\.", "momentum copy of the encoder"),
-    (r"dvae\.", "tokenizer of Point-BERT"),
-    (r"queue(_ptr)?$", "queue of the contrastive loss"),
-]
-UNUSED_POINT_BERT_ENCODER: Rules = [(r"mask_token$", "replaces masked groups in pretraining"), *UNUSED_HEADS]
+# Prefix of a released encoder -> rules for the other keys of its file.
+UNUSED_IN = {
+    "MAE_encoder.": [
+        (r"(MAE_decoder|decoder_pos_embed|increase_dim)\.|mask_token$", "decoder of masked autoencoding"),
+        (r"((img|text)_(encoder|proj)|cls_proj|contrastive_head)\.", "contrast with images and text"),
+        (r"MAE_encoder\.(img|text)_(token|pos)$", "ReCon's image and text queries"),
+        (r"MAE_encoder\.blocks\.blocks\.\d+\.\w+_contrast\.", "ReCon's branch of global queries"),
+    ],
+    "transformer_q.": [
+        (r"transformer_k\.", "momentum copy of the encoder"),
+        (r"dvae\.", "tokenizer of Point-BERT"),
+        (r"queue(_ptr)?$", "queue of the contrastive loss"),
+        (r"transformer_q\.mask_token$", "replaces masked groups in pretraining"),
+    ],
+}
 
 
 def under(prefix: str, rules: Rules, target: str = "") -> Rules:

@@ -1,7 +1,5 @@
 """Exports models with their grouping inside: ONNX and torch.export programs, for any batch and number of points.
-
-Models are looked up by the name of their class, so that those loaded as remote code are known too. See docs/export.md.
-"""
+Models are known by the name of their class, so that those loaded as remote code are too. See docs/export.md."""
 
 import json
 import logging
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import InputError
+from ..inference import in_eval_mode
 from ..processing_act import ACTPointCloudProcessor
 
 # Class of the model -> outputs of its file: name -> field of the model's output.
@@ -46,9 +45,7 @@ class TensorsOnly(nn.Module):
 
 
 def export_program(
-    model: PreTrainedModel,
-    path: str | os.PathLike | None = None,
-    processor: ACTPointCloudProcessor | None = None,
+    model: PreTrainedModel, path: str | os.PathLike | None = None, processor: ACTPointCloudProcessor | None = None
 ) -> torch.export.ExportedProgram:
     """Export a model, in eval mode, as a torch.export program that needs no code of this package.
 
@@ -72,8 +69,7 @@ def export_onnx(
 ) -> None:
     """Export a model, in eval mode, to an ONNX file such as `student.onnx`.
 
-    Inputs are `points` (batch, points, 3), float32, and for parts `category` (batch,), int64, with at least
-    `max(num_groups, group_size)` points. Outputs are those of `OUTPUTS`, metadata the values of `describe` as JSON.
+    Inputs and sizes are those of `export_program`, outputs those of `OUTPUTS`, metadata those of `describe` as JSON.
     """
     check(model, path, ".onnx")
     try:
@@ -84,13 +80,12 @@ def export_onnx(
     # It warns of each torchvision operator if torchvision is not installed; no model here has one.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with traceable(model) as (module, inputs, shapes):
-        names = {"input_names": list(inputs), "output_names": list(module.fields)}
-        options = {"dynamo": True, "dynamic_shapes": shapes, "verbose": False}
-        program = torch.onnx.export(module, tuple(inputs.values()), **names, **options)
+        options = {"input_names": list(inputs), "output_names": list(module.fields), "verbose": False}
+        program = torch.onnx.export(module, tuple(inputs.values()), dynamo=True, dynamic_shapes=shapes, **options)
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # paths of this machine
-    about = {key: json.dumps(value) for key, value in describe(model, processor).items()}
-    program.model.metadata_props.update(about)
+    for key, value in describe(model, processor).items():
+        program.model.metadata_props[key] = json.dumps(value)
     program.save(path)
 
 
@@ -102,7 +97,7 @@ def describe(model: PreTrainedModel, processor: ACTPointCloudProcessor | None = 
         about["id2label"] = config.id2label
     if about["model"] == "ACTStudentForPartSegmentation":
         about |= {"num_categories": config.num_categories, "category_names": config.category_names}
-    settings = {} if processor is None else processor.to_dict()
+    settings = processor.to_dict() if processor else {}
     return about | {key: settings[key] for key in settings if key not in ("feature_extractor_type", "auto_map")}
 
 
@@ -111,18 +106,13 @@ def traceable(model: PreTrainedModel) -> Iterator[tuple[TensorsOnly, dict[str, T
     """Yield the model in eval mode without gradients, inputs to trace it with, and their dynamic sizes."""
     min_points = max(model.config.num_groups, model.config.group_size)
     batch, points = torch.export.Dim("batch"), torch.export.Dim("points", min=min_points)
-    inputs = {"points": torch.rand(2, 2 * min_points + 1, 3, generator=torch.Generator().manual_seed(0))}
-    shapes = {"points": {0: batch, 1: points}}
+    cloud = torch.rand(2, 2 * min_points + 1, 3, generator=torch.Generator().manual_seed(0))
+    inputs, shapes = {"points": cloud.to(model.device)}, {"points": {0: batch, 1: points}}
     if type(model).__name__ == "ACTStudentForPartSegmentation":
-        inputs["category"], shapes["category"] = torch.zeros(2, dtype=torch.int64), {0: batch}
-    inputs = {name: value.to(model.device) for name, value in inputs.items()}
-    training = model.training
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporters, about themselves
-            yield TensorsOnly(model).eval(), inputs, shapes
-    finally:
-        model.train(training)
+        inputs["category"], shapes["category"] = torch.zeros(2, dtype=torch.int64, device=model.device), {0: batch}
+    with in_eval_mode(model), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporters, about themselves
+        yield TensorsOnly(model).eval(), inputs, shapes
 
 
 def check(model: PreTrainedModel, path: str | os.PathLike | None, suffix: str) -> None:
@@ -130,10 +120,9 @@ def check(model: PreTrainedModel, path: str | os.PathLike | None, suffix: str) -
         raise InputError(f"{type(model).__name__} cannot be exported, only {', '.join(OUTPUTS)}")
     if model.dtype != torch.float32:
         raise InputError(f"export needs float32 weights, got {model.dtype}: call model.float() before")
-    if path is not None and Path(path).suffix != suffix:
+    if path is None:
+        return
+    if Path(path).suffix != suffix:
         raise InputError(f"{path}: the file's name must end in {suffix}")
-    if path is not None and not Path(path).parent.is_dir():
+    if not Path(path).parent.is_dir():
         raise InputError(f"{path}: there is no folder {Path(path).parent}")
-
-
-__all__ = ["OUTPUTS", "describe", "export_onnx", "export_program"]

@@ -1,8 +1,5 @@
-"""Load any model of this package for inference, complete or not at all.
-
-`from_pretrained` initializes weights that a checkpoint lacks at random, for finetuning. Pipelines, command line and
-app must never do that.
-"""
+"""Load any model of this package for inference, complete or not at all. `from_pretrained` initializes weights that a
+checkpoint lacks at random, for finetuning; pipelines, command line and app must never do that."""
 
 import os
 from typing import Any
@@ -11,32 +8,24 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from .. import modeling_act_student as students
 from ..act_layers import HUB_ARGUMENTS
 from ..configuration_act_student import ACTStudentConfig
 from ..configuration_act_teacher import ACTTeacherConfig
 from ..errors import InputError
 from ..modeling_act_detection import ACTStudentForObjectDetection
-from ..modeling_act_student import (
-    ACTStudent,
-    ACTStudentForPartSegmentation,
-    ACTStudentForPointCloudClassification,
-    ACTStudentForPreTraining,
-    ACTStudentForSemanticSegmentation,
-)
 from ..modeling_act_teacher import ACTTeacher
 
-MODELS = {
-    model.__name__: model
-    for model in (
-        ACTStudent,
-        ACTStudentForPreTraining,
-        ACTStudentForPointCloudClassification,
-        ACTStudentForPartSegmentation,
-        ACTStudentForSemanticSegmentation,
-        ACTStudentForObjectDetection,
-        ACTTeacher,
-    )
-}
+CLASSES = (
+    students.ACTStudent,
+    students.ACTStudentForPreTraining,
+    students.ACTStudentForPointCloudClassification,
+    students.ACTStudentForPartSegmentation,
+    students.ACTStudentForSemanticSegmentation,
+    ACTStudentForObjectDetection,
+    ACTTeacher,
+)
+MODELS = {model_class.__name__: model_class for model_class in CLASSES}
 SEGMENTERS = ("ACTStudentForPartSegmentation", "ACTStudentForSemanticSegmentation")
 
 
@@ -49,7 +38,7 @@ def read_config(name: str, **options: Any) -> PreTrainedConfig:
     try:  # no question on the terminal whether to trust remote code, which models of this package do not need
         config = AutoConfig.from_pretrained(name, **{"trust_remote_code": False} | options)
     except (OSError, ValueError, StrictDataclassError) as error:
-        raise InputError(f"{name}: no model can be read from there ({_one_line(error)})") from error
+        raise InputError(f"{name}: no model can be read from there ({one_line(error)})") from error
     if not isinstance(config, (ACTStudentConfig, ACTTeacherConfig)):
         raise InputError(f"{name} holds no model of ACT but one of the type {config.model_type!r}")
     return config
@@ -61,8 +50,7 @@ def load_model(name: str, *wanted: str, config: PreTrainedConfig | None = None, 
     options.pop("_from_pipeline", None)
     hub = {key: options[key] for key in HUB_ARGUMENTS if key in options}
     config = config if isinstance(config, PreTrainedConfig) else read_config(name, **hub)
-    saved = (config.architectures or ["unknown"])[0]
-    chosen = saved
+    saved = chosen = (config.architectures or ["unknown"])[0]
     if wanted and saved not in wanted:
         chosen = "ACTStudent" if "ACTStudent" in wanted and isinstance(config, ACTStudentConfig) else None
     if chosen not in MODELS:
@@ -72,19 +60,19 @@ def load_model(name: str, *wanted: str, config: PreTrainedConfig | None = None, 
     try:
         model, report = MODELS[chosen].from_pretrained(name, config=config, output_loading_info=True, **options)
     except (OSError, RuntimeError) as error:
-        raise InputError(f"{name}: {_one_line(error)}") from error
+        raise InputError(f"{name}: {one_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
     allowed = set() if chosen == saved else {"unexpected_keys"}  # the head's
-    problems = {what: sorted(map(str, keys))[:3] for what, keys in report.items() if keys and what not in allowed}
+    problems = {what: ", ".join(sorted(map(str, keys))[:3]) for what, keys in report.items() if keys}
+    problems = [f"{what}: {keys}" for what, keys in problems.items() if what not in allowed]
     if problems:
-        problems = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in problems.items())
-        raise InputError(f"{name} is no complete {chosen} ({problems})")
+        raise InputError(f"{name} is no complete {chosen} ({'; '.join(problems)})")
     return model.eval()
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class ACTModelForFeatureExtraction:
@@ -103,6 +91,3 @@ class ACTModelForClassification(ACTModelForFeatureExtraction):
 
 class ACTModelForSegmentation(ACTModelForFeatureExtraction):
     model_classes = SEGMENTERS
-
-
-__all__ = ["load_model", "read_config"]

@@ -1,7 +1,5 @@
 """Publish the folder of a finished model on the Hub: one list of files, one search for private text, one commit.
-
-The training scripts (`--push_to_hub`) and `model_cards/publish.py` use it; nothing else uploads a model.
-"""
+The training scripts (`--push_to_hub`) and `model_cards/publish.py` use it; nothing else uploads a model."""
 
 import json
 import os
@@ -11,21 +9,13 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path, PureWindowsPath
 
-from huggingface_hub import (
-    CommitOperationAdd,
-    CommitOperationDelete,
-    EvalResultEntry,
-    HfApi,
-    ModelCard,
-    ModelCardData,
-    eval_result_entries_to_yaml,
-    get_token,
-)
+import huggingface_hub as hub
 from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..errors import InputError
+from .load_model import one_line
 
 try:
     import yaml  # a dependency of huggingface_hub
@@ -50,40 +40,31 @@ def make_card(
     title: str,
     text: str,
     usage: str,
-    metrics: dict[str, float],
+    metrics: dict,
     measured: str,
-    test: dict[str, float] | None = None,
+    test: dict | None = None,
     license: str | None = None,
 ) -> str:
-    """Render a model card with the numbers of metrics.json and the license of the weights.
-
-    `measured` says which weights `metrics` belong to; without a `license` the card says that nobody stated one.
-    """
-    data = ModelCardData(library_name="transformers", license=license, tags=["point-cloud", "act"])
-    card = ModelCard.from_template(
-        data, str(CARD_TEMPLATE), title=title, text=text, usage=usage, metrics=metrics, measured=measured, test=test
-    )
-    return str(card)
+    """Render a model card with the numbers of metrics.json; `measured` says which weights `metrics` belong to."""
+    fields = {"title": title, "text": text, "usage": usage, "metrics": metrics, "measured": measured, "test": test}
+    data = hub.ModelCardData(library_name="transformers", license=license, tags=["point-cloud", "act"])
+    return str(hub.ModelCard.from_template(data, str(CARD_TEMPLATE), **fields))
 
 
 def check_folder(folder: str | Path, repo_id: str | None = None) -> dict[str, Path | bytes]:
-    """Collect the files to publish by their names on the Hub; as bytes those that are published with changes.
-
-    Settings and metrics name local files without their folders, and the usage in the card loads `repo_id`. Raises
-    InputError for a folder without a whole model or a card, and for text that holds a token or a local path.
-    """
+    """Collect the files to publish by their names on the Hub; as bytes those that are published with changes: local
+    paths in settings become file names, and the usage in the card loads `repo_id`. Raises InputError for a folder
+    without a whole model or a card, and for text that holds a token or a local path."""
     folder = Path(folder)
     for name in ("config.json", "README.md"):
         if not (folder / name).is_file():
             raise InputError(f"{folder} has no {name}: publish a folder of `save_pretrained` with a model card")
-    paths = [*_weights(folder), *_modules(folder)]
-    paths += [path for pattern in ALLOWED for path in folder.glob(pattern)]
+    paths = [*_weights(folder), *_modules(folder), *(path for pattern in ALLOWED for path in folder.glob(pattern))]
     files = {path.relative_to(folder).as_posix(): path for path in sorted(paths)}
     for name in filter(files.get, SETTINGS):
         values = _read(folder / name)
         if (public := without_local_paths(values)) != values:
-            as_json = name.endswith(".json")
-            text = json.dumps(public, indent=1) if as_json else yaml.safe_dump(public, sort_keys=False)
+            text = json.dumps(public, indent=1) if name.endswith(".json") else yaml.safe_dump(public, sort_keys=False)
             files[name] = text.encode()
     if repo_id:  # a Hub id has a slash, so a name without one is that of a local folder
         card = (folder / "README.md").read_text(encoding="utf-8")
@@ -95,19 +76,16 @@ def check_folder(folder: str | Path, repo_id: str | None = None) -> dict[str, Pa
 
 
 def publish(folder: str | Path, repo_id: str, private: bool = False, revision: str | None = None) -> str:
-    """Check a folder, upload it in one commit and return the address of the commit.
-
-    The same commit deletes weights in the repository that this model does not have.
-    """
+    """Check a folder, upload it in one commit and return the commit's address. Other weights there are deleted."""
     files = check_folder(folder, repo_id)
     create_repository(repo_id, private, revision)
     with _hub_errors(f"the upload to {repo_id} failed"):
-        api = HfApi()
+        api = hub.HfApi()
         online = api.list_repo_files(repo_id, revision=revision)
         stale = [name for name in online if fnmatch(name, "model*.safetensors*") and name not in files]
         # Not `upload_folder`: with hf_xet it splits a commit that fails, and half a model could stay.
-        operations = [CommitOperationAdd(name, file) for name, file in files.items()]
-        operations += [CommitOperationDelete(name) for name in stale]
+        operations = [hub.CommitOperationAdd(name, file) for name, file in files.items()]
+        operations += [hub.CommitOperationDelete(name) for name in stale]
         return api.create_commit(repo_id, operations, commit_message="Upload model", revision=revision).commit_url
 
 
@@ -116,7 +94,7 @@ def create_repository(repo_id: str, private: bool = False, revision: str | None 
     if repo_id.count("/") != 1:
         raise InputError(f"a repository is named ORGANIZATION/NAME, got {repo_id!r}")
     with _hub_errors(f"{repo_id} cannot be written to"):
-        api = HfApi()
+        api = hub.HfApi()
         api.whoami()
         api.create_repo(repo_id, private=private or None, exist_ok=True)
         if private and not api.repo_info(repo_id).private:
@@ -132,15 +110,12 @@ def write_eval_results(folder: Path) -> Path | None:
     metric = next((name for name in MAIN_METRICS if name in test), None)
     if metric is None or dataset.count("/") != 1 or os.path.exists(dataset):
         return None
-    entry = EvalResultEntry(
-        dataset_id=dataset,
-        task_id=recipe["dataset_config_name"] or recipe["test_split"],
-        value=test[metric],
-        notes=f"{metric} on the split {recipe['test_split']}, read once; recipe.yaml repeats the run",
-    )
+    task = recipe["dataset_config_name"] or recipe["test_split"]
+    notes = f"{metric} on the split {recipe['test_split']}, read once; recipe.yaml repeats the run"
+    entry = hub.EvalResultEntry(dataset_id=dataset, task_id=task, value=test[metric], notes=notes)
     path = folder / ".eval_results" / f"{dataset.replace('/', '--')}.yaml"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False), encoding="utf-8")
+    path.write_text(yaml.safe_dump(hub.eval_result_entries_to_yaml([entry]), sort_keys=False), encoding="utf-8")
     return path
 
 
@@ -171,7 +146,7 @@ def _weights(folder: Path) -> list[Path]:
         try:
             safe_open(path, framework="np")
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{path}: damaged or missing weights ({_one_line(error)})") from error
+            raise InputError(f"{path}: damaged or missing weights ({one_line(error)})") from error
     return paths
 
 
@@ -196,12 +171,12 @@ def _read(path: Path):
         text = path.read_text(encoding="utf-8")
         return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: damaged ({_one_line(error)})") from error
+        raise InputError(f"{path}: damaged ({one_line(error)})") from error
 
 
 def _check_private(name: str, content: bytes, folder: Path) -> None:
     """Raise InputError with the file and line of a token or a local path."""
-    token = get_token()
+    token = hub.get_token()
     own_paths = [path for path in (str(folder.resolve()), str(Path.home())) if path.count(os.sep) > 1]
     for number, line in enumerate(content.decode(errors="replace").splitlines(), start=1):
         if TOKEN.search(line) or (token and token in line):
@@ -209,10 +184,6 @@ def _check_private(name: str, content: bytes, folder: Path) -> None:
         paths = LOCAL_PATH.findall(line) + [path for path in own_paths if path in line]
         if paths:
             raise InputError(f"{name}, line {number}: holds the local path {paths[0]}; remove it")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager
@@ -227,4 +198,4 @@ def _hub_errors(problem: str) -> Iterator[None]:
         response = getattr(cause, "response", None)
         failed = isinstance(cause, HTTPError) and (response is None or response.status_code >= 500)
         advice = "; the Hub is out of reach or out of order: check the network and HF_ENDPOINT, or try again later"
-        raise InputError(f"{problem} ({_one_line(cause)}){advice * failed}") from error
+        raise InputError(f"{problem} ({one_line(cause)}){advice * failed}") from error

@@ -53,10 +53,8 @@ def translate_errors(path: str | Path, read: Callable[[Path], object]):
     """Return `read(path)`. Whatever a parser raises on a damaged file becomes one line with the file's name."""
     path = Path(path)
     try:
-        if not path.exists():
-            raise InputError("there is no such file")
         if not path.is_file():
-            raise InputError("is not a file")
+            raise InputError("is not a file" if path.exists() else "there is no such file")
         if path.stat().st_size == 0:
             raise InputError("is empty")
         return read(path)

@@ -36,9 +36,8 @@ def read_mesh(path: Path, num_points: int, seed: int) -> dict[str, np.ndarray]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", "string or file could not be read", DeprecationWarning)  # half a number
-        scene = trimesh.load_scene(
-            io.BytesIO(data), file_type=suffix[1:], resolver=resolver, process=False, skip_materials=True
-        )
+        options = {"file_type": suffix[1:], "resolver": resolver, "process": False, "skip_materials": True}
+        scene = trimesh.load_scene(io.BytesIO(data), **options)
     has_faces = any(len(getattr(part, "faces", ())) for part in scene.geometry.values())
     if suffix == ".ply" and not has_faces and re.search(rb"element\s+face\s+[1-9]", data.partition(b"end_header")[0]):
         raise InputError("announces faces and holds none")

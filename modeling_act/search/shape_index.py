@@ -106,10 +106,9 @@ class ShapeIndex:
 def read_about(path: Path) -> tuple[list[str], dict[str, Any]]:
     """Read names and what made them; whatever is not as `build` wrote it raises here, and not in a search."""
     content = json.loads(path.read_text(encoding="utf-8"))
-    names, about = content["names"], content["about"]
-    check_names(names)
-    torch.tensor(about.get("probe") or [], dtype=torch.float32)
-    return names, about
+    check_names(content["names"])
+    torch.tensor(content["about"].get("probe") or [], dtype=torch.float32)
+    return content["names"], content["about"]
 
 
 def probe_cloud() -> np.ndarray:

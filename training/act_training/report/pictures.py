@@ -1,5 +1,4 @@
-"""Pictures of a run, drawn with matplotlib: PNG files of clouds, boxes, confusion matrices and feature maps, and the
-curves of the report."""
+"""Pictures of a run: PNG files of clouds, boxes, confusion matrices and feature maps, and the report's curves."""
 
 import io
 import os
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib import patheffects, rc_context
+from matplotlib import rc_context
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d import Axes3D
@@ -20,7 +19,6 @@ from modeling_act.viewer.page import VALUE_COLORS, bounding_ball, label_colors
 
 PANEL_SIZE = 320  # pixels of a cloud
 TITLE_HEIGHT = 48  # pixels, also of the names above the columns
-DOTS_PER_INCH = 100
 INK, QUIET, LINE, CURVE, BAD = "#1b2230", "#5d6778", "#dfe3ea", "#3657d6", "#d6336c"
 HEIGHT = LinearSegmentedColormap.from_list("height", VALUE_COLORS)
 RIGHT = LinearSegmentedColormap.from_list("right", ("#ffffff", "#c8d3f5", "#4c5fd7"))
@@ -40,17 +38,15 @@ def finite_panels(panels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def save_cloud_panels(path: str | Path, rows: list[dict[str, np.ndarray]], title: str = "") -> None:
-    """Save a PNG with a row for each cloud and a column for each of its panels, say "input" and "reconstruction".
-
-    Panels hold points (points, 3) with y up. The panels of a row share limits and colors, which show height. A panel
-    that a row lacks stays empty.
+    """Save a PNG with a row for each cloud and a column for each of its panels, say "input" and "reconstruction":
+    points (points, 3), y up. The panels of a row share limits and colors, which show height; missing ones stay empty.
     """
     columns = list(dict.fromkeys(name for row in rows for name in row))
     if not columns:
         raise InputError("`rows` of a picture must hold at least one cloud with one panel, got none")
     header = TITLE_HEIGHT * (2 if title else 1)
-    width, height = PANEL_SIZE * len(columns), PANEL_SIZE * len(rows) + header
-    figure = _figure(width, height)
+    height = PANEL_SIZE * len(rows) + header
+    figure = _figure(PANEL_SIZE * len(columns), height)
     text = {"ha": "center", "va": "center", "color": INK, "parse_math": False}
     figure.text(0.5, 1 - TITLE_HEIGHT / 2 / height, title, size=15, weight="bold", **text)
     for column, name in enumerate(columns):
@@ -137,10 +133,7 @@ def save_confusion_matrix(
 def save_feature_map(
     path: str | Path, features: np.ndarray, labels: np.ndarray, class_names: Sequence[str], title: str = ""
 ) -> None:
-    """Save a PNG of features (rows, width) in two dimensions, by principal components and by t-SNE, colored by class.
-
-    Of many rows it shows a fixed random subset.
-    """
+    """Save a PNG of features (rows, width), at most `MAX_MAPPED_ROWS`, in two dimensions, colored by class."""
     finite = np.isfinite(features).all(1).nonzero()[0]
     chosen = finite[np.sort(np.random.default_rng(0).permutation(len(finite))[:MAX_MAPPED_ROWS])]
     labels, maps = labels[chosen], _project(features[chosen])
@@ -149,11 +142,8 @@ def save_feature_map(
     for position, (name, points) in enumerate(maps.items()):
         axes = figure.add_axes(((position + 0.02) / len(maps), 0, 0.96 / len(maps), 0.94))
         for label, color in zip(classes, label_colors(len(class_names))[classes], strict=True):
-            own, class_name = points[labels == label], _short(class_names[label]).replace("$", r"\$")
-            axes.scatter(*own.T, s=14, linewidths=0, alpha=0.8, label=class_name, color=color)
-            if name == "t-SNE":
-                halo = [patheffects.withStroke(linewidth=2.5, foreground="white")]
-                axes.text(*np.median(own, axis=0), class_name, ha="center", size=8, color=INK, path_effects=halo)
+            style = {"label": _short(class_names[label]).replace("$", r"\$"), "color": color}
+            axes.scatter(*points[labels == label].T, s=14, linewidths=0, alpha=0.8, **style)
         axes.set_title(name, color=INK, size=12)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_color(LINE)
@@ -164,10 +154,8 @@ def save_feature_map(
 
 
 def curve_svg(steps: np.ndarray, values: np.ndarray, limits: tuple[float, float]) -> str:
-    """Draw values over steps as an SVG element whose colors are variables of the report's page.
-
-    The scale is logarithmic where the values span a hundredfold. Noisy curves get their moving average.
-    """
+    """Draw values over steps as an SVG element whose colors are variables of the report's page. The scale is
+    logarithmic where the values span a hundredfold. Noisy curves get their moving average."""
     finite = np.isfinite(values)
     x, y = steps[finite], values[finite]
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "curves"}):
@@ -216,7 +204,7 @@ def _project(features: np.ndarray) -> dict[str, np.ndarray]:
 
 def _figure(width: float, height: float) -> Figure:
     """Figure of this size in pixels, without pyplot and its state."""
-    return Figure(figsize=(width / DOTS_PER_INCH, height / DOTS_PER_INCH), dpi=DOTS_PER_INCH, facecolor="white")
+    return Figure(figsize=(width / 100, height / 100), dpi=100, facecolor="white")
 
 
 def _set_camera(axes: Axes3D, limits: np.ndarray, elev: float, azim: float, zoom: float = 1.0) -> None:

@@ -208,13 +208,17 @@ def columns_of(table: pa.Table, columns: dict[str, str]) -> dict:
             arrays[name] = table.column(column).to_numpy()
             continue
         values, lengths = read_rows(table, column)
-        if name == "boxes" and (read_widths(table, column) != 7).any():
-            raise InputError("boxes must be of seven numbers: center, size and angle")
-        if name in ("points", "boxes"):
-            values = values.astype(np.float32, copy=False).reshape(-1, 3 if name == "points" else 7)
-        elif values.dtype.kind not in "iu":
+        if name == "points":
+            values = values.astype(np.float32, copy=False).reshape(-1, 3)
+        elif name == "boxes":
+            if (read_widths(table, column) != 7).any():
+                raise InputError("boxes must be of seven numbers: center, size and angle")
+            values = values.astype(np.float32, copy=False).reshape(-1, 7)
+        elif values.dtype.kind in "iu":
+            values = values.astype(np.int64, copy=False)
+        else:
             raise InputError(f"{name} must be whole numbers, got {values.dtype}")
-        arrays[name] = (values if name in ("points", "boxes") else values.astype(np.int64, copy=False)), lengths
+        arrays[name] = values, lengths
     return arrays
 
 
@@ -331,12 +335,8 @@ def _files_by_split(name: str, config_name: str | None) -> tuple[dict[str, list[
     """Files by split of a parquet file, a folder or a set on the Hub, and the features that the Hub states."""
     if Path(name).is_file():
         return {"train": [name]}, None
-    is_folder = Path(name).is_dir()
-    builder = (
-        datasets.load_dataset_builder("parquet", data_dir=name)
-        if is_folder
-        else datasets.load_dataset_builder(name, config_name)
-    )
+    source = ("parquet", None, name) if Path(name).is_dir() else (name, config_name)
+    builder = datasets.load_dataset_builder(*source)
     files = {str(split): list(map(str, shards)) for split, shards in (builder.config.data_files or {}).items()}
     return files, builder.info.features
 

@@ -22,18 +22,10 @@ import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from act_training.prepare import objects
 from act_training.prepare.everyday import NUM_CLOUDS, plan_everyday
 from act_training.prepare.few_shot import plan_few_shot
 from act_training.prepare.jobs import prepare_splits, summarize
-from act_training.prepare.objects import (
-    SCANOBJECTNN_FILES,
-    Choices,
-    plan_folder,
-    plan_modelnet40,
-    plan_scanobjectnn,
-    plan_shapenet55,
-    plan_shapenetpart,
-)
 from act_training.prepare.s3dis import plan_s3dis
 from act_training.prepare.scannet import plan_scannet
 from datasets import DatasetDict, disable_progress_bars
@@ -42,14 +34,14 @@ from huggingface_hub import DatasetCard
 from modeling_act.errors import InputError
 
 SOURCES = {
-    "shapenet55": plan_shapenet55,
-    "modelnet40": plan_modelnet40,
-    "scanobjectnn": plan_scanobjectnn,
-    "shapenetpart": plan_shapenetpart,
+    "shapenet55": objects.plan_shapenet55,
+    "modelnet40": objects.plan_modelnet40,
+    "scanobjectnn": objects.plan_scanobjectnn,
+    "shapenetpart": objects.plan_shapenetpart,
     "s3dis": plan_s3dis,
     "scannet": plan_scannet,
     "fewshot_modelnet40": plan_few_shot,
-    "folder": plan_folder,
+    "folder": objects.plan_folder,
     "everyday_shapes": plan_everyday,
     "everyday_rooms": plan_everyday,
 }
@@ -84,7 +76,7 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--raw", type=Path, help="the folder with the set as published; not for generated sets")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write; it must not exist")
     parser.add_argument("--num_points", type=int, help="farthest points of each cloud, or of a mesh's surface")
-    parser.add_argument("--variant", choices=SCANOBJECTNN_FILES, default="pb_t50_rs", help="of scanobjectnn")
+    parser.add_argument("--variant", choices=objects.SCANOBJECTNN_FILES, default="pb_t50_rs", help="of scanobjectnn")
     parser.add_argument("--keep_mask", action="store_true", help="scanobjectnn: background and object as point_labels")
     parser.add_argument("--test_area", type=int, default=5, help="of s3dis")
     parser.add_argument("--way", type=int, default=5, help="classes of a few-shot fold")
@@ -116,7 +108,8 @@ def render_card(about: str, summary: dict, joined: DatasetDict, flags: argparse.
     for split, figures in summary["splits"].items():
         points = ", ".join(f"{count:g}" for count in figures["points"])
         rows.append(f"| {split} | {figures['clouds']} | {points} | {len(figures['classes']) or ''} |")
-    chosen = [f"{name} {value}" for name, value in summary["choices"].items() if value != getattr(Choices, name, None)]
+    defaults = vars(objects.Choices("any"))
+    chosen = [f"{name} {value}" for name, value in summary["choices"].items() if value != defaults[name]]
     return CARD.format(
         title=flags.push_to_hub or flags.out.name,
         about=about,
@@ -141,7 +134,7 @@ def main(arguments: list[str]) -> None:
     flags = parse_flags(arguments)
     check_flags(flags)
     disable_progress_bars()
-    choices = Choices(**{field.name: getattr(flags, field.name) for field in fields(Choices)})
+    choices = objects.Choices(**{field.name: getattr(flags, field.name) for field in fields(objects.Choices)})
     plan = SOURCES[flags.source](flags.raw, choices)
 
     work = flags.out.parent / f".{flags.out.name}.shards"

@@ -1,1 +1,0 @@
-"""Point-cloud sets: what a user can name, read behind one schema; published sets prepared; built-in ones generated."""

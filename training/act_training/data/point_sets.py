@@ -22,16 +22,7 @@ import pyarrow.parquet
 from datasets import ClassLabel, Dataset, DatasetDict, Features
 from tqdm import tqdm
 
-from act_training.data.schema import (
-    ARRAY_SUFFIXES,
-    as_lists,
-    build_dataset,
-    find_bad_rows,
-    find_columns,
-    read_array_set,
-    read_rows,
-    read_widths,
-)
+from act_training.data import schema
 from modeling_act.errors import InputError
 from modeling_act.readers.cloud import CLOUD_SUFFIXES, read_cloud
 
@@ -44,9 +35,9 @@ class PointSet:
 
     def __init__(self, dataset: Dataset, source: str, rows: np.ndarray | None = None):
         self.dataset, self.source = dataset, source
-        self.columns = find_columns(dataset.column_names, source)
+        self.columns = schema.find_columns(dataset.column_names, source)
         self.rows = np.arange(len(dataset)) if rows is None else rows  # numbers of the rows in the source
-        table = as_lists(dataset.data.table.select(list(self.columns.values())))
+        table = schema.as_lists(dataset.data.table.select(list(self.columns.values())))
         self._names: dict[str, list[str] | None] = {}
         self._labels: np.ndarray | None = None
         for column in {"label", "category"} & self.columns.keys():
@@ -148,9 +139,9 @@ class StreamedPointSet:
         self.block_starts = np.cumsum([0, *self.block_sizes])
         if not len(self):
             raise InputError(f"{source}: holds no rows")
-        schemas = [footer.schema.to_arrow_schema() for footer in self._footers.values()]
-        types = [dict(zip(schema.names, schema.types, strict=True)) for schema in schemas]
-        self.columns = find_columns(schemas[0].names, source)
+        shards = [footer.schema.to_arrow_schema() for footer in self._footers.values()]
+        types = [dict(zip(shard.names, shard.types, strict=True)) for shard in shards]
+        self.columns = schema.find_columns(shards[0].names, source)
         for file, own_types in zip(files, types, strict=True):
             if any(own_types.get(name) != types[0][name] for name in self.columns.values()):
                 names = ", ".join(self.columns.values())
@@ -168,9 +159,10 @@ class StreamedPointSet:
         if block not in self._cache:
             file, group = self.blocks[block]
             with one_line_errors(f"{file}, row group {group}: cannot be read"):
-                source = _open_parquet(file, self._footers[file])
-                table = as_lists(source.read_row_group(group, columns=list(self.columns.values()))).combine_chunks()
-            for row, reason in find_bad_rows(table, self.columns["points"], self.min_points).items():
+                parquet = _open_parquet(file, self._footers[file])
+                stored = parquet.read_row_group(group, columns=list(self.columns.values()))
+                table = schema.as_lists(stored).combine_chunks()
+            for row, reason in schema.find_bad_rows(table, self.columns["points"], self.min_points).items():
                 where = self.where(self.block_starts[block] + row)
                 raise InputError(f"{where}: {reason}; mend or remove it, a stream cannot skip rows")
             self._cache[block] = table.to_batches()[0]
@@ -207,14 +199,18 @@ def columns_of(table: pa.Table, columns: dict[str, str]) -> dict:
         if name in ("label", "category"):
             arrays[name] = table.column(column).to_numpy()
             continue
-        values, lengths = read_rows(table, column)
-        if name == "boxes" and (read_widths(table, column) != 7).any():
-            raise InputError("boxes must be of seven numbers: center, size and angle")
-        if name in ("points", "boxes"):
-            values = values.astype(np.float32, copy=False).reshape(-1, 3 if name == "points" else 7)
-        elif values.dtype.kind not in "iu":
+        values, lengths = schema.read_rows(table, column)
+        if name == "points":
+            values = values.astype(np.float32, copy=False).reshape(-1, 3)
+        elif name == "boxes":
+            if (schema.read_widths(table, column) != 7).any():
+                raise InputError("boxes must be of seven numbers: center, size and angle")
+            values = values.astype(np.float32, copy=False).reshape(-1, 7)
+        elif values.dtype.kind in "iu":
+            values = values.astype(np.int64, copy=False)
+        else:
             raise InputError(f"{name} must be whole numbers, got {values.dtype}")
-        arrays[name] = (values if name in ("points", "boxes") else values.astype(np.int64, copy=False)), lengths
+        arrays[name] = values, lengths
     return arrays
 
 
@@ -267,14 +263,14 @@ def _pick(splits: dict, split: str, name: str):
 def _open_split(name: str, split: str, config_name: str | None, num_points: int) -> Dataset:
     path = _prepare_built_in(name) if name in BUILT_IN else Path(name)
     if path.is_file() and path.suffix != ".parquet":
-        return _pick(read_array_set(path), split, name)
+        return _pick(schema.read_array_set(path), split, name)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         opened = datasets.load_from_disk(str(path))
         return _pick(opened if isinstance(opened, DatasetDict) else {"train": opened}, split, name)
     if path.is_dir() and not any(path.rglob("*.parquet")):
-        arrays = {file.stem: file for file in sorted(path.iterdir()) if file.suffix in ARRAY_SUFFIXES}
+        arrays = {file.stem: file for file in sorted(path.iterdir()) if file.suffix in schema.ARRAY_SUFFIXES}
         if arrays and arrays.keys() <= {"train", "test", "validation"}:
-            return _pick(read_array_set(_pick(arrays, split, name)), "train", name)
+            return _pick(schema.read_array_set(_pick(arrays, split, name)), "train", name)
         return _read_folder(_pick({"train": path}, split, name), num_points)
     if not path.exists() and (path.is_absolute() or name.startswith(".")):
         raise InputError(f"{name}: there is no such file or folder")
@@ -324,19 +320,15 @@ def _read_folder(path: Path, num_points: int) -> Dataset:
     columns = {"points": clouds, "name": [str(file.relative_to(path)) for file in files]}
     if classes and all(file.parent != path for file in files):
         columns["label"] = [classes.index(file.relative_to(path).parts[0]) for file in files]
-    return build_dataset(columns, class_names=classes)
+    return schema.build_dataset(columns, class_names=classes)
 
 
 def _files_by_split(name: str, config_name: str | None) -> tuple[dict[str, list[str]], Features | None]:
     """Files by split of a parquet file, a folder or a set on the Hub, and the features that the Hub states."""
     if Path(name).is_file():
         return {"train": [name]}, None
-    is_folder = Path(name).is_dir()
-    builder = (
-        datasets.load_dataset_builder("parquet", data_dir=name)
-        if is_folder
-        else datasets.load_dataset_builder(name, config_name)
-    )
+    source = ("parquet", None, name) if Path(name).is_dir() else (name, config_name)
+    builder = datasets.load_dataset_builder(*source)
     files = {str(split): list(map(str, shards)) for split, shards in (builder.config.data_files or {}).items()}
     return files, builder.info.features
 

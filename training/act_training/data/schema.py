@@ -140,8 +140,10 @@ def _split_arrays(arrays: dict[str, np.ndarray]) -> dict[str, Dataset]:
     if points.ndim != 3 or points.shape[2] != 3 or points.dtype.kind not in "fiu":
         got = f"{points.dtype} of shape {points.shape}"
         raise InputError(f"{aliases['points']!r} must be numbers of shape (clouds, points, 3), got {got}")
-    for column in columns.keys() - {"points"}:
-        alias, values, shape = aliases[column], columns[column], points.shape[: 2 if column == "point_labels" else 1]
+    for column, alias in aliases.items():
+        if column == "points":
+            continue
+        values, shape = columns[column], points.shape[: 2 if column == "point_labels" else 1]
         if values.shape not in (shape, (*shape, 1)):
             raise InputError(f"{alias!r} must have the shape {shape} for these points, got {values.shape}")
         columns[column] = values = values.reshape(shape)

@@ -18,10 +18,10 @@ from modeling_act.readers.cloud import CLOUD_SUFFIXES, read_array, read_cloud, r
 
 Row = dict[str, np.ndarray | int | str]
 
-SCANOBJECTNN_CLASSES = (
+SCANOBJECTNN_CLASSES = [
     "bag", "bin", "box", "cabinet", "chair", "desk", "display", "door",
     "shelf", "table", "bed", "pillow", "sink", "sofa", "toilet",
-)  # fmt: skip
+]  # fmt: skip
 SCANOBJECTNN_FILES = {
     "obj_bg": "main_split/{}_objectdataset.h5",
     "obj_only": "main_split_nobg/{}_objectdataset.h5",
@@ -219,7 +219,7 @@ def plan_scanobjectnn(raw: Path, choices: Choices) -> Plan:
     root = need_root(raw, *files.values())
     splits = {split: _items_of_h5(root / file) for split, file in files.items()}
     about = f"ScanObjectNN, {choices.variant}: 2048 points a shape as on disk; the paper does not normalise them."
-    names = {"class_names": list(SCANOBJECTNN_CLASSES)}
+    names = {"class_names": SCANOBJECTNN_CLASSES}
     if choices.keep_mask:
         names["part_names"] = ["background", "object"]
     return Plan(splits, read_h5, about, names, choices.num_points, items_per_shard=1)

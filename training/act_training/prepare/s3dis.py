@@ -9,10 +9,10 @@ from act_training.data.schema import BLOCK_SIZE
 from act_training.prepare.objects import Choices, Item, Plan, Row, read_matrix
 from modeling_act.errors import InputError
 
-SCENE_CLASSES = (
+SCENE_CLASSES = [
     "ceiling", "floor", "wall", "beam", "column", "window", "door",
     "table", "chair", "sofa", "bookcase", "board", "clutter",
-)  # fmt: skip
+]  # fmt: skip
 MIN_POINTS = 100  # the authors' preparation drops smaller blocks
 
 
@@ -37,7 +37,7 @@ def plan_s3dis(raw: Path, choices: Choices) -> Plan:
         f"x and y from the middle of the block, z from the lowest point of the room, in metres, not scaled. Area "
         f"{choices.test_area} is the test split. Points of unlisted classes count as clutter."
     )
-    return Plan(splits, read_room, about, {"part_names": list(SCENE_CLASSES)}, choices.num_points, items_per_shard=1)
+    return Plan(splits, read_room, about, {"part_names": SCENE_CLASSES}, choices.num_points, items_per_shard=1)
 
 
 def read_room(item: Item, choices: Choices) -> list[Row]:

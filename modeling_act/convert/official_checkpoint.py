@@ -17,8 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..backbone_families import load_backbone, read_block, shape_fields
-from ..configuration_act_student import ACTStudentConfig
-from ..configuration_act_teacher import ACTTeacherConfig
+from ..configuration_act import ACTStudentConfig, ACTTeacherConfig
 from ..errors import InputError
 from ..modeling_act_student import (
     ACTStudent,

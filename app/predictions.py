@@ -11,8 +11,7 @@ from torch import nn
 
 from modeling_act.errors import InputError
 from modeling_act.hub.load_model import SEGMENTERS, load_model
-from modeling_act.inference import processor_of
-from modeling_act.point_prediction import label_points, number_of_category
+from modeling_act.inference import label_points, number_of_category, processor_of
 from modeling_act.search.shape_index import ShapeIndex, probe_cloud
 from modeling_act.viewer.page import ViewerCloud
 

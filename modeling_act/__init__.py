@@ -6,8 +6,7 @@ Importing it registers every model, processor and pipeline with the Auto classes
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_act_student import ACTStudentConfig
-from .configuration_act_teacher import ACTTeacherConfig
+from .configuration_act import ACTStudentConfig, ACTTeacherConfig
 from .hub.load_model import ACTModelForClassification, ACTModelForFeatureExtraction, ACTModelForSegmentation
 from .modeling_act_detection import ACTStudentForObjectDetection
 from .modeling_act_student import (

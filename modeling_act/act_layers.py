@@ -2,7 +2,6 @@
 
 import math
 import os
-from collections.abc import Callable
 
 import torch
 from safetensors import SafetensorError
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .errors import InputError
 from .point_ops import PointGroups, group_points, max_of_products
@@ -66,8 +66,7 @@ def make_groups(config: PreTrainedConfig, points: Tensor | None, groups: PointGr
 class ACTPartLinear(nn.Module):
     """Linear layer of a concatenation, applied to one part at a time: each part once for each of its values.
 
-    Its weights are used in its own call, as offloading needs. Not an `nn.Linear`, which adapters and quantizers
-    replace.
+    Not an `nn.Linear`, which adapters and quantizers replace.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True):
@@ -84,14 +83,8 @@ class ACTPartLinear(nn.Module):
         return rows.unflatten(0, values.shape[:-1])
 
 
-class ACTMaxLinear(nn.Module):
-    """Linear layer, and the maximum of its outputs over a group's points; not an `nn.Linear`, as `ACTPartLinear`."""
-
-    def __init__(self, in_features: int, out_features: int):
-        super().__init__()
-        self.in_features = in_features
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.bias = nn.Parameter(torch.empty(out_features))
+class ACTMaxLinear(ACTPartLinear):
+    """Linear layer, and the maximum of its outputs over a group's points."""
 
     def forward(self, values: Tensor) -> Tensor:
         """(groups, points, in_features) -> (groups, out_features)."""
@@ -180,7 +173,7 @@ class ACTMLP(nn.Module):
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.gate = nn.Linear(config.hidden_size, config.intermediate_size) if gated else None
         self.activation = ACT2FN[config.hidden_act]
-        self.norm = norm if norm is not None else nn.Identity()
+        self.norm = norm or nn.Identity()
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -201,24 +194,25 @@ class ACTDropPath(nn.Module):
     def forward(self, branch: Tensor) -> Tensor:
         if self.rate == 0 or not self.training:
             return branch
-        keep = 1 - self.rate
-        mask = branch.new_empty(branch.shape[0], 1, 1).bernoulli_(keep)
-        return branch * mask.div_(keep)
-
-    def extra_repr(self) -> str:
-        return f"rate={self.rate:.3f}"
+        mask = branch.new_empty(branch.shape[0], 1, 1).bernoulli_(1 - self.rate)
+        return branch * mask.div_(1 - self.rate)
 
 
-def attend(
-    module: nn.Module, attention: Callable, query: Tensor, key: Tensor, value: Tensor, **kwargs
-) -> tuple[Tensor, Tensor | None]:
-    """Attention of (batch, tokens, heads, head_dim) through one of transformers' implementations.
+class ACTAttention(nn.Module):
+    """Base of attention layers, which compute it by the one of transformers' implementations that was chosen."""
 
-    Returns (batch, tokens, heads * head_dim), and the weights if the implementation returns them.
-    """
-    query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-    context, weights = attention(module, query, key, value, None, scaling=query.shape[-1] ** -0.5, **kwargs)
-    return context.flatten(2), weights
+    is_causal = False
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.config = config
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, **kwargs) -> tuple[Tensor, Tensor | None]:
+        """(batch, tokens, heads, head_dim) each -> (batch, tokens, heads * head_dim), and the weights if computed."""
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        context, weights = attention(self, query, key, value, None, scaling=query.shape[-1] ** -0.5, **kwargs)
+        return context.flatten(2), weights
 
 
 def eager_attention_forward(
@@ -238,9 +232,11 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2), weights
 
 
-def init_torch_linear(linear: nn.Linear) -> None:
-    """Initialize as `nn.Linear` does by itself, but spare loaded weights."""
-    init.kaiming_uniform_(linear.weight, a=math.sqrt(5))
-    if linear.bias is not None:
-        bound = 1 / math.sqrt(linear.in_features)
-        init.uniform_(linear.bias, -bound, bound)
+def init_torch_linears(*modules: nn.Module) -> None:
+    """Initialize linear layers in the modules as `nn.Linear` does by itself, but spare loaded weights."""
+    for linear in (part for module in modules for part in module.modules()):
+        if isinstance(linear, (nn.Linear, ACTPartLinear)):
+            init.kaiming_uniform_(linear.weight, a=math.sqrt(5))
+            if linear.bias is not None:
+                bound = 1 / math.sqrt(linear.in_features)
+                init.uniform_(linear.bias, -bound, bound)

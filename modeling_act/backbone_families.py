@@ -12,21 +12,21 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from .configuration_act_teacher import ACTTeacherConfig
+from .configuration_act import ACTTeacherConfig
 from .modeling_act_teacher import ACTBackbone
 
 # Model types that normalize before each branch, or after adding it.
-PRE_NORM = {
-    "vit", "deit", "beit", "data2vec-vision", "dinov2", "dinov2_with_registers", "dinov3_vit", "ijepa", "vit_mae",
-    "vit_msn", "vivit", "videomae", "yolos", "audio-spectrogram-transformer", "clip_vision_model",
-    "chinese_clip_vision_model", "siglip_vision_model", "siglip2_vision_model",
-}  # fmt: skip
-POST_NORM = {"bert", "roberta", "xlm-roberta", "camembert", "data2vec-text", "electra", "ernie", "distilbert"}
+MODEL_TYPES = {
+    "pre": (
+        "vit deit beit data2vec-vision dinov2 dinov2_with_registers dinov3_vit ijepa vit_mae vit_msn vivit videomae "
+        "yolos audio-spectrogram-transformer clip_vision_model chinese_clip_vision_model siglip_vision_model "
+        "siglip2_vision_model"
+    ),
+    "post": "bert roberta xlm-roberta camembert data2vec-text electra ernie distilbert",
+}
+PRE_NORM, POST_NORM = (set(names.split()) for names in MODEL_TYPES.values())
 # timm has many different classes named Block, which may hold any attention and MLP.
-TIMM_BLOCKS = {
-    "timm.models.vision_transformer.Block", "timm.models.beit.Block", "timm.models.eva.EvaBlock",
-    "timm.models.mlp_mixer.MixerBlock", "timm.models.mlp_mixer.ResBlock",
-}  # fmt: skip
+TIMM_BLOCKS = {"vision_transformer.Block", "beit.Block", "eva.EvaBlock", "mlp_mixer.MixerBlock", "mlp_mixer.ResBlock"}
 TIMM_PARTS = {"Attention", "AttentionRope", "EvaAttention", "Mlp", "GluMlp", "SwiGLU"}
 
 LAYERS = ("layers", "encoder.layers", "encoder.layer", "layer", "model.layer", "transformer.layer", "blocks")
@@ -36,49 +36,39 @@ OTHER_NORMS = ("fc_norm",)  # of pooled features
 
 # Canonical name -> its names inside a block of the libraries.
 ROLES = {
-    "norm1": ("layernorm_before", "norm1", "layer_norm1", "ln_1", "attention.output.LayerNorm", "sa_layer_norm"),
-    "norm2": ("layernorm_after", "norm2", "layer_norm2", "ln_2", "output.LayerNorm", "output_layer_norm"),
+    "norm1": "layernorm_before norm1 layer_norm1 ln_1 attention.output.LayerNorm sa_layer_norm",
+    "norm2": "layernorm_after norm2 layer_norm2 ln_2 output.LayerNorm output_layer_norm",
     "query": (
-        "attention.q_proj", "attention.attention.query", "attention.self.query", "self_attn.q_proj", "attn.q_proj",
-        "attention.q_lin",
+        "attention.q_proj attention.attention.query attention.self.query self_attn.q_proj attn.q_proj attention.q_lin"
     ),
-    "key": (
-        "attention.k_proj", "attention.attention.key", "attention.self.key", "self_attn.k_proj", "attn.k_proj",
-        "attention.k_lin",
-    ),
+    "key": "attention.k_proj attention.attention.key attention.self.key self_attn.k_proj attn.k_proj attention.k_lin",
     "value": (
-        "attention.v_proj", "attention.attention.value", "attention.self.value", "self_attn.v_proj", "attn.v_proj",
-        "attention.v_lin",
+        "attention.v_proj attention.attention.value attention.self.value self_attn.v_proj attn.v_proj attention.v_lin"
     ),
-    "mixer.qkv": ("attn.qkv",),
-    "mixer.query_norm": ("attn.q_norm",),
-    "mixer.key_norm": ("attn.k_norm",),
-    "mixer.norm": ("attn.norm",),
-    "mixer.qkv.weight": ("attn.in_proj_weight",),
-    "mixer.qkv.bias": ("attn.in_proj_bias",),
+    "mixer.qkv": "attn.qkv",
+    "mixer.query_norm": "attn.q_norm",
+    "mixer.key_norm": "attn.k_norm",
+    "mixer.norm": "attn.norm",
+    "mixer.qkv.weight": "attn.in_proj_weight",
+    "mixer.qkv.bias": "attn.in_proj_bias",
     "mixer.proj": (
-        "attention.o_proj", "attention.output.dense", "self_attn.out_proj", "attn.proj", "attn.out_proj",
-        "attention.out_lin",
+        "attention.o_proj attention.output.dense self_attn.out_proj attn.proj attn.out_proj attention.out_lin"
     ),
-    "mixer.mix.0": ("mlp_tokens.fc1",),
-    "mixer.mix.2": ("mlp_tokens.fc2",),
-    "mixer.mix": ("linear_tokens",),
-    "mlp.fc1": (
-        "mlp.fc1", "intermediate.dense", "ffn.lin1", "mlp.up_proj", "mlp.fc1_x", "mlp.c_fc", "mlp_channels.fc1",
-    ),
-    "mlp.gate": ("mlp.gate_proj", "mlp.fc1_g"),
-    "mlp.packed": ("mlp.weights_in",),
-    "mlp.norm": ("mlp.norm",),
-    "mlp.fc2": (
-        "mlp.fc2", "output.dense", "ffn.lin2", "mlp.down_proj", "mlp.weights_out", "mlp.c_proj", "mlp_channels.fc2",
-    ),
-    "layer_scale1": ("layer_scale1.lambda1", "lambda_1", "ls1.gamma", "gamma_1", "ls1"),
-    "layer_scale2": ("layer_scale2.lambda1", "lambda_2", "ls2.gamma", "gamma_2", "ls2"),
-    "query.bias": ("attn.q_bias",),
-    "key.bias": ("attn.k_bias",),
-    "value.bias": ("attn.v_bias",),
-}  # fmt: skip
-CANONICAL = {name: role for role, names in ROLES.items() for name in names}
+    "mixer.mix.0": "mlp_tokens.fc1",
+    "mixer.mix.2": "mlp_tokens.fc2",
+    "mixer.mix": "linear_tokens",
+    "mlp.fc1": "mlp.fc1 intermediate.dense ffn.lin1 mlp.up_proj mlp.fc1_x mlp.c_fc mlp_channels.fc1",
+    "mlp.gate": "mlp.gate_proj mlp.fc1_g",
+    "mlp.packed": "mlp.weights_in",
+    "mlp.norm": "mlp.norm",
+    "mlp.fc2": "mlp.fc2 output.dense ffn.lin2 mlp.down_proj mlp.weights_out mlp.c_proj mlp_channels.fc2",
+    "layer_scale1": "layer_scale1.lambda1 lambda_1 ls1.gamma gamma_1 ls1",
+    "layer_scale2": "layer_scale2.lambda1 lambda_2 ls2.gamma gamma_2 ls2",
+    "query.bias": "attn.q_bias",
+    "key.bias": "attn.k_bias",
+    "value.bias": "attn.v_bias",
+}
+CANONICAL = {name: role for role, names in ROLES.items() for name in names.split()}
 # Bound to an image's grid, which groups of points do not have.
 DROPPED = ("relative_position_bias_table", "relative_position_index")
 
@@ -100,12 +90,10 @@ def load_backbone(
         if not pretrained:
             raise ValueError("`pretrained=False` takes the name of a model; a model itself is read with its weights")
         model, name = backbone, getattr(backbone, "name_or_path", "") or type(backbone).__name__
+    elif is_timm_name(name := os.fspath(backbone)):
+        model = load_timm(name, pretrained, **hub)
     else:
-        name = os.fspath(backbone)
-        if is_timm_name(name):
-            model = load_timm(name, pretrained, **hub)
-        else:
-            model = load_transformers(name, pretrained, trust_remote_code, **hub)
+        model = load_transformers(name, pretrained, trust_remote_code, **hub)
     model = getattr(model, "timm_model", model)  # transformers' wrapper of a timm model
     fields, weights = read_transformers(model) if isinstance(model, PreTrainedModel) else read_timm(model)
     name = os.path.basename(os.path.abspath(name)) if os.path.isdir(name) else name  # no local path gets published
@@ -130,8 +118,8 @@ def load_timm(
         import timm
     except (ImportError, RuntimeError) as error:
         raise ImportError(
-            f"{name} is a timm model and timm cannot be imported ({error}). Install it with "
-            "`pip install modeling_act[timm]`, with a torchvision build that matches your torch."
+            f"{name} is a timm model and timm cannot be imported ({error}): pip install modeling_act[timm], with a "
+            "torchvision build that matches your torch"
         ) from error
     if unknown := [option for option, value in options.items() if value]:
         raise ValueError(f"timm takes no {', '.join(unknown)}; set HF_TOKEN or HF_HUB_OFFLINE instead")
@@ -168,33 +156,32 @@ def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
     if first_module(model, LAYERS) is None:
         model = model.base_model  # only if it has no blocks itself: DINOv3's base model lacks the final norm
     model = getattr(model, "vision_model", model)
-    if model.config.model_type not in PRE_NORM | POST_NORM:
-        raise ValueError(
-            f"transformers models of type {model.config.model_type!r} cannot be backbones; "
-            f"these can: {', '.join(sorted(PRE_NORM | POST_NORM))}"
-        )
+    if (kind := model.config.model_type) not in PRE_NORM | POST_NORM:
+        known = ", ".join(sorted(PRE_NORM | POST_NORM))
+        raise ValueError(f"transformers models of type {kind!r} cannot be backbones; these can: {known}")
     return model
 
 
 def read_transformers(model: PreTrainedModel) -> tuple[dict, dict[str, Tensor]]:
     model = encoder_of(model)
     config = model.config
-    fields = {
-        "num_attention_heads": config.num_attention_heads,
-        "hidden_act": getattr(config, "hidden_act", None) or config.activation,
-        "norm_position": "pre" if config.model_type in PRE_NORM else "post",
-    }
+    activation = getattr(config, "hidden_act", None) or config.activation
     if getattr(config, "use_swiglu_ffn", False):  # DINOv2 giant, whatever `hidden_act` says
-        fields["hidden_act"] = "silu"
-    return read_model(model, fields, config.model_type)
+        activation = "silu"
+    position = "pre" if config.model_type in PRE_NORM else "post"
+    return read_model(model, config.num_attention_heads, activation, position, config.model_type)
 
 
 def read_timm(model: nn.Module) -> tuple[dict, dict[str, Tensor]]:
     kind = type(model).__name__
     blocks = getattr(model, "blocks", None)
     blocks = list(blocks) if isinstance(blocks, (nn.Sequential, nn.ModuleList)) else []
-    block_kinds = {f"{type(block).__module__}.{type(block).__name__}" for block in blocks}
-    if not blocks or not block_kinds <= TIMM_BLOCKS or not hasattr(model, "norm"):
+    block_kinds = {f"{type(block).__module__.removeprefix('timm.models.')}.{type(block).__name__}" for block in blocks}
+    if (
+        not blocks
+        or not block_kinds <= {f"timm.models.{block}" for block in TIMM_BLOCKS}
+        or not hasattr(model, "norm")
+    ):
         raise ValueError(
             f"models of type {kind} with {', '.join(sorted(block_kinds)) or 'no blocks'} cannot be backbones; "
             "of timm, ViT, DeiT, BEiT, EVA, their hybrids, MLP-Mixer and ResMLP can"
@@ -205,12 +192,8 @@ def read_timm(model: nn.Module) -> tuple[dict, dict[str, Tensor]]:
         raise ValueError(f"{kind}: {', '.join(sorted(strange))} has no place in the canonical block")
     heads = {part.num_heads for part in parts if hasattr(part, "num_heads")} or {1}
     activations = {activation_name(part.act) for part in parts if hasattr(part, "act")}
-    fields = {
-        "num_attention_heads": only(heads, f"{kind}: number of heads"),
-        "hidden_act": only(activations, f"{kind}: activation"),
-        "norm_position": "pre",
-    }
-    return read_model(model, fields, kind)
+    num_heads, activation = only(heads, f"{kind}: number of heads"), only(activations, f"{kind}: activation")
+    return read_model(model, num_heads, activation, "pre", kind)
 
 
 def activation_name(activation: nn.Module) -> str:
@@ -238,7 +221,9 @@ def find_parts(model: nn.Module) -> tuple[nn.Module, nn.Module | None, nn.Module
     return layers, first_module(model, INPUT_NORMS), first_module(model, FINAL_NORMS)
 
 
-def read_model(model: nn.Module, fields: dict, kind: str) -> tuple[dict, dict[str, Tensor]]:
+def read_model(
+    model: nn.Module, num_heads: int, activation: str, norm_position: str, kind: str
+) -> tuple[dict, dict[str, Tensor]]:
     """Read blocks and norms of either library by their names."""
     layers, input_norm, final_norm = find_parts(model)
     weights = {}
@@ -249,6 +234,7 @@ def read_model(model: nn.Module, fields: dict, kind: str) -> tuple[dict, dict[st
     for role, norm in (("input_norm", input_norm), ("norm", final_norm)):
         if norm is not None:
             weights |= {f"{role}.{name}": tensor for name, tensor in flatten_affine(norm.state_dict())}
+    fields = {"num_attention_heads": num_heads, "hidden_act": activation, "norm_position": norm_position}
     fields |= shape_fields(weights) | norm_fields(layers, input_norm, final_norm)
     fit_weights(weights, fields, kind)
     return fields, weights
@@ -266,9 +252,8 @@ def read_block(state: dict[str, Tensor], where: str, gate_last: bool = False) ->
         elif dot and end in ("weight", "bias") and stem in CANONICAL:
             role = f"{CANONICAL[stem]}.{end}"
         else:
-            raise ValueError(
-                f"{where}: parameter {name} of shape {tuple(tensor.shape)} has no place in the canonical block"
-            )
+            shape = tuple(tensor.shape)
+            raise ValueError(f"{where}: parameter {name} of shape {shape} has no place in the canonical block")
         if role in parameters:
             raise ValueError(f"{where}: parameter {name} takes the place {role} a second time")
         parameters[role] = tensor
@@ -306,18 +291,16 @@ def split_packed_gate(parameters: dict[str, Tensor], gate_last: bool) -> None:
         tensor = parameters.get(f"{packed}.{end}")
         if tensor is not None and tensor.shape[0] == 2 * width:
             del parameters[f"{packed}.{end}"]
-            first, second = tensor.chunk(2)
-            parameters[f"mlp.gate.{end}"], parameters[f"mlp.fc1.{end}"] = (
-                (second, first) if gate_last else (first, second)
-            )
+            gate, value = reversed(tensor.chunk(2)) if gate_last else tensor.chunk(2)
+            parameters |= {f"mlp.gate.{end}": gate, f"mlp.fc1.{end}": value}
 
 
 def shape_fields(weights: dict[str, Tensor]) -> dict:
     """Derive configuration fields from the shapes and names of canonical weights."""
     first = "layers.0."
-    intermediate = weights[first + "mlp.fc2.weight"].shape[1]
+    hidden_size, intermediate = weights[first + "mlp.fc2.weight"].shape
     fields = {
-        "hidden_size": weights[first + "mlp.fc2.weight"].shape[0],
+        "hidden_size": hidden_size,
         "num_hidden_layers": 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("layers.")),
         "intermediate_size": intermediate,
         "qkv_bias": first + "mixer.query.bias" in weights,
@@ -339,10 +322,10 @@ def shape_fields(weights: dict[str, Tensor]) -> dict:
 
 def norm_fields(layers: nn.Module, *norms: nn.Module | None) -> dict:
     """Read kind and epsilon of the norms, which must be the same throughout."""
-    modules = [norm for norm in norms if norm is not None]
+    modules = list(norms)
     for layer in layers:
         modules += [module for name, module in layer.named_modules() if "norm" in CANONICAL.get(name, "")]
-    modules = [module for module in modules if not isinstance(module, nn.Identity)]
+    modules = [module for module in modules if not isinstance(module, (nn.Identity, type(None)))]
     kinds = {type(module).__name__ for module in modules}
     epsilons = {getattr(module, "eps", 0.0) for module in modules}  # ResMLP's affine maps have none
     if len(kinds) != 1 or not kinds <= NORM_TYPES.keys() or len(epsilons) != 1 or None in epsilons:
@@ -365,10 +348,8 @@ def fit_weights(weights: dict[str, Tensor], fields: dict, kind: str) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     for name in canonical | shapes:
         if shapes.get(name) != canonical.get(name):
-            raise ValueError(
-                f"{kind} differs from the canonical block: {name} has shape {shapes.get(name)}, "
-                f"which should be {canonical.get(name)}"
-            )
+            shape = f"has shape {shapes.get(name)}, which should be {canonical.get(name)}"
+            raise ValueError(f"{kind} differs from the canonical block: {name} {shape}")
 
 
 def first_module(model: nn.Module, paths: tuple[str, ...]) -> nn.Module | None:
@@ -380,6 +361,3 @@ def first_module(model: nn.Module, paths: tuple[str, ...]) -> nn.Module | None:
         if isinstance(module, nn.Module):
             return None if isinstance(module, nn.Identity) else module
     return None
-
-
-__all__ = ["load_backbone"]

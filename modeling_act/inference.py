@@ -1,11 +1,13 @@
-"""Inference on clouds as users have them: vectors of any number of clouds, and features of every point of one.
+"""Inference on clouds as users have them: vectors of any number of clouds, features and labels of every point.
 
 `ACTStudent.encode`, `encode_points` and `similarity` call it, as do the pipelines and the command line.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +17,7 @@ from transformers.utils import FEATURE_EXTRACTOR_NAME, cached_file, logging
 
 from .errors import InputError
 from .point_ops import interpolate, interpolation_weights
-from .processing_act import ACTPointCloudProcessor, is_one_cloud, naming
+from .processing_act import ACTPointCloudProcessor, is_one_cloud, naming, to_unit_sphere
 
 logger = logging.get_logger(__name__)
 
@@ -23,8 +25,7 @@ POINTS_AT_A_TIME = 2**15  # of one cloud, when features are interpolated to its 
 
 
 class Encoded(NamedTuple):
-    """Output of a model for a batch of clouds: their places among the inputs, the values of each, and the errors of
-    clouds that could not be read."""
+    """Output for a batch of clouds: places among the inputs, values of each, and errors of unreadable clouds."""
 
     places: list[int]
     values: Tensor
@@ -33,22 +34,17 @@ class Encoded(NamedTuple):
 
 def processor_of(model: nn.Module) -> ACTPointCloudProcessor:
     """Load the processor saved beside a model's weights; without one, create one that fits the model's sizes."""
-    if getattr(model, "_processor", None) is None:
-        model._processor = _load_processor(model)
-    return model._processor
-
-
-def _load_processor(model: nn.Module) -> ACTPointCloudProcessor:
+    if getattr(model, "_processor", None) is not None:
+        return model._processor
     name = model.name_or_path
-    if name:
-        hub_arguments = getattr(model, "_hub_arguments", {})  # of `from_pretrained`: token, cache, revision, ...
-        if cached_file(name, FEATURE_EXTRACTOR_NAME, _raise_exceptions_for_missing_entries=False, **hub_arguments):
-            return ACTPointCloudProcessor.from_pretrained(name, **hub_arguments)
-        logger.warning(
-            f"{name} has no {FEATURE_EXTRACTOR_NAME}: 16 random points a group are taken of each cloud, in the unit "
-            "sphere"
-        )
-    return ACTPointCloudProcessor(max(16 * model.config.num_groups, model.config.group_size))
+    hub = getattr(model, "_hub_arguments", {})  # of `from_pretrained`: token, cache, revision, ...
+    if name and cached_file(name, FEATURE_EXTRACTOR_NAME, _raise_exceptions_for_missing_entries=False, **hub):
+        model._processor = ACTPointCloudProcessor.from_pretrained(name, **hub)
+    else:
+        if name:
+            logger.warning(f"{name} has no {FEATURE_EXTRACTOR_NAME}: 16 random points a group are taken of a cloud")
+        model._processor = ACTPointCloudProcessor(max(16 * model.config.num_groups, model.config.group_size))
+    return model._processor
 
 
 @contextmanager
@@ -64,7 +60,7 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model's inputs, which weights that accelerate has offloaded are not on."""
+    """Return the device of a model's inputs; weights that accelerate has offloaded lie elsewhere."""
     device = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
     return next(model.parameters()).device if device is None else torch.device(device)
 
@@ -75,8 +71,8 @@ Row = tuple[int, Tensor | None, str | None]  # place of a cloud, and its points 
 class _Clouds(Dataset):
     """Data set of clouds that the DataLoader reads, perhaps in a process that shares nothing with this one."""
 
-    def __init__(self, inputs: Any, take: Callable[..., Any], skip_bad: bool):
-        self.inputs, self.take, self.skip_bad = inputs, take, skip_bad
+    def __init__(self, inputs: Any, take: Callable[..., Any]):
+        self.inputs, self.take = inputs, take
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -87,8 +83,7 @@ class _Clouds(Dataset):
     def read(self, place: int, cloud: Any) -> Row:
         try:
             return place, self.take(cloud, name=naming(cloud, place)).points, None
-        except InputError as error:
-            # Raised in the main process: an error of a worker process comes with its whole trace.
+        except InputError as error:  # raised in the main process: one of a worker comes with its whole trace
             return place, None, str(error)
 
 
@@ -102,8 +97,8 @@ class _StreamOfClouds(IterableDataset):
 
 
 def _collate(rows: list[Row]) -> tuple[list[int], Tensor | None, dict[int, str]]:
-    """Join rows: places and points (clouds, num_points, 3) of the clouds that were read, and the errors of others. One
-    tensor a batch, as each takes a file descriptor on its way out of a worker."""
+    """Join rows: places and points (clouds, num_points, 3) of readable clouds, and the errors of others. One tensor a
+    batch, as each takes a file descriptor on its way out of a worker."""
     good = [(place, points) for place, points, _ in rows if points is not None]
     problems = {place: problem for place, _, problem in rows if problem is not None}
     return [place for place, _ in good], torch.stack([points for _, points in good]) if good else None, problems
@@ -118,27 +113,21 @@ def run_on_clouds(
     device: str | torch.device | None = None,
     show_progress: bool = False,
     num_workers: int = 0,
-    seed: int = 0,
-    up_axis: str | None = None,
-    unit: str | None = None,
     skip_bad: bool = False,
+    **options,
 ) -> Iterator[Encoded]:
     """Yield `read(points)` for any number of clouds, in order, a batch at a time; memory does not grow with them.
 
     `read` gets points (clouds, num_points, 3) on the model's device, in inference mode, the model in eval mode.
+    `options` are `ACTPointCloudProcessor.take`'s `seed`, `up_axis` and `unit`.
     """
-    if batch_size < 1 or num_workers < 0:
-        raise ValueError(
-            f"`batch_size` must be positive and `num_workers` not negative, got {batch_size, num_workers}"
-        )
     processor = processor or processor_of(model)
     min_points = max(model.config.num_groups, model.config.group_size)
     if processor.num_points < min_points:
-        raise InputError(
-            f"the processor takes {processor.num_points} points of a cloud, and the model's groups need {min_points}"
-        )
+        taken = f"the processor takes {processor.num_points} points of a cloud"
+        raise InputError(f"{taken}, and the model's groups need {min_points}")
 
-    clouds = _Clouds(inputs, partial(processor.take, seed=seed, up_axis=up_axis, unit=unit), skip_bad)
+    clouds = _Clouds(inputs, partial(processor.take, **options))
     if not hasattr(inputs, "__getitem__") or not hasattr(inputs, "__len__"):
         if num_workers:
             raise ValueError("`num_workers` needs a list of clouds, not an iterator, which only one process can read")
@@ -154,38 +143,51 @@ def run_on_clouds(
         for places, points, problems in loader:
             if problems and not skip_bad:
                 raise InputError(next(iter(problems.values())))
-            yield Encoded(places, torch.empty(0) if points is None else _read_batch(model, read, points), problems)
+            values = torch.empty(0)
+            if points is not None:
+                with torch.inference_mode():
+                    values = read(points.to(device_of(model))).float().cpu()
+            yield Encoded(places, values, problems)
             bar.update(len(places) + len(problems))
 
 
 @contextmanager
 def _at(model: nn.Module, device: str | torch.device | None) -> Iterator[None]:
-    """Move the model to a device, and afterwards back."""
-    if device is None:
-        yield
-        return
+    """Move the model to a device, if one is given, and afterwards back."""
     previous = next(model.parameters()).device
     try:
-        model.to(device)
+        if device is not None:
+            model.to(device)
         yield
     finally:
-        model.to(previous)
+        if device is not None:
+            model.to(previous)
 
 
-@torch.inference_mode()
-def _read_batch(model: nn.Module, read: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
-    return read(points.to(device_of(model))).float().cpu()
+def encode(
+    student: nn.Module,
+    inputs: Any,
+    batch_size: int = 32,
+    normalize: bool = True,
+    device: str | torch.device | None = None,
+    show_progress: bool = True,
+    num_workers: int = 0,
+    **options,
+) -> Tensor:
+    """Encode clouds into vectors, (clouds, 2 * hidden_size) on the CPU, or one cloud into (2 * hidden_size,).
 
-
-def encode(student: nn.Module, inputs: Any, normalize: bool = True, show_progress: bool = True, **options) -> Tensor:
-    """See `ACTStudent.encode`."""
+    `inputs` are whatever `ACTPointCloudProcessor` takes, in a list or iterator of any length. With `normalize` the
+    vectors have length one. `num_workers` processes read and sample clouds. `options`: `seed` selects the points;
+    `up_axis` and `unit` of the clouds; `processor` replaces the one saved beside the weights.
+    """
     alone = is_one_cloud(inputs)
 
     def read(points: Tensor) -> Tensor:
         vectors = student(points).pooler_output
         return nn.functional.normalize(vectors.float(), dim=-1) if normalize else vectors
 
-    batches = run_on_clouds(student, [inputs] if alone else inputs, read, show_progress=show_progress, **options)
+    options |= {"batch_size": batch_size, "device": device, "show_progress": show_progress, "num_workers": num_workers}
+    batches = run_on_clouds(student, [inputs] if alone else inputs, read, **options)
     vectors = [torch.zeros(0, 2 * student.config.hidden_size), *(batch.values for batch in batches)]
     vectors = torch.cat([part for part in vectors if part.ndim == 2])
     return vectors[0] if alone else vectors
@@ -209,7 +211,9 @@ def encode_points(
     seed: int = 0,
     **options,
 ) -> Tensor:
-    """See `ACTStudent.encode_points`."""
+    """Compute features of every point of one cloud, (points, layers * hidden_size) on the CPU, interpolated from the
+    groups; for a mesh, of the 8192 points that `ACTPointCloudProcessor.read` samples. `layers` (1-based) are
+    concatenated, by default only the last; `options` are the `up_axis` and `unit` of the cloud."""
     depth = student.config.num_hidden_layers
     layers = [depth] if layers is None else layers
     if not layers or not all(1 <= layer <= depth for layer in layers):
@@ -223,13 +227,171 @@ def encode_points(
         states = [student.norm(state)[:, -output.centers.shape[1] :] for state in output.layer_states]
     tokens = torch.cat(states, dim=-1)  # (1, groups, layers * hidden_size)
     parts = taken.place(points).split(POINTS_AT_A_TIME)
-    return torch.cat([_interpolate(tokens, output.centers, part.to(device)) for part in parts])
+    features = []
+    for part in parts:
+        weights, indices = interpolation_weights(part.unsqueeze(0).to(device), output.centers)
+        features.append(interpolate(tokens.float(), weights, indices)[0].cpu())
+    return torch.cat(features)
 
 
-def _interpolate(tokens: Tensor, centers: Tensor, points: Tensor) -> Tensor:
-    """Interpolate token features (1, groups, width) at points (n, 3) -> (n, width), on the CPU."""
-    weights, indices = interpolation_weights(points.unsqueeze(0), centers)
-    return interpolate(tokens.float(), weights, indices)[0].cpu()
+@torch.no_grad()
+def predict_points(
+    model: nn.Module,
+    points: Tensor,
+    processor: ACTPointCloudProcessor,
+    category: int | None = None,
+    votes: int = 1,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> Tensor:
+    """Predict mean logits (points, num_labels), on the CPU, of each point of a cloud (points, 3).
+
+    A vote splits the points, shuffled, into parts of `processor.num_points`; points of the first part fill the last.
+    Memory on the model's device does not grow with the cloud.
+    """
+    points = _checked(points)
+    if processor.normalize == "cloud":
+        points = to_unit_sphere(points.unsqueeze(0))[0]
+    whole = [(torch.arange(len(points)), points.new_zeros(3))]
+    return _mean_logits(model, points, whole, processor, category, votes, batch_size, seed)
 
 
-__all__ = ["device_of", "encode", "encode_points", "in_eval_mode", "processor_of", "run_on_clouds", "similarity"]
+@torch.no_grad()
+def predict_scene(
+    model: nn.Module,
+    points: Tensor,
+    processor: ACTPointCloudProcessor,
+    block_size: float = 1.0,
+    stride: float = 0.5,
+    votes: int = 1,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> Tensor:
+    """Predict mean logits (points, num_labels), on the CPU, of each point of a scene (points, 3), third axis up.
+
+    Square columns of `block_size` slide over the scene, and each point lies in several. As in training, x and y of a
+    column count from its middle and z from the scene's lowest point. A column is split as in `predict_points`.
+    """
+    if not 0 < stride <= block_size:
+        raise ValueError(f"`stride` must lie between 0 and `block_size`={block_size}, got {stride}")
+    points = _checked(points)
+    return _mean_logits(model, points, slide(points, block_size, stride), processor, None, votes, batch_size, seed)
+
+
+def label_points(
+    model: nn.Module,
+    points: Tensor,
+    processor: ACTPointCloudProcessor,
+    category: int | None = None,
+    votes: int = 1,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Predict the likeliest label of every point and its probability, both (points,); of a category, among its own
+    parts."""
+    if (size := processor.block_size) is None:
+        logits = predict_points(model, points, processor, category, votes, seed=seed)
+    else:
+        logits = predict_scene(model, points, processor, size, size / 2, votes, seed=seed)
+    if category is not None and model.config.parts_of_category:
+        others = torch.ones(logits.shape[1], dtype=torch.bool)
+        others[model.config.parts_of_category[category]] = False
+        logits[:, others] = -torch.inf
+    scores, labels = logits.softmax(1).max(1)
+    return labels, scores
+
+
+def number_of_category(model: nn.Module, category: str | int | None) -> int | None:
+    """Find the number of an object category, by name or number; only part segmentation models have categories."""
+    config = model.config
+    if not hasattr(model, "category_embedding"):
+        if category is not None:
+            raise InputError(f"`category` {category!r}: this model knows no categories of objects, leave it out")
+        return None
+    names = config.category_names or [str(number) for number in range(config.num_categories)]
+    if category in names:
+        return names.index(category)
+    if isinstance(category, int) and 0 <= category < len(names):
+        return category
+    raise InputError(f"`category` must be what the object is, one of {', '.join(names)}, got {category!r}")
+
+
+def _checked(points: Tensor) -> Tensor:
+    points = torch.as_tensor(points)
+    if points.ndim != 2 or points.shape[1] < 3 or not len(points):
+        raise ValueError(f"`points` must be of shape (points, 3), got {tuple(points.shape)}")
+    points = points[:, :3]
+    if not points.isfinite().all():
+        raise ValueError("`points` must be finite, got NaN or infinite coordinates")
+    return points
+
+
+def slide(points: Tensor, block_size: float, stride: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the point indices and the origin (3,) of each column that holds any; every point is in one at least."""
+    low, high = points.amin(0), points.amax(0)
+    counts = [max(1, math.ceil((extent - block_size) / stride) + 1) for extent in (high - low)[:2].tolist()]
+    by_x = points[:, 0].argsort()
+    sorted_x = points[by_x, 0].contiguous()
+    for column in _occupied(points[:, 0] - low[0], stride, block_size, counts[0]):
+        x = low[0] + column * stride
+        first = torch.searchsorted(sorted_x, x)
+        # Rounding may put the end of a column before the start of the next one.
+        end = torch.maximum(x + block_size, low[0] + (column + 1) * stride)
+        last = len(points) if column == counts[0] - 1 else torch.searchsorted(sorted_x, end, right=True)
+        strip = by_x[first:last]
+        for row in _occupied(points[strip, 1] - low[1], stride, block_size, counts[1]):
+            y = low[1] + row * stride
+            inside = points[strip, 1] >= y
+            if row < counts[1] - 1:
+                inside &= points[strip, 1] <= torch.maximum(y + block_size, low[1] + (row + 1) * stride)
+            members = strip[inside]
+            if len(members):
+                yield members, torch.stack([x + block_size / 2, y + block_size / 2, low[2]])
+
+
+def _occupied(offsets: Tensor, stride: float, block_size: float, count: int) -> list[int]:
+    """Find which of `count` columns, each `block_size` wide and `stride` from the last, may hold a point at these
+    offsets (points,). A scene with a point far away has too many empty columns to visit."""
+    last = torch.unique((offsets / stride).long())
+    reach = torch.arange(-math.ceil(block_size / stride) - 1, 2)  # one more on either side, for rounding
+    return torch.unique((last.unsqueeze(1) + reach).clamp(0, count - 1)).tolist()
+
+
+def _shuffle_and_split(members: Tensor, num_points: int, generator: torch.Generator) -> Tensor:
+    """Shuffle all members and split them into (parts, num_points); members of the first part fill up the last."""
+    order = members[torch.randperm(len(members), generator=generator)]
+    missing = -len(order) % num_points
+    return torch.cat([order, order[torch.arange(missing) % len(order)]]).view(-1, num_points)
+
+
+def _mean_logits(
+    model: nn.Module,
+    points: Tensor,
+    columns: Iterable[tuple[Tensor, Tensor]],
+    processor: ACTPointCloudProcessor,
+    category: int | None,
+    votes: int,
+    batch_size: int,
+    seed: int,
+) -> Tensor:
+    """Run the model on columns of the points, (indices, origin), in parts, a batch at a time, and average logits."""
+    if votes < 1:
+        raise InputError(f"`votes` must be at least 1, got {votes}")
+    device, generator = device_of(model), torch.Generator().manual_seed(seed)
+    total, counts = torch.zeros(len(points), model.config.num_labels), torch.zeros(len(points), 1)
+    parts = (
+        (part, points[part] - origin)
+        for members, origin in columns
+        for _ in range(votes)
+        for part in _shuffle_and_split(members, processor.num_points, generator)
+    )
+    with in_eval_mode(model):
+        while batch := list(islice(parts, batch_size)):
+            coordinates = torch.stack([values for _, values in batch]).float().to(device)
+            if processor.normalize is True:
+                coordinates = to_unit_sphere(coordinates)
+            extra = {} if category is None else {"category": torch.full((len(batch),), category, device=device)}
+            logits = model(coordinates, **extra).logits.float().cpu()
+            indices = torch.cat([part for part, _ in batch])
+            total.index_add_(0, indices, logits.flatten(0, 1))
+            counts.index_add_(0, indices, torch.ones(len(indices), 1))
+    return total / counts

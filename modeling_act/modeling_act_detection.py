@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from .act_layers import ACTMLP, attend, eager_attention_forward
-from .configuration_act_student import ACTStudentConfig
-from .modeling_act_student import ACTStudent, ACTStudentPreTrainedModel
+from .act_layers import ACTMLP, ACTAttention
+from .configuration_act import ACTStudentConfig
+from .modeling_act_student import ACTStudent, ACTStudentPreTrainedModel, check_labels
 
 # 3DETR's for ScanNet; distances of center and size are in units of the scene's extents.
 LOSS_WEIGHTS = {"class": 1.0, "center": 5.0, "size": 1.0, "giou": 1.0, "angle_class": 0.1, "angle": 0.5}
@@ -62,12 +61,10 @@ class ACTFourierPosition(nn.Module):
         return torch.cat([phases.sin(), phases.cos()], dim=-1).to(self.frequencies.dtype)
 
 
-class ACTDetectionAttention(nn.Module):
+class ACTDetectionAttention(ACTAttention):
     def __init__(self, config: ACTStudentConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.head_shape = (config.num_attention_heads, config.hidden_size // config.num_attention_heads)
-        self.is_causal = False
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
@@ -75,12 +72,9 @@ class ACTDetectionAttention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """(batch, queries, dim), (batch, tokens, dim) twice -> (batch, queries, dim)."""
-        query, key, value = (
-            linear(states).unflatten(2, self.head_shape)
-            for linear, states in ((self.query, query), (self.key, key), (self.value, value))
-        )
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        return self.proj(attend(self, attention, query, key, value)[0])
+        states = self.query(query), self.key(key), self.value(value)
+        query, key, value = (part.unflatten(2, self.head_shape) for part in states)
+        return self.proj(self.attend(query, key, value)[0])
 
 
 class ACTDetectionLayer(GradientCheckpointingLayer):
@@ -121,20 +115,18 @@ class ACTDetectionDecoder(nn.Module):
         self.class_head = make_mlp(dim, config.num_labels + 1, config.detection_dropout)
         self.center_head = make_mlp(dim, 3, config.detection_dropout)
         self.size_head = make_mlp(dim, 3, config.detection_dropout)
-        self.angle_head = None
-        if config.num_angle_bins > 1:
-            self.angle_head = make_mlp(dim, 2 * config.num_angle_bins, config.detection_dropout)
+        bins = config.num_angle_bins
+        self.angle_head = make_mlp(dim, 2 * bins, config.detection_dropout) if bins > 1 else None
 
     def forward(
         self, tokens: Tensor, centers: Tensor, low: Tensor, extents: Tensor, num_queries: int
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Decode tokens (batch, groups, width) at centers (batch, groups, 3) of scenes with lowest corners and extents
-        (batch, 1, 3): logits, boxes and angles of every layer, (layers, batch, queries, ...). Angles are as in
-        `_decode_angles`."""
+        (batch, 1, 3): logits, boxes and angles of every layer, (layers, batch, queries, ...). Angles (..., 2, bins)
+        are as in `decode_angles`."""
         tokens = self.projection(tokens)
         token_positions = self.position_embedding((centers - low) / extents)
-        # The first centers of farthest point sampling are a coarser sampling. 3DETR's queries start as zeros, these as
-        # their groups.
+        # The first centers of farthest point sampling are a coarser sampling; 3DETR's queries start as zeros.
         queries, places = tokens[:, :num_queries], centers[:, :num_queries]
         query_positions = self.query_position(token_positions[:, :num_queries])
         states = []
@@ -150,22 +142,13 @@ class ACTDetectionDecoder(nn.Module):
         angles, angle = None, torch.zeros_like(sizes[..., :1])
         if self.angle_head is not None:
             angles = self.angle_head(states).to(kind).unflatten(-1, (2, self.num_angle_bins))
-            angle = self._decode_angles(angles)
+            angle = decode_angles(angles)
         return logits, torch.cat([middles, sizes, angle], dim=-1), angles
-
-    def _decode_angles(self, angles: Tensor) -> Tensor:
-        """Decode scores of angle bins and offsets from their centers in half bins, (..., 2, bins), to the angle (...,
-        1) of the likeliest bin."""
-        scores, offsets = angles.unbind(-2)
-        best = scores.argmax(-1, keepdim=True)
-        return (2 * best + offsets.gather(-1, best)) * (math.pi / self.num_angle_bins)
 
 
 def make_mlp(in_dim: int, out_dim: int, dropout: float = 0.0) -> nn.Sequential:
-    layers = []
-    for _ in range(2):
-        layers += [nn.Linear(in_dim, in_dim), nn.ReLU(), nn.Dropout(dropout)]
-    return nn.Sequential(*layers, nn.Linear(in_dim, out_dim))
+    hidden = [part for _ in range(2) for part in (nn.Linear(in_dim, in_dim), nn.ReLU(), nn.Dropout(dropout))]
+    return nn.Sequential(*hidden, nn.Linear(in_dim, out_dim))
 
 
 class ACTStudentForObjectDetection(ACTStudentPreTrainedModel):
@@ -176,10 +159,8 @@ class ACTStudentForObjectDetection(ACTStudentPreTrainedModel):
     def __init__(self, config: ACTStudentConfig):
         super().__init__(config)
         if config.num_queries > config.num_groups:
-            raise ValueError(
-                "`num_queries` must not exceed `num_groups`, at whose centers they start, got "
-                f"{config.num_queries} and {config.num_groups}"
-            )
+            sizes = f"{config.num_queries} and {config.num_groups}"
+            raise ValueError(f"`num_queries` must not exceed `num_groups`, at whose centers they start, got {sizes}")
         self.student = ACTStudent(config, use_cls_token=False)
         self.detector = ACTDetectionDecoder(config)
         self.post_init()
@@ -211,7 +192,10 @@ class ACTStudentForObjectDetection(ACTStudentPreTrainedModel):
         logits, predicted, angles = self.detector(tokens, encoded.centers, low, extents, num_queries)
         loss = losses = None
         if boxes is not None:
-            check_targets(boxes, box_labels, logits)
+            check_boxes(boxes)
+            if boxes.ndim != 3 or len(boxes) != len(points):
+                raise ValueError(f"`boxes` must have shape ({len(points)}, max boxes, 7), got {tuple(boxes.shape)}")
+            check_labels(box_labels, boxes.shape[:2], self.config.num_labels, "box_labels")
             losses = detection_losses(logits, predicted, angles, boxes, box_labels, extents)
             loss = sum(part.sum() for part in losses.values())
             losses = {name: part[-1].detach() for name, part in losses.items()}
@@ -266,18 +250,6 @@ class ACTStudentForObjectDetection(ACTStudentPreTrainedModel):
 # Losses --------------------------------------------------------------------------------------------------------------
 
 
-def check_targets(boxes: Tensor, box_labels: Tensor | None, logits: Tensor) -> None:
-    check_boxes(boxes)
-    if boxes.ndim != 3 or boxes.shape[0] != logits.shape[1]:
-        raise ValueError(f"`boxes` must have shape ({logits.shape[1]}, max boxes, 7), got {tuple(boxes.shape)}")
-    if box_labels is None or box_labels.shape != boxes.shape[:2] or box_labels.is_floating_point():
-        kind = "none" if box_labels is None else f"{box_labels.dtype} of shape {tuple(box_labels.shape)}"
-        raise ValueError(f"`box_labels` must be integers of shape {tuple(boxes.shape[:2])}, got {kind}")
-    readable = box_labels.device.type == "cpu" and box_labels.numel() > 0
-    if readable and int(box_labels.max()) >= logits.shape[-1] - 1:
-        raise ValueError(f"`box_labels` must be below num_labels={logits.shape[-1] - 1}, got {int(box_labels.max())}")
-
-
 def detection_losses(
     logits: Tensor, boxes: Tensor, angles: Tensor | None, true_boxes: Tensor, labels: Tensor, extents: Tensor
 ) -> dict[str, Tensor]:
@@ -307,7 +279,7 @@ def detection_losses(
 
 
 def angle_losses(angles: Tensor, true: Tensor) -> dict[str, Tensor]:
-    """Compute the losses of predicted angles (pairs, 2, bins), as in `_decode_angles`, and true ones (pairs,)."""
+    """Compute the losses of predicted angles (pairs, 2, bins), as in `decode_angles`, and true ones (pairs,)."""
     (scores, offsets), width = angles.unbind(1), 2 * math.pi / angles.shape[2]
     target_bin = (true / width).round().long()
     offset = 2 * (true / width - target_bin)  # in -1..1
@@ -316,6 +288,14 @@ def angle_losses(angles: Tensor, true: Tensor) -> dict[str, Tensor]:
         "angle_class": nn.functional.cross_entropy(scores, target_bin, reduction="none"),
         "angle": nn.functional.huber_loss(offsets.gather(1, target_bin[:, None])[:, 0], offset, reduction="none"),
     }
+
+
+def decode_angles(angles: Tensor) -> Tensor:
+    """Decode scores of angle bins and offsets from their centers in half bins, (..., 2, bins), to the angle (..., 1)
+    of the likeliest bin."""
+    scores, offsets = angles.unbind(-2)
+    best = scores.argmax(-1, keepdim=True)
+    return (2 * best + offsets.gather(-1, best)) * (math.pi / angles.shape[-1])
 
 
 def match(logits: Tensor, boxes: Tensor, true_boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -349,10 +329,8 @@ _TINY = 1e-9  # an edge no longer than this along an axis does not cross a line 
 
 def check_boxes(boxes: Tensor, name: str = "boxes") -> None:
     if not boxes.is_floating_point() or boxes.ndim < 1 or boxes.shape[-1] != 7:
-        raise ValueError(
-            f"`{name}` must be floating-point of shape (..., 7), center, size and angle, got {boxes.dtype} of shape "
-            f"{tuple(boxes.shape)}"
-        )
+        kind = f"{boxes.dtype} of shape {tuple(boxes.shape)}"
+        raise ValueError(f"`{name}` must be floating-point of shape (..., 7), center, size and angle, got {kind}")
 
 
 def box_corners(boxes: Tensor) -> Tensor:
@@ -383,8 +361,8 @@ def generalized_box_iou(boxes: Tensor, others: Tensor) -> Tensor:
     """Compute the generalized IoU of all pairs, between -1 and 1, with a gradient for boxes that do not touch; shapes
     as in `box_iou`.
 
-    The enclosing box has the rotation of the other box. An axis-aligned one around rotated boxes would make equal
-    boxes less than perfect, and a loss would pull them apart; without rotation both are the same.
+    The enclosing box has the rotation of the other box: with an axis-aligned one, equal rotated boxes would be less
+    than perfect, and a loss would pull them apart.
     """
     intersection, union, enclosing = _overlap(boxes, others)
     return intersection / union - (enclosing - union) / enclosing
@@ -438,14 +416,11 @@ def _relative_to(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def _intersection_area(boxes: Tensor, half: Tensor) -> Tensor:
-    """Compute the area common to footprints of boxes (..., 7) and rectangles |x| <= a, |y| <= b.
-
-    `half` (..., 3) holds a and b.
+    """Compute the area common to footprints of boxes (..., 7) and rectangles |x| <= a, |y| <= b, in `half` (..., 3).
 
     At x, the height of the intersection is that of the footprint's upper edges, clamped to [-b, b], minus that of its
-    lower ones. So the area is a sum over the footprint's four edges: the integral of the clamped height over the part
-    of the edge within |x| <= a, a linear function with at most two bends. It needs no polygon, holds for every
-    position, and is continuous.
+    lower ones. So the area is a sum over the four edges: the integral of the clamped height over the part of the edge
+    within |x| <= a, a linear function with at most two bends. It holds for every position, and is continuous.
     """
     start = _footprints(boxes)  # (..., 4, 2)
     stop = start.roll(-1, dims=-2)
@@ -486,5 +461,3 @@ def _nonzero(values: Tensor) -> Tensor:
 
 
 ACTStudentForObjectDetection.register_for_auto_class("AutoModel")
-
-__all__ = ["ACTStudentForObjectDetection"]

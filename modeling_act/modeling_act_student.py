@@ -3,13 +3,13 @@
 from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -17,19 +17,17 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .act_layers import (
     ACTMLP,
+    ACTAttention,
     ACTDropPath,
     ACTGroupEmbedding,
-    ACTMaxLinear,
     ACTPartLinear,
     ACTPositionEmbedding,
     ACTPreTrainedModel,
-    attend,
-    eager_attention_forward,
-    init_torch_linear,
+    init_torch_linears,
     make_groups,
     select_groups,
 )
-from .configuration_act_student import ACTStudentConfig
+from .configuration_act import ACTStudentConfig
 from .errors import InputError
 from .inference import encode, encode_points, in_eval_mode, similarity
 from .point_ops import PointGroups, chamfer_l2, gather_points, interpolate, interpolation_weights, sample_mask
@@ -75,33 +73,16 @@ class ACTStudentForPreTrainingOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-@dataclass
-class ACTPredictionOutput(ModelOutput):
-    """
-    loss: cross-entropy, if labels are given.
-    logits: (batch, num_labels) of clouds, or (batch, points, num_labels) of points.
-    hidden_states, attentions: of the encoder, on request.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-
-
-class ACTStudentAttention(nn.Module):
+class ACTStudentAttention(ACTAttention):
     def __init__(self, config: ACTStudentConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.head_shape = (3, config.num_attention_heads, config.hidden_size // config.num_attention_heads)
-        self.is_causal = False
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor, **kwargs) -> tuple[Tensor, Tensor | None]:
         query, key, value = self.qkv(hidden_states).unflatten(2, self.head_shape).unbind(2)
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        context, weights = attend(self, attention, query, key, value, **kwargs)
+        context, weights = self.attend(query, key, value, **kwargs)
         return self.proj(context), weights
 
 
@@ -149,8 +130,7 @@ class ACTStudentDecoder(nn.Module):
     def forward(self, visible_states: Tensor, visible_centers: Tensor, masked_centers: Tensor) -> Tensor:
         """(batch, visible, hidden_size), (batch, visible, 3), (batch, masked, 3) -> (batch, masked, teacher_dim)."""
         batch_size, num_masked, _ = masked_centers.shape
-        mask_tokens = self.mask_token.expand(batch_size, num_masked, -1)
-        hidden_states = torch.cat([visible_states, mask_tokens], dim=1)
+        hidden_states = torch.cat([visible_states, self.mask_token.expand(batch_size, num_masked, -1)], dim=1)
         positions = self.position_embedding(torch.cat([visible_centers, masked_centers], dim=1))
         for layer in self.layers:
             hidden_states = layer(hidden_states, positions)
@@ -171,7 +151,7 @@ class ACTStudentPreTrainedModel(ACTPreTrainedModel):
         """Initialize as the original: truncated normal, Xavier in the decoder, and torch's default elsewhere."""
         super()._init_weights(module)
         std = self.config.initializer_range
-        if isinstance(module, (nn.Linear, ACTMaxLinear, ACTPartLinear)):
+        if isinstance(module, (nn.Linear, ACTPartLinear)):
             init.trunc_normal_(module.weight, std=std)
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -183,12 +163,9 @@ class ACTStudentPreTrainedModel(ACTPreTrainedModel):
             for linear in module.layers.modules():
                 if isinstance(linear, nn.Linear):
                     init.xavier_uniform_(linear.weight)
-            for linear in (module.position_embedding.linear1, module.position_embedding.linear2, module.projection):
-                init_torch_linear(linear)
+            init_torch_linears(module.position_embedding, module.projection)
         elif isinstance(module, ACTClassificationHead):
-            for linear in module.modules():
-                if isinstance(linear, nn.Linear):
-                    init_torch_linear(linear)
+            init_torch_linears(module)
 
     def save_pretrained(self, *args, **kwargs) -> None:
         """Save the model and name its code; as remote code, `AutoModel` is the encoder unless a head claims it."""
@@ -247,8 +224,8 @@ class ACTStudent(ACTStudentPreTrainedModel):
             tokens = self.group_embedding(select_groups(neighborhoods, visible_groups))
         else:
             tokens = self.group_embedding(neighborhoods, visible_groups)
-        tokens = self.projection(tokens)
-        tokens = tokens.to(self.norm.weight.dtype)  # under autocast, the residual stream keeps the weights' dtype
+        # Under autocast, the residual stream keeps the weights' dtype.
+        tokens = self.projection(tokens).to(self.norm.weight.dtype)
         visible_centers = centers if visible_groups is None else gather_points(centers, visible_groups)
         positions = self.position_embedding(visible_centers)
         if self.cls_token is not None:
@@ -260,47 +237,14 @@ class ACTStudent(ACTStudentPreTrainedModel):
             if read_layers is not None and number in read_layers:
                 states[number] = tokens
         tokens = self.norm(tokens)
-        return ACTStudentOutput(
-            last_hidden_state=tokens,
-            pooler_output=self._pool(tokens),
-            centers=centers,
-            layer_states=None if read_layers is None else tuple(states[number] for number in read_layers),
-        )
+        layer_states = None if read_layers is None else tuple(states[number] for number in read_layers)
+        first, rest = (tokens.mean(1), tokens) if self.cls_token is None else (tokens[:, 0], tokens[:, 1:])
+        pooled = torch.cat([first, rest.max(1).values], dim=-1)
+        return ACTStudentOutput(tokens, pooled, centers, layer_states)
 
-    def encode(
-        self,
-        inputs: Any,
-        batch_size: int = 32,
-        normalize: bool = True,
-        device: str | torch.device | None = None,
-        show_progress: bool = True,
-        num_workers: int = 0,
-        **options,
-    ) -> Tensor:
-        """Encode clouds into vectors, (clouds, 2 * hidden_size) on the CPU, or one cloud into (2 * hidden_size,).
-
-        `inputs` are whatever `ACTPointCloudProcessor` takes, in a list or iterator of any length. With `normalize` the
-        vectors have length one. `num_workers` processes read and sample clouds. `options`: `seed` selects the points;
-        `up_axis` and `unit` of the clouds; `processor` replaces the one saved beside the weights.
-        """
-        options |= {"batch_size": batch_size, "device": device, "num_workers": num_workers}
-        return encode(self, inputs, normalize, show_progress, **options)
-
-    def encode_points(self, cloud: Any, layers: list[int] | None = None, **options) -> Tensor:
-        """Compute features of every point of one cloud, (points, layers * hidden_size) on the CPU, interpolated from
-        the groups; for a mesh, of the 8192 points that `ACTPointCloudProcessor.read` samples. `layers` (1-based) are
-        concatenated, by default only the last; `options` are `encode`'s `processor`, `seed`, `up_axis` and `unit`."""
-        return encode_points(self, cloud, layers, **options)
-
-    @staticmethod
-    def similarity(vectors: Tensor, others: Tensor) -> Tensor:
-        """Compute cosines (n, m) of vectors (n, width) and (m, width)."""
-        return similarity(vectors, others)
-
-    def _pool(self, tokens: Tensor) -> Tensor:
-        if self.cls_token is None:
-            return torch.cat([tokens.mean(1), tokens.max(1).values], dim=-1)
-        return torch.cat([tokens[:, 0], tokens[:, 1:].max(1).values], dim=-1)
+    encode = encode
+    encode_points = encode_points
+    similarity = staticmethod(similarity)
 
 
 class ACTStudentForPreTraining(ACTStudentPreTrainedModel):
@@ -328,33 +272,27 @@ class ACTStudentForPreTraining(ACTStudentPreTrainedModel):
         `teacher_features` (batch, groups, teacher_dim) come from `ACTTeacher.get_teacher_features` for the same
         `points` or `groups`. Without `bool_masked_pos` (batch, groups), `generator` draws the mask. `num_masked` is
         the number of groups that it masks in each cloud; a GPU then need not wait until the mask is read."""
-        groups = make_groups(self.config, points, groups)
-        centers = groups.centers
+        centers, neighborhoods = groups = make_groups(self.config, points, groups)
         if bool_masked_pos is None:
             num_masked = int(self.config.mask_ratio * centers.shape[1])
             bool_masked_pos = sample_mask(centers, num_masked, self.config.mask_type, generator)
         else:
             num_masked = count_masked(bool_masked_pos, centers, self.config, num_masked)
         visible, masked = split_mask(bool_masked_pos, num_masked)
-        if num_masked in (0, centers.shape[1]):
-            raise ValueError(
-                f"pretraining needs visible and masked groups, got {num_masked} of {centers.shape[1]} masked"
-            )
+        if num_masked in (0, (num_groups := centers.shape[1])):
+            raise ValueError(f"pretraining needs visible and masked groups, got {num_masked} of {num_groups} masked")
 
         encoded = self.student(groups=groups, visible_groups=visible, **kwargs)
         visible_states = encoded.last_hidden_state[:, -visible.shape[1] :]  # without the class token
         predicted = self.decoder(visible_states, gather_points(centers, visible), gather_points(centers, masked))
         loss = None
         if self.config.target == "coordinates":
-            loss = coordinate_loss(predicted, groups.neighborhoods[bool_masked_pos])
+            loss = coordinate_loss(predicted, neighborhoods[bool_masked_pos])
         elif teacher_features is not None:
             if teacher_features.shape != (expected := (*centers.shape[:2], self.config.teacher_dim)):
-                raise ValueError(
-                    "`teacher_features` must have shape (batch, num_groups, teacher_dim) = "
-                    f"{expected}, got {tuple(teacher_features.shape)}"
-                )
-            target = gather_points(teacher_features, masked)
-            loss = distillation_loss(predicted, target, self.config.loss_type)
+                shape = f"(batch, num_groups, teacher_dim) = {expected}, got {tuple(teacher_features.shape)}"
+                raise ValueError(f"`teacher_features` must have shape {shape}")
+            loss = distillation_loss(predicted, gather_points(teacher_features, masked), self.config.loss_type)
         return ACTStudentForPreTrainingOutput(
             loss=loss,
             predicted_features=predicted,
@@ -393,7 +331,7 @@ class ACTStudentForPreTraining(ACTStudentPreTrainedModel):
 
     def _check_teacher(self, teacher: ACTPreTrainedModel | None) -> None:
         """Raise unless the student predicts the features that this teacher computes of the same groups."""
-        config, own = self.config, None if teacher is None else teacher.config
+        config, own = self.config, getattr(teacher, "config", None)
         if (own is None) != (config.target == "coordinates"):
             needs = "its teacher, which decodes them" if own is None else "no teacher; leave it out"
             raise InputError(f"a student that predicts target={config.target!r} needs {needs}")
@@ -401,9 +339,8 @@ class ACTStudentForPreTraining(ACTStudentPreTrainedModel):
             sizes = (config.num_groups, config.group_size, config.teacher_dim)
             width = own.code_dim if config.target == "backbone" else own.feature_dim
             if sizes != (expected := (own.num_groups, own.group_size, width)):
-                raise InputError(
-                    f"student and teacher must share groups, their size and width, got {sizes} and {expected}"
-                )
+                sizes = f"{sizes} and {expected}"
+                raise InputError(f"student and teacher must share groups, their size and width, got {sizes}")
 
     def _decode_prediction(
         self, teacher: ACTPreTrainedModel | None, groups: PointGroups, mask: Tensor, predicted: Tensor
@@ -429,16 +366,13 @@ class ACTStudentForPreTraining(ACTStudentPreTrainedModel):
 def count_masked(
     bool_masked_pos: Tensor, centers: Tensor, config: ACTStudentConfig, num_masked: int | None = None
 ) -> int:
-    """Number of masked groups in each cloud. A traced graph cannot read the mask: there it is `num_masked`, or the
-    configured share of the groups."""
+    """Count masked groups of a cloud; a traced graph, which cannot read the mask, takes `num_masked` or the configured
+    share of the groups."""
     if bool_masked_pos.dtype != torch.bool or bool_masked_pos.shape != centers.shape[:2]:
-        raise ValueError(
-            f"`bool_masked_pos` must be bool of shape {tuple(centers.shape[:2])}, True = masked, "
-            f"got {bool_masked_pos.dtype} of shape {tuple(bool_masked_pos.shape)}"
-        )
+        kind = f"{bool_masked_pos.dtype} of shape {tuple(bool_masked_pos.shape)}"
+        raise ValueError(f"`bool_masked_pos` must be bool of shape {tuple(centers.shape[:2])}, got {kind}")
     if torch.compiler.is_compiling() or (num_masked is not None and bool_masked_pos.device.type != "cpu"):
-        if num_masked is None:
-            num_masked = int(config.mask_ratio * centers.shape[1])
+        num_masked = int(config.mask_ratio * centers.shape[1]) if num_masked is None else num_masked
         torch._assert_async((bool_masked_pos.sum(1) == num_masked).all(), f"the mask must mask {num_masked} groups")
         return num_masked
     counts = bool_masked_pos.sum(1).tolist()
@@ -461,11 +395,8 @@ def distillation_loss(predicted: Tensor, target: Tensor, loss_type: str = "cosin
     predicted, target = _at_least_float32(predicted), _at_least_float32(target.detach())
     if loss_type == "cosine":
         return 1 - nn.functional.cosine_similarity(predicted, target, dim=-1).mean()
-    if loss_type == "l2":
-        return nn.functional.mse_loss(predicted, target)
-    if loss_type == "smooth_l1":
-        return nn.functional.smooth_l1_loss(predicted, target)
-    raise ValueError(f"`loss_type` must be 'cosine', 'l2' or 'smooth_l1', got {loss_type!r}")
+    loss = nn.functional.mse_loss if loss_type == "l2" else nn.functional.smooth_l1_loss
+    return loss(predicted, target)
 
 
 def coordinate_loss(predicted: Tensor, neighborhoods: Tensor) -> Tensor:
@@ -485,16 +416,10 @@ class ACTClassificationHead(nn.Module):
         super().__init__()
         in_dim, dim = 2 * config.hidden_size, config.classifier_dim
         layers = []
-        if config.head == "mlp3":
-            for width in (in_dim, dim):
-                layers += [
-                    nn.Linear(width, dim),
-                    nn.BatchNorm1d(dim),
-                    nn.ReLU(),
-                    nn.Dropout(config.classifier_dropout),
-                ]
-            in_dim = dim
-        self.layers = nn.Sequential(*layers, nn.Linear(in_dim, config.num_labels))
+        for width in (in_dim, dim) if config.head == "mlp3" else ():
+            dropout = nn.Dropout(config.classifier_dropout)
+            layers += [nn.Linear(width, dim), nn.BatchNorm1d(dim), nn.ReLU(), dropout]
+        self.layers = nn.Sequential(*layers, nn.Linear(dim if layers else in_dim, config.num_labels))
 
     def forward(self, pooled: Tensor) -> Tensor:
         return self.layers(pooled)
@@ -520,7 +445,7 @@ class ACTStudentForPointCloudClassification(ACTStudentPreTrainedModel):
         features: Tensor | None = None,
         label_smoothing: float = 0.0,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> ACTPredictionOutput:
+    ) -> SequenceClassifierOutput:
         """Classify clouds (batch, points, 3), with labels (batch,): logits (batch, num_labels).
 
         `features`, the student's `pooler_output`, may replace clouds that were encoded before. `label_smoothing` is
@@ -530,7 +455,7 @@ class ACTStudentForPointCloudClassification(ACTStudentPreTrainedModel):
             encoded = self.student(points, groups=groups, **kwargs)
         logits = self.classifier(encoded.pooler_output)
         loss = None if labels is None else prediction_loss(logits, labels, label_smoothing=label_smoothing)
-        return ACTPredictionOutput(loss, logits, encoded.hidden_states, encoded.attentions)
+        return SequenceClassifierOutput(loss, logits, encoded.hidden_states, encoded.attentions)
 
 
 class ACTSegmentationHead(nn.Module):
@@ -562,8 +487,7 @@ class ACTSegmentationHead(nn.Module):
         features = _norm_relu(self.norm1, features)
         features = _norm_relu(self.norm2, self.propagate2(features))  # (batch, points, point_dim)
 
-        whole = [tokens.max(1).values, tokens.mean(1)] + ([] if category is None else [category])
-        whole = torch.cat(whole, dim=-1)
+        whole = torch.cat([tokens.max(1).values, tokens.mean(1), *([] if category is None else [category])], dim=-1)
         features = self.linear1(features) + self.linear1(whole, start=features.shape[-1]).unsqueeze(1)
         features = self.dropout(_norm_relu(self.norm3, features))
         return self.linear3(_norm_relu(self.norm4, self.linear2(features)))
@@ -586,18 +510,13 @@ class ACTStudentSegmenter(ACTStudentPreTrainedModel):
         self.head = ACTSegmentationHead(config, len(self.layers_read), category_dim)
 
     def _segment(
-        self,
-        points: Tensor,
-        category: Tensor | None,
-        labels: Tensor | None,
-        class_weights: Tensor | None,
-        **kwargs,
-    ) -> ACTPredictionOutput:
+        self, points: Tensor, category: Tensor | None, labels: Tensor | None, class_weights: Tensor | None, **kwargs
+    ) -> TokenClassifierOutput:
         encoded = self.student(points, read_layers=self.layers_read, **kwargs)
         tokens = torch.cat([self.student.norm(states) for states in encoded.layer_states], dim=-1)
         logits = self.head(points, encoded.centers, tokens, category)
         loss = None if labels is None else prediction_loss(logits, labels, class_weights)
-        return ACTPredictionOutput(loss, logits, encoded.hidden_states, encoded.attentions)
+        return TokenClassifierOutput(loss, logits, encoded.hidden_states, encoded.attentions)
 
 
 class ACTStudentForSemanticSegmentation(ACTStudentSegmenter):
@@ -614,7 +533,7 @@ class ACTStudentForSemanticSegmentation(ACTStudentSegmenter):
         labels: Tensor | None = None,
         class_weights: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> ACTPredictionOutput:
+    ) -> TokenClassifierOutput:
         """Segment points (batch, points, 3), with labels (batch, points), -100 to ignore: logits (batch, points,
         num_labels). `class_weights` (num_labels,) weight the classes in the loss."""
         return self._segment(points, None, labels, class_weights, **kwargs)
@@ -637,34 +556,29 @@ class ACTStudentForPartSegmentation(ACTStudentSegmenter):
         labels: Tensor | None = None,
         class_weights: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> ACTPredictionOutput:
+    ) -> TokenClassifierOutput:
         """Segment points (batch, points, 3) of objects of these categories (batch,); otherwise as above."""
-        num_categories = self.config.num_categories
-        if category is None:
-            raise ValueError("part segmentation needs `category`, the object category of each cloud, shape (batch,)")
-        if category.shape != points.shape[:1] or category.is_floating_point():
-            raise ValueError(
-                f"`category` must be integers of shape ({points.shape[0]},), "
-                f"got {category.dtype} {tuple(category.shape)}"
-            )
-        readable = category.device.type == "cpu" and not torch.compiler.is_compiling()
-        if readable and not (int(category.min()) >= 0 and int(category.max()) < num_categories):
-            raise ValueError(f"`category` must lie between 0 and {num_categories - 1}, got {category.tolist()}")
-        one_hot = nn.functional.one_hot(category.long(), num_categories).to(self.category_embedding.weight.dtype)
-        embedded = self.category_norm(self.category_embedding(one_hot))
+        check_labels(category, points.shape[:1], self.config.num_categories, "category")
+        one_hot = nn.functional.one_hot(category.long(), self.config.num_categories)
+        embedded = self.category_norm(self.category_embedding(one_hot.to(self.category_embedding.weight.dtype)))
         return self._segment(points, nn.functional.leaky_relu(embedded, 0.2), labels, class_weights, **kwargs)
+
+
+def check_labels(labels: Tensor | None, shape: tuple[int, ...], num_labels: int, name: str = "labels") -> None:
+    """Raise unless the labels are integers of this shape below `num_labels`; values are checked on the CPU only."""
+    if labels is None or labels.shape != shape or labels.is_floating_point():
+        kind = "none" if labels is None else f"{labels.dtype} of shape {tuple(labels.shape)}"
+        raise ValueError(f"`{name}` must be integers of shape {tuple(shape)}, got {kind}")
+    readable = labels.device.type == "cpu" and not torch.compiler.is_compiling() and labels.numel() > 0
+    if readable and int(labels.max()) >= num_labels:
+        raise ValueError(f"`{name}` must be below {num_labels}, got {int(labels.max())}")
 
 
 def prediction_loss(
     logits: Tensor, labels: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0
 ) -> Tensor:
     """Compute the cross-entropy of logits (..., num_labels) and labels (...); -100 is ignored."""
-    if labels.shape != logits.shape[:-1] or labels.is_floating_point():
-        raise ValueError(
-            f"`labels` must be integers of shape {tuple(logits.shape[:-1])}, got {labels.dtype} {tuple(labels.shape)}"
-        )
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling() and int(labels.max()) >= logits.shape[-1]:
-        raise ValueError(f"`labels` must be below num_labels={logits.shape[-1]}, got {int(labels.max())}")
+    check_labels(labels, logits.shape[:-1], logits.shape[-1])
     logits, labels = _at_least_float32(logits).flatten(0, -2), labels.flatten().long()
     counted = labels != -100
     weights = counted if class_weights is None else class_weights[labels.clamp_min(0)] * counted
@@ -683,12 +597,3 @@ for _model in (
     ACTStudentForSemanticSegmentation,
 ):
     _model.register_for_auto_class("AutoModel")
-
-__all__ = [
-    "ACTStudent",
-    "ACTStudentForPartSegmentation",
-    "ACTStudentForPointCloudClassification",
-    "ACTStudentForPreTraining",
-    "ACTStudentForSemanticSegmentation",
-    "ACTStudentPreTrainedModel",
-]

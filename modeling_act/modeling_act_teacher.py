@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
@@ -19,21 +18,17 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .act_layers import (
     ACTMLP,
+    ACTAttention,
     ACTGroupEmbedding,
-    ACTMaxLinear,
     ACTPartLinear,
     ACTPositionEmbedding,
     ACTPreTrainedModel,
-    attend,
-    eager_attention_forward,
-    init_torch_linear,
+    init_torch_linears,
     make_groups,
 )
-from .configuration_act_teacher import ACTTeacherConfig
+from .configuration_act import ACTTeacherConfig
 from .inference import in_eval_mode
 from .point_ops import PointGroups, chamfer_l1, gather_points, k_nearest_neighbors
-
-CODE_MODES = ("gumbel", "soft", "argmax")
 
 
 @dataclass
@@ -94,15 +89,13 @@ def make_norm(config: ACTTeacherConfig, enabled: bool = True, size: int | None =
     return NORMS[config.norm_type](size or config.hidden_size, eps=config.layer_norm_eps)
 
 
-class ACTBackboneAttention(nn.Module):
+class ACTBackboneAttention(ACTAttention):
     """Self-attention of the groups, with prompts as further keys and values."""
 
     def __init__(self, config: ACTTeacherConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.num_heads = config.num_attention_heads
         self.head_dim = config.hidden_size // config.num_attention_heads
-        self.is_causal = False
         self.query = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
         self.key_value = nn.Linear(config.hidden_size, 2 * config.hidden_size, bias=config.qkv_bias)
         self.query_norm = make_norm(config, config.qk_norm, self.head_dim)
@@ -117,8 +110,7 @@ class ACTBackboneAttention(nn.Module):
             # The attention output of a prompt is dropped after every block, so a prompt needs no query.
             keys_values = _prepend(self.key_value(prompts), keys_values)
         key, value = keys_values.unflatten(2, (2, self.num_heads, self.head_dim)).unbind(2)
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        context, weights = attend(self, attention, query, self.key_norm(key), value, **kwargs)
+        context, weights = self.attend(query, self.key_norm(key), value, **kwargs)
         return self.proj(self.norm(context)), weights
 
 
@@ -127,13 +119,10 @@ class ACTTokenMixer(nn.Module):
 
     def __init__(self, config: ACTTeacherConfig):
         super().__init__()
-        num_tokens = config.num_mixer_tokens
+        num_tokens, dim = config.num_mixer_tokens, config.mixer_dim
         if config.token_mixer == "mlp":
-            self.mix = nn.Sequential(
-                nn.Linear(num_tokens, config.mixer_dim),
-                ACT2FN[config.hidden_act],
-                nn.Linear(config.mixer_dim, num_tokens),
-            )
+            activation = ACT2FN[config.hidden_act]
+            self.mix = nn.Sequential(nn.Linear(num_tokens, dim), activation, nn.Linear(dim, num_tokens))
         else:
             self.mix = nn.Linear(num_tokens, num_tokens)
 
@@ -162,7 +151,7 @@ class ACTBackboneLayer(GradientCheckpointingLayer):
             hidden_states = self.norm1(hidden_states + self.mixer(hidden_states, prompts, **kwargs)[0])
             return self.norm2(hidden_states + self.mlp(hidden_states))
         prompts = None if prompts is None else self.norm1(prompts)
-        mixed, _ = self.mixer(self.norm1(hidden_states), prompts, **kwargs)
+        mixed = self.mixer(self.norm1(hidden_states), prompts, **kwargs)[0]
         hidden_states = hidden_states + _scale(mixed, self.layer_scale1)
         return hidden_states + _scale(self.mlp(self.norm2(hidden_states)), self.layer_scale2)
 
@@ -385,8 +374,7 @@ class ACTTeacher(ACTPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, ACTTeacher):
             init.normal_(module.codebook)
-            init_torch_linear(module.code_projection)
-            init_torch_linear(module.feature_projection)
+            init_torch_linears(module.code_projection, module.feature_projection)
         elif isinstance(module, ACTPrompts):
             for parameter in module.parameters():
                 init.trunc_normal_(parameter, std=self.config.initializer_range)
@@ -398,9 +386,7 @@ class ACTTeacher(ACTPreTrainedModel):
             init.ones_(module.layer_scale1)
             init.ones_(module.layer_scale2)
         elif isinstance(module, (ACTGroupEmbedding, ACTGraphNetwork, ACTPositionEmbedding, ACTPointDecoder)):
-            for linear in module.modules():
-                if isinstance(linear, (nn.Linear, ACTMaxLinear, ACTPartLinear)):
-                    init_torch_linear(linear)
+            init_torch_linears(module)
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -481,11 +467,8 @@ class ACTTeacher(ACTPreTrainedModel):
         """Autoencode clouds (batch, points, 3): for each `input`, `visible`, both the cloud, and `reconstruction`, all
         (n, 3), as from `ACTStudentForPreTraining.reconstruct`."""
         with in_eval_mode(self):
-            decoded = self(points).reconstruction
-        return [
-            {"input": cloud, "visible": cloud, "reconstruction": output}
-            for cloud, output in zip(points, decoded, strict=True)
-        ]
+            decoded = zip(points, self(points).reconstruction, strict=True)
+        return [{"input": cloud, "visible": cloud, "reconstruction": output} for cloud, output in decoded]
 
     def _neighbors(self, centers: Tensor) -> Tensor:
         return k_nearest_neighbors(centers, centers, self.config.dgcnn_neighbors)[1]
@@ -495,8 +478,8 @@ class ACTTeacher(ACTPreTrainedModel):
     ) -> Tensor:
         """Logits (batch, groups, codebook_size) -> codes (batch, groups, code_dim)."""
         code_mode = code_mode or ("gumbel" if self.training else "argmax")
-        if code_mode not in CODE_MODES:
-            raise ValueError(f"`code_mode` must be one of {', '.join(CODE_MODES)}, got {code_mode!r}")
+        if code_mode not in ("gumbel", "soft", "argmax"):
+            raise ValueError(f"`code_mode` must be one of gumbel, soft, argmax, got {code_mode!r}")
         if code_mode == "argmax":
             return nn.functional.embedding(logits.argmax(-1), self.codebook)
         temperature = self.config.temperature if temperature is None else temperature
@@ -533,5 +516,3 @@ def uniform_kl(logits: Tensor) -> Tensor:
 
 # The class that a saved folder names for `trust_remote_code=True`, if the package is not installed.
 ACTTeacher.register_for_auto_class("AutoModel")
-
-__all__ = ["ACTTeacher", "ACTTeacherOutput"]

@@ -13,8 +13,7 @@ from torch.utils.data import Dataset, IterableDataset
 from transformers import Pipeline
 
 from .errors import InputError
-from .inference import processor_of
-from .point_prediction import label_points, number_of_category
+from .inference import label_points, number_of_category, processor_of
 from .processing_act import ACTPointCloudProcessor, is_one_cloud, naming
 
 PROCESSOR_PARAMETERS = ("seed", "up_axis", "unit")
@@ -35,6 +34,7 @@ class ACTPointCloudPipeline(Pipeline):
     _load_tokenizer = False
     _load_image_processor = False
     _load_feature_extractor = False  # `processor_of` loads the one beside the model
+    _own_parameters: tuple[str, ...] = ()  # of `postprocess`
 
     def __init__(self, model, feature_extractor=None, **kwargs):
         if isinstance(feature_extractor, str):
@@ -56,20 +56,14 @@ class ACTPointCloudPipeline(Pipeline):
             known = ", ".join((*PROCESSOR_PARAMETERS, *self._own_parameters))
             raise ValueError(f"{type(self).__name__} takes {known}, got {', '.join(unknown)}")
         own = {name: kwargs[name] for name in self._own_parameters if name in kwargs}
-        return {name: kwargs[name] for name in PROCESSOR_PARAMETERS if name in kwargs}, *self._place_parameters(own)
-
-    _own_parameters: tuple[str, ...] = ()
-
-    def _place_parameters(self, own: dict) -> tuple[dict, dict]:
-        """Split own parameters into those of `_forward` and those of `postprocess`."""
-        return {}, own
+        return {name: kwargs[name] for name in PROCESSOR_PARAMETERS if name in kwargs}, {}, own
 
     def preprocess(self, cloud: Any, **options) -> dict[str, Tensor]:
         place, cloud = (cloud.place, cloud.cloud) if isinstance(cloud, _Numbered) else (0, cloud)
-        return self._read(cloud, naming(cloud, place), options)
+        return {"points": self._read(cloud, name=naming(cloud, place), **options).unsqueeze(0)}
 
-    def _read(self, cloud: Any, name: str, options: dict) -> dict[str, Tensor]:
-        return {"points": self.feature_extractor.take(cloud, name=name, **options).points.unsqueeze(0)}
+    def _read(self, cloud: Any, **options) -> Tensor:
+        return self.feature_extractor.take(cloud, **options).points
 
     def _forward(self, inputs: dict[str, Tensor]):
         return self.model(**inputs)
@@ -109,16 +103,12 @@ class ACTPointCloudSegmentationPipeline(ACTPointCloudPipeline):
 
     _own_parameters = ("category", "votes")
 
-    def _place_parameters(self, own: dict) -> tuple[dict, dict]:
-        return own, {}
-
     def _sanitize_parameters(self, **kwargs) -> tuple[dict, dict, dict]:
-        of_preprocess, of_forward, of_postprocess = super()._sanitize_parameters(**kwargs)
-        seed = {"seed": of_preprocess["seed"]} if "seed" in of_preprocess else {}
-        return of_preprocess, of_forward | seed, of_postprocess
+        of_preprocess, _, own = super()._sanitize_parameters(**kwargs)
+        return of_preprocess, own | ({"seed": kwargs["seed"]} if "seed" in kwargs else {}), {}
 
-    def _read(self, cloud: Any, name: str, options: dict) -> dict[str, Tensor]:
-        return {"points": self.feature_extractor.read(cloud, name=name, **options).unsqueeze(0)}
+    def _read(self, cloud: Any, **options) -> Tensor:
+        return self.feature_extractor.read(cloud, **options)
 
     def _forward(
         self, inputs: dict[str, Tensor], category: str | int | None = None, votes: int = 1, seed: int = 0
@@ -135,10 +125,3 @@ class ACTPointCloudSegmentationPipeline(ACTPointCloudPipeline):
         counts = labels.bincount().tolist()
         segments = [{"label": names[label], "points": count} for label, count in enumerate(counts) if count]
         return {name: values[0] for name, values in output.items()} | {"segments": segments}
-
-
-__all__ = [
-    "ACTPointCloudClassificationPipeline",
-    "ACTPointCloudFeatureExtractionPipeline",
-    "ACTPointCloudSegmentationPipeline",
-]

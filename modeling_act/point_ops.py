@@ -2,8 +2,7 @@
 
 Everything is batched over clouds, runs on any device and is deterministic. Squared distances are sums of squared
 differences, not a matrix product, so clouds far from the origin keep their geometry; half-precision points are
-measured in float32. If the package `point_kernels` is installed, its compiled kernels find the same indices. Every
-model here uses these operations; they know nothing of models.
+measured in float32. If the package `point_kernels` is installed, its compiled kernels find the same indices.
 """
 
 from collections.abc import Iterator
@@ -53,16 +52,13 @@ def check_points(points: Tensor, name: str = "points") -> None:
         raise ValueError(f"`{name}` must be a floating-point tensor, got {kind}")
     if points.ndim != 3 or points.shape[-1] != 3:
         raise ValueError(f"`{name}` must have shape (batch, points, 3), got {tuple(points.shape)}")
-    if points.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    if points.sum().isfinite():
-        return  # much cheaper than looking at each value, which is left for sums that overflow
+    if points.device.type != "cpu" or torch.compiler.is_compiling() or points.sum().isfinite():
+        return  # a sum is much cheaper than looking at each value, which is left for sums that overflow
     bad = ~points.isfinite().all(-1)
     if bad.any():
         cloud, point = bad.nonzero()[0].tolist()
-        raise NonFiniteError(
-            f"`{name}` must be finite, got {points[cloud, point].tolist()} at cloud {cloud}, point {point}"
-        )
+        values = points[cloud, point].tolist()
+        raise NonFiniteError(f"`{name}` must be finite, got {values} at cloud {cloud}, point {point}")
 
 
 @contextmanager
@@ -109,7 +105,7 @@ def farthest_point_sample(points: Tensor, num_samples: int, skip_near_origin: bo
 def _farthest_point_sample(points: Tensor, num_samples: int, skip_near_origin: bool) -> Tensor:
     if _kernels_serve(points.device.type):
         return point_kernels.farthest_point_sample(points.detach(), num_samples, skip_near_origin=skip_near_origin)
-    coordinates = _measurable(points).permute(2, 0, 1).contiguous()  # (3, batch, points)
+    coordinates = _upcast(points.detach()).permute(2, 0, 1).contiguous()  # (3, batch, points)
     distances = torch.full_like(coordinates[0], torch.inf)  # to the nearest chosen point
     if skip_near_origin:
         distances.masked_fill_(coordinates.square().sum(0) <= 1e-3, -1.0)  # loses against every real distance
@@ -154,9 +150,7 @@ def k_nearest_neighbors(queries: Tensor, points: Tensor, k: int) -> tuple[Tensor
     check_points(queries, "queries")
     check_points(points)
     if queries.shape[0] != points.shape[0]:
-        raise ValueError(
-            f"`queries` and `points` must share a batch, got {queries.shape[0]} and {points.shape[0]} clouds"
-        )
+        raise ValueError(f"`queries` and `points` must share a batch, got {len(queries)} and {len(points)} clouds")
     _check_count("k", k, points)
     return _k_nearest_neighbors(queries, points, k)
 
@@ -164,7 +158,7 @@ def k_nearest_neighbors(queries: Tensor, points: Tensor, k: int) -> tuple[Tensor
 def _k_nearest_neighbors(queries: Tensor, points: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if _kernels_serve(points.device.type):
         return point_kernels.k_nearest_neighbors(queries.detach(), points.detach(), k)
-    queries, points = _measurable(queries), _measurable(points)
+    queries, points = _upcast(queries.detach()), _upcast(points.detach())
     nearest = []
     for part in _split_queries(queries, points):
         distances = _squared_distances(part, points)
@@ -206,10 +200,8 @@ def interpolation_weights(queries: Tensor, points: Tensor) -> tuple[Tensor, Tens
     """Weigh the three points nearest to each query by inverse squared distance: weights and indices (batch, queries,
     3), or fewer if there are fewer points. The weights sum to one and carry no gradient."""
     distances, indices = k_nearest_neighbors(queries, points, min(3, points.shape[1]))
-    if _becomes_onnx():  # the same; the optimizer of ONNX graphs drops a summand of 1e-8
-        weights = 1.0 / (distances * 1e8 + 1.0)
-    else:
-        weights = 1.0 / (distances + 1e-8)
+    # Both are the same; the optimizer of ONNX graphs drops a summand of 1e-8.
+    weights = 1.0 / (distances * 1e8 + 1.0 if _becomes_onnx() else distances + 1e-8)
     return weights / weights.sum(-1, keepdim=True), indices
 
 
@@ -232,32 +224,34 @@ def chamfer_l1(points: Tensor, target: Tensor, reduction: str = "mean") -> Tenso
     The gradient is the analytic one, through the nearest pairs alone, and zero where a pair coincides. `reduction` is
     "mean" over the batch or "none" (batch,).
     """
-    return _reduce(_chamfer(points, target, squared=False), reduction)
+    return _chamfer(points, target, reduction, squared=False)
 
 
 def chamfer_l2(points: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     """Compute the sum of both mean squared nearest distances; otherwise as `chamfer_l1`."""
-    return _reduce(_chamfer(points, target, squared=True), reduction)
+    return _chamfer(points, target, reduction, squared=True)
 
 
-def _chamfer(points: Tensor, target: Tensor, squared: bool) -> Tensor:
-    """Distance (batch,) of each pair of clouds; differentiable in both."""
+def _chamfer(points: Tensor, target: Tensor, reduction: str, squared: bool) -> Tensor:
+    if reduction not in ("mean", "none"):
+        raise ValueError(f"`reduction` must be 'mean' or 'none', got {reduction!r}")
     check_points(points)
     check_points(target, "target")
     if points.shape[0] != target.shape[0] or 0 in (points.shape[1], target.shape[1]):
-        raise ValueError(
-            "`points` and `target` must hold the same number of clouds with a point each, "
-            f"got shapes {tuple(points.shape)} and {tuple(target.shape)}"
-        )
+        shapes = f"shapes {tuple(points.shape)} and {tuple(target.shape)}"
+        raise ValueError(f"`points` and `target` must hold the same number of clouds with a point each, got {shapes}")
     if _kernels_serve(points.device.type):
-        return point_kernels.chamfer(points, target, squared=squared)[0]
-    points, target = _upcast(points), _upcast(target)
-    nearest_target, nearest_point = _nearest_pairs(points.detach(), target.detach())
-    there, back = points - gather_points(target, nearest_target), target - gather_points(points, nearest_point)
-    if squared:
-        return there.square().sum(-1).mean(1) + back.square().sum(-1).mean(1)
-    there, back = torch.linalg.vector_norm(there, dim=-1), torch.linalg.vector_norm(back, dim=-1)
-    return (there.mean(1) + back.mean(1)) / 2
+        distances = point_kernels.chamfer(points, target, squared=squared)[0]
+    else:
+        points, target = _upcast(points), _upcast(target)
+        nearest_target, nearest_point = _nearest_pairs(points.detach(), target.detach())
+        there, back = points - gather_points(target, nearest_target), target - gather_points(points, nearest_point)
+        if squared:
+            distances = there.square().sum(-1).mean(1) + back.square().sum(-1).mean(1)
+        else:
+            there, back = torch.linalg.vector_norm(there, dim=-1), torch.linalg.vector_norm(back, dim=-1)
+            distances = (there.mean(1) + back.mean(1)) / 2
+    return distances.mean() if reduction == "mean" else distances
 
 
 def max_of_products(values: Tensor, weight: Tensor) -> Tensor:
@@ -274,16 +268,14 @@ def max_of_products(values: Tensor, weight: Tensor) -> Tensor:
 
 def _nearest_pairs(points: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Find the nearest target of each point and the nearest point of each target, from one distance matrix."""
-    nearest_target, best, nearest_point, start = [], None, None, 0
+    best = torch.full_like(target[..., 0], torch.inf)
+    nearest_target, nearest_point, start = [], torch.zeros_like(best, dtype=torch.int64), 0
     for part in _split_queries(points, target):
         distances = _squared_distances(part, target)
         column_distance, column_index = distances.min(1)
-        if best is None:
-            best, nearest_point = column_distance, column_index
-        else:
-            closer = column_distance < best
-            best = torch.where(closer, column_distance, best)
-            nearest_point = torch.where(closer, column_index + start, nearest_point)
+        closer = column_distance < best
+        best = torch.where(closer, column_distance, best)
+        nearest_point = torch.where(closer, column_index + start, nearest_point)
         nearest_target.append(distances.min(2).indices)
         start += part.shape[1]
     return torch.cat(nearest_target, dim=1), nearest_point
@@ -324,23 +316,9 @@ def _upcast(points: Tensor) -> Tensor:
     return points if points.dtype == torch.float64 else points.float()
 
 
-def _measurable(points: Tensor) -> Tensor:
-    return _upcast(points.detach())
-
-
-def _reduce(values: Tensor, reduction: str) -> Tensor:
-    if reduction == "mean":
-        return values.mean()
-    if reduction == "none":
-        return values
-    raise ValueError(f"`reduction` must be 'mean' or 'none', got {reduction!r}")
-
-
 def _check_count(name: str, count: int, points: Tensor) -> None:
     if count < 1:
         raise ValueError(f"`{name}` must be at least 1, got {count}")
     if count > points.shape[1]:
-        raise ValueError(
-            f"`{name}` must not exceed the number of points, got {name}={count} and points of shape "
-            f"{tuple(points.shape)}"
-        )
+        sizes = f"{name}={count} and points of shape {tuple(points.shape)}"
+        raise ValueError(f"`{name}` must not exceed the number of points, got {sizes}")

@@ -35,7 +35,7 @@ class TakenPoints(NamedTuple):
 
 
 class ACTPointCloudProcessor(FeatureExtractionMixin):
-    """Samples points of each cloud, and rotates, centers and scales them as in the training of a model.
+    """Samples, rotates, centers and scales points of each cloud as in the training of a model.
 
     num_points (`int`):
         Number of points of each cloud; a cloud with fewer repeats some.
@@ -93,15 +93,14 @@ class ACTPointCloudProcessor(FeatureExtractionMixin):
         items = [clouds] if is_one_cloud(clouds) else list(clouds)
         if not items:
             raise ValueError("`clouds` must hold at least one cloud, got none")
-        samples = [self.take(cloud, seed, up_axis, unit, naming(cloud, place)) for place, cloud in enumerate(items)]
+        options = {"seed": seed, "up_axis": up_axis, "unit": unit}
+        samples = [self.take(cloud, name=naming(cloud, place), **options) for place, cloud in enumerate(items)]
         points = torch.stack([sample.points for sample in samples])
         return BatchFeature({"points": points if return_tensors == "pt" else points.numpy()})
 
-    def take(
-        self, cloud: Any, seed: int = 0, up_axis: str | None = None, unit: str | None = None, name: str = "the cloud"
-    ) -> TakenPoints:
-        """Sample, center and scale the points of one cloud; errors call it `name`."""
-        points = whole = self.read(cloud, seed, up_axis, unit, name)
+    def take(self, cloud: Any, seed: int = 0, **options) -> TakenPoints:
+        """Sample, center and scale the points of one cloud; `options` are those of `read`."""
+        points = whole = self.read(cloud, seed, **options)
         if self.point_sampling == "farthest":
             if len(points) > MAX_POINTS_TO_SPREAD:
                 points = points[_sample_indices(len(points), MAX_POINTS_TO_SPREAD, seed)]
@@ -124,7 +123,7 @@ class ACTPointCloudProcessor(FeatureExtractionMixin):
         self, cloud: Any, seed: int = 0, up_axis: str | None = None, unit: str | None = None, name: str = "the cloud"
     ) -> Tensor:
         """Read all points (points, 3) of one cloud, in float64, with the up axis and unit of training. Of a mesh, read
-        8192 points of its surface, sampled with `seed`."""
+        8192 points of its surface, sampled with `seed`. Errors call the cloud `name`."""
         if not 0 <= seed < 2**63:
             raise InputError(f"`seed` must lie between 0 and 2**63, got {seed}")
         points = _read_points(cloud, seed, name)
@@ -189,19 +188,16 @@ def to_up_axis(points: Tensor, up_axis: str | None, target: str | None) -> Tenso
     if up_axis is None or up_axis == target:
         return points
     if target is None:
-        raise InputError(
-            f"`up_axis`={up_axis!r}: this processor does not know which axis was up in training; set its `up_axis`"
-        )
+        unknown = "this processor does not know which axis was up in training; set its `up_axis`"
+        raise InputError(f"`up_axis`={up_axis!r}: {unknown}")
     x, y, z = points.unbind(1)
     return torch.stack([x, z, -y] if up_axis == "z" else [x, -z, y], dim=1)
 
 
 def _read_points(cloud: Any, seed: int, name: str) -> Tensor:
     """Read any supported input into a tensor of shape (points, 3 or more)."""
-    if isinstance(cloud, (str, Path)):
-        cloud = _read_file(cloud, seed)
-    elif hasattr(cloud, "vertices") or hasattr(cloud, "geometry"):
-        cloud = _sample_trimesh(cloud, seed)
+    if isinstance(cloud, (str, Path)) or hasattr(cloud, "vertices") or hasattr(cloud, "geometry"):
+        cloud = _read_by_package(cloud, seed)
     elif hasattr(cloud, "points"):  # a `Cloud` of `readers.cloud`
         cloud = cloud.points
     if isinstance(cloud, Tensor):
@@ -217,22 +213,16 @@ def _read_points(cloud: Any, seed: int, name: str) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=np.float64))
 
 
-def _read_file(path: str | Path, seed: int) -> np.ndarray:
+def _read_by_package(cloud: Any, seed: int) -> np.ndarray:
+    """Read a file or sample a trimesh object, which code that a saved folder carries cannot."""
     try:
         from modeling_act.readers.cloud import read_cloud
-    except ImportError as error:
-        raise InputError(f"{path}: reading files needs the package modeling_act; or pass arrays or tensors") from error
-    return read_cloud(path, seed=seed, dtype=np.float64).points
-
-
-def _sample_trimesh(mesh: Any, seed: int) -> np.ndarray:
-    try:
         from modeling_act.readers.mesh import points_of_trimesh
     except ImportError as error:
-        raise InputError("trimesh objects need the package modeling_act; or pass arrays or tensors") from error
-    return points_of_trimesh(mesh, seed)
+        raise InputError("files and meshes need the package modeling_act; or pass arrays or tensors") from error
+    if isinstance(cloud, (str, Path)):
+        return read_cloud(cloud, seed=seed, dtype=np.float64).points
+    return points_of_trimesh(cloud, seed)
 
 
 ACTPointCloudProcessor.register_for_auto_class("AutoFeatureExtractor")
-
-__all__ = ["ACTPointCloudProcessor"]

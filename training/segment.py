@@ -46,7 +46,7 @@ from modeling_act import ACTStudentConfig, ACTStudentForPartSegmentation, ACTStu
 from modeling_act.errors import InputError
 
 USAGE = """from modeling_act import ACTPointCloudProcessor, {kind}
-from modeling_act.point_prediction import {function}
+from modeling_act.inference import {function}
 
 processor = ACTPointCloudProcessor.from_pretrained("{name}")
 model = {kind}.from_pretrained("{name}").eval()

@@ -13,9 +13,8 @@ from transformers.utils import logging
 
 from ..errors import InputError
 from ..hub.load_model import SEGMENTERS, load_model
-from ..inference import encode, processor_of, run_on_clouds
+from ..inference import encode, label_points, number_of_category, processor_of, run_on_clouds
 from ..point_ops import chamfer_l1
-from ..point_prediction import label_points, number_of_category
 from ..processing_act import to_up_axis
 from ..readers.cloud import read_cloud
 from ..search.shape_index import ShapeIndex, check_usearch, probe_cloud

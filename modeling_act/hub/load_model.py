@@ -10,8 +10,7 @@ from transformers.utils import logging
 
 from .. import modeling_act_student as students
 from ..act_layers import HUB_ARGUMENTS
-from ..configuration_act_student import ACTStudentConfig
-from ..configuration_act_teacher import ACTTeacherConfig
+from ..configuration_act import ACTStudentConfig, ACTTeacherConfig
 from ..errors import InputError
 from ..modeling_act_detection import ACTStudentForObjectDetection
 from ..modeling_act_teacher import ACTTeacher

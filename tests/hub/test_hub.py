@@ -81,7 +81,7 @@ def test_a_head_leaves_no_trace_of_the_folder_it_came_from(tmp_path):
     classifier.save_pretrained(tmp_path / "finetuned")
     auto_map = json.loads((tmp_path / "finetuned" / "config.json").read_text())["auto_map"]
     assert auto_map == {
-        "AutoConfig": "configuration_act_student.ACTStudentConfig",
+        "AutoConfig": "configuration_act.ACTStudentConfig",
         "AutoModel": "modeling_act_student.ACTStudentForPointCloudClassification",
     }
 

@@ -69,10 +69,10 @@ def bad_inputs():
         ),
         ("teacher", {"points": points, "code_mode": "hard"}, "`code_mode` must be one of gumbel, soft, argmax"),
         ("teacher", {"points": points, "code_mode": "soft", "temperature": 0}, "`temperature` must be positive"),
-        ("classification", {"points": points, "labels": torch.tensor([0, 5])}, "below num_labels=5, got 5"),
+        ("classification", {"points": points, "labels": torch.tensor([0, 5])}, "below 5, got 5"),
         ("classification", {"points": points, "labels": torch.tensor([0.0, 1.0])}, "`labels` must be integers"),
-        ("parts", {"points": points}, "needs `category`"),
-        ("parts", {"points": points, "category": torch.tensor([0, 4])}, "between 0 and 3"),
+        ("parts", {"points": points}, "`category` must be integers of shape .2,., got none"),
+        ("parts", {"points": points, "category": torch.tensor([0, 4])}, "`category` must be below 4, got 4"),
         ("semantic", {"points": points, "labels": torch.zeros(2, dtype=torch.long)}, r"shape \(2, 64\)"),
     ]
 

@@ -14,7 +14,7 @@ from modeling_act import (
     ACTStudentForPointCloudClassification,
     ACTStudentForSemanticSegmentation,
 )
-from modeling_act.point_prediction import predict_points
+from modeling_act.inference import predict_points
 from shape_files import make_shapes
 from small_models import small_student_config
 

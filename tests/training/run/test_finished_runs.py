@@ -119,7 +119,7 @@ def test_one_commit_publishes_the_model_and_nothing_of_the_run(published, name):
     _, *commits = published.hub.commits[f"models/org/{name}"]
     assert len(commits) == 1
     code = {path.name for path in (published.folder / name).glob("*.py")}
-    assert {f"modeling_act_{name}.py", f"configuration_act_{name}.py", "point_ops.py"} <= code
+    assert {f"modeling_act_{name}.py", "configuration_act.py", "point_ops.py"} <= code
     assert set(commits[0]) == EVERY_RUN | code
     assert f"published as {published.hub.url}/org/{name}/commit/" in published.log(name)
     for path, content in commits[0].items():

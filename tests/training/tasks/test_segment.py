@@ -18,8 +18,8 @@ from modeling_act import (
     ACTStudentForPartSegmentation,
     ACTStudentForSemanticSegmentation,
 )
+from modeling_act.inference import predict_points, predict_scene, slide
 from modeling_act.modeling_act_student import prediction_loss
-from modeling_act.point_prediction import predict_points, predict_scene, slide
 from training_runs import start
 
 FAST = ("--max_train_steps", 6, "--ema_decay", 0.5)

@@ -13,7 +13,7 @@ from act_training.measure.metrics import confusion_matrix, iou_table, part_ious,
 from act_training.run.run_data import class_names, hold_out_any, hold_out_by_class
 from act_training.run.training_run import TrainingRun
 from modeling_act.errors import InputError
-from modeling_act.point_prediction import predict_points, predict_scene
+from modeling_act.inference import predict_points, predict_scene
 from modeling_act.processing_act import ACTPointCloudProcessor
 
 

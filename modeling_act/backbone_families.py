@@ -177,11 +177,7 @@ def read_timm(model: nn.Module) -> tuple[dict, dict[str, Tensor]]:
     blocks = getattr(model, "blocks", None)
     blocks = list(blocks) if isinstance(blocks, (nn.Sequential, nn.ModuleList)) else []
     block_kinds = {f"{type(block).__module__.removeprefix('timm.models.')}.{type(block).__name__}" for block in blocks}
-    if (
-        not blocks
-        or not block_kinds <= {f"timm.models.{block}" for block in TIMM_BLOCKS}
-        or not hasattr(model, "norm")
-    ):
+    if not blocks or not block_kinds <= TIMM_BLOCKS or not hasattr(model, "norm"):
         raise ValueError(
             f"models of type {kind} with {', '.join(sorted(block_kinds)) or 'no blocks'} cannot be backbones; "
             "of timm, ViT, DeiT, BEiT, EVA, their hybrids, MLP-Mixer and ResMLP can"

@@ -30,8 +30,8 @@ def test_bars_of_weights_are_hidden_and_those_of_downloads_stay(run_python):
     code = """if True:
         from huggingface_hub.utils import are_progress_bars_disabled
         from transformers.utils import logging
-        from act_training.run.process import hide_bars_of_weights
-        hide_bars_of_weights()
+        from act_training.run.process import hide_progress_bars_of_weights
+        hide_progress_bars_of_weights()
         print(logging.is_progress_bar_enabled(), are_progress_bars_disabled())"""
     for hidden in ("0", "1"):
         environment = {"PYTHONPATH": "training", "HF_HUB_DISABLE_PROGRESS_BARS": hidden}

@@ -112,13 +112,13 @@ def test_two_processes_judge_every_row_once(inputs, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--test_split", "train"), "--train_split and --test_split both name train: what is judged must be neither"),
+        (("--test_split", "train"), "--train_split and --test_split both name train: data to test on must not be"),
         (("--train_split", "train+test"), "--train_split and --test_split both name test"),
         (("--validation_split", "test"), "--validation_split and --test_split both name test"),
         (("--validation_split", "train"), "--train_split and --validation_split both name train"),
         (("--validation_split", "", "--validation_share", "0.05"), "--validation_share must be at least 0.1"),
         (("--validation_share", "0.05"), "--validation_share must be at least 0.1 to choose by, got 0.05"),
-        (("--protocol", "linaer"), "--protocol must be one of full, linear, mlp3, bitfit, got 'linaer'"),
+        (("--protocol", "linaer"), "argument --protocol: invalid choice: 'linaer'"),
         (("--student", "nowhere"), "--student nowhere: there is no such folder, nor is it ORGANIZATION/NAME"),
         (("--student", "act.pth"), "--student act.pth: convert it first, with python -m"),
         (("--student", "{inputs}/teacher"), "is no complete ACTStudent|act_teacher"),
@@ -126,7 +126,7 @@ def test_two_processes_judge_every_row_once(inputs, tmp_path):
         (("--model", "{{head: linear}}"), "--model: head follows from the set and the other flags"),
         (("--seeds", "1", "1"), r"--seeds must be different whole numbers from 0 up, got \[1, 1\]"),
         (("--test_split", "other"), "has no split 'other'; it has test, train; --test_split= runs without a test"),
-        (("--dataset_name", "{inputs}/unlabelled.npz"), "has no label, which are to be learned; its columns"),
+        (("--dataset_name", "{inputs}/unlabelled.npz"), "has no column label to learn; its columns"),
         (("--dataset_name", "{inputs}/negative.npz"), "1 bad rows; .*label -1 where 0 to 2 were expected"),
     ],
 )  # fmt: skip

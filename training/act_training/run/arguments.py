@@ -147,7 +147,7 @@ def parse_arguments(kind: type[Arguments], description: str, arguments: list[str
     """Read flags from `arguments`, from the recipe that `--config` names where they are missing, else the defaults."""
     parser = _Parser(kind, description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--config", metavar="recipe.yaml", help="flags from a file; the command line overrides them")
-    config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    config = _Parser([], add_help=False, allow_abbrev=False)
     config.add_argument("--config", type=Path)
     path = config.parse_known_args(arguments)[0].config
     options = vars(parser.parse_args([*(read_recipe(path) if path else []), *arguments]))

@@ -80,8 +80,8 @@ def test_the_largest_honest_files_fit_into_the_memory(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux only")
 def test_an_upload_that_takes_too_much_memory_is_refused(tmp_path, monkeypatch):
     np.save(tmp_path / "a.npy", np.zeros((800_000, 3)))
-    monkeypatch.setattr(reading, "MAX_MEMORY", 25 * 2**20)
-    with pytest.raises(InputError, match="a.npy: needs more than 25 MB of memory to read"):
+    monkeypatch.setattr(reading, "MAX_MEMORY", 8 * 2**20)
+    with pytest.raises(InputError, match="a.npy: needs more than 8 MB of memory to read"):
         open_upload(tmp_path / "a.npy")
 
 

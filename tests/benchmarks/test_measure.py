@@ -56,11 +56,11 @@ def test_gemm_peak_is_what_a_matrix_product_reaches():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the largest size of a process since a moment")
 def test_peak_memory_counts_what_was_held_at_once():
-    def hold(count):
-        return sum(len(tensor) for tensor in [torch.ones(5_000_000) for _ in range(count)])
+    def hold(count):  # 40 MB each: the allocator serves larger blocks by pages of their own, not by what was freed
+        return sum(len(tensor) for tensor in [torch.ones(10_000_000) for _ in range(count)])
 
-    assert measure.peak_memory(lambda: hold(3)) == pytest.approx(60, abs=8)
-    assert measure.peak_memory(lambda: hold(1)) == pytest.approx(20, abs=8)
+    assert measure.peak_memory(lambda: hold(3)) == pytest.approx(120, abs=8)
+    assert measure.peak_memory(lambda: hold(1)) == pytest.approx(40, abs=8)
     assert measure.peak_memory(lambda: None) < 5
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from act_training.run.optimization import repeat_exactly
+from act_training.run.optimization import use_deterministic_algorithms
 
 from modeling_act import (
     ACTStudent,
@@ -110,7 +110,7 @@ def test_groups_are_those_of_the_cpu():
 
 @pytest.fixture
 def repeating():
-    repeat_exactly()
+    use_deterministic_algorithms()
     yield
     torch.use_deterministic_algorithms(False)
 

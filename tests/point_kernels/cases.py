@@ -40,7 +40,7 @@ def oracle_k_nearest_neighbors(queries, points, k):
 
 
 def oracle_nearest_pairs(points, target):
-    return point_ops._nearest_pairs(point_ops._measurable(points), point_ops._measurable(target))
+    return point_ops._nearest_pairs(point_ops._upcast(points.detach()), point_ops._upcast(target.detach()))
 
 
 def oracle_chamfer(points, target, squared=False):

@@ -81,7 +81,7 @@ def test_the_largest_honest_files_fit_into_the_memory(tmp_path):
 def test_an_upload_that_takes_too_much_memory_is_refused(tmp_path, monkeypatch):
     np.save(tmp_path / "a.npy", np.zeros((800_000, 3)))
     monkeypatch.setattr(reading, "MAX_MEMORY", 8 * 2**20)
-    with pytest.raises(InputError, match="a.npy: needs more than 8 MB of memory to read"):
+    with pytest.raises(InputError, match="a.npy: (takes|needs) more .*memory"):
         open_upload(tmp_path / "a.npy")
 
 

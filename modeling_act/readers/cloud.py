@@ -63,8 +63,6 @@ def translate_errors(path: str | Path, read: Callable[[Path], object]):
     except (OSError, ImportError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{str(path)[:200]}: cannot be read: {reason}") from error
-    except MemoryError as error:
-        raise InputError(f"{path}: takes more memory than there is; or it is damaged: {error}") from error
     except Exception as error:
         reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
         raise InputError(f"{path}: is damaged, or no {path.suffix} file: {reason}") from error

@@ -1,4 +1,4 @@
-"""What models say about one cloud. No layout here, and only numbers from the browser."""
+"""Predictions of the models for one cloud. No layout here, and only numbers from the browser."""
 
 from contextlib import suppress
 from dataclasses import dataclass

@@ -27,7 +27,7 @@ _ops = torch.ops.point_kernels
 
 
 def is_available(device_type: str) -> bool:
-    """Whether there are kernels for tensors on "cpu" or "cuda"."""
+    """Return True if there are kernels for tensors on "cpu" or "cuda"."""
     key = {"cpu": "CPU", "cuda": "CUDA"}.get(device_type)
     return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key("point_kernels::chamfer", key)
 

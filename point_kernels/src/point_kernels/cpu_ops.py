@@ -185,7 +185,7 @@ def linear_max_backward(grad: Tensor, indices: Tensor, values: Tensor, weight: T
 
 
 def measured_dtype(points: Tensor, other: Tensor) -> torch.dtype:
-    """What distances between two clouds are computed in."""
+    """Return the dtype in which distances between two clouds are computed."""
     return torch.float64 if torch.float64 in (points.dtype, other.dtype) else torch.float32
 
 

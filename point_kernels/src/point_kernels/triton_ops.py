@@ -165,7 +165,7 @@ def _launch(kernel, programs: int, first: Tensor, *arguments, **options) -> None
 
 
 def _bits(*clouds: Tensor) -> int:
-    """Of the numbers in which distances of such points are measured."""
+    """Return the bits of the numbers in which distances of such points are measured."""
     return 64 if any(cloud.dtype == torch.float64 for cloud in clouds) else 32
 
 

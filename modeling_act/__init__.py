@@ -6,7 +6,7 @@ Importing it registers every model, processor and pipeline with the Auto classes
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_act import ACTStudentConfig, ACTTeacherConfig
+from .configuration_act import ACTStudentConfig, ACTTeacherConfig, ACTViewTeacherConfig
 from .hub.load_model import ACTModelForClassification, ACTModelForFeatureExtraction, ACTModelForSegmentation
 from .modeling_act_detection import ACTStudentForObjectDetection
 from .modeling_act_student import (
@@ -17,6 +17,7 @@ from .modeling_act_student import (
     ACTStudentForSemanticSegmentation,
 )
 from .modeling_act_teacher import ACTTeacher
+from .modeling_act_view_teacher import ACTViewTeacher
 from .pipelines_act import (
     ACTPointCloudClassificationPipeline,
     ACTPointCloudFeatureExtractionPipeline,
@@ -37,14 +38,18 @@ __all__ = [
     "ACTStudentForSemanticSegmentation",
     "ACTTeacher",
     "ACTTeacherConfig",
+    "ACTViewTeacher",
+    "ACTViewTeacherConfig",
 ]
 
 AutoConfig.register("act_teacher", ACTTeacherConfig)
+AutoConfig.register("act_view_teacher", ACTViewTeacherConfig)
 AutoConfig.register("act_student", ACTStudentConfig)
 AutoModel.register(ACTTeacherConfig, ACTTeacher)
+AutoModel.register(ACTViewTeacherConfig, ACTViewTeacher)
 AutoModel.register(ACTStudentConfig, ACTStudent)
 AutoModelForPreTraining.register(ACTStudentConfig, ACTStudentForPreTraining)
-for _config in (ACTTeacherConfig, ACTStudentConfig):
+for _config in (ACTTeacherConfig, ACTViewTeacherConfig, ACTStudentConfig):
     AutoFeatureExtractor.register(_config, ACTPointCloudProcessor)
     _config.register_for_auto_class()  # a saved folder then names its own code, for `trust_remote_code=True`
 

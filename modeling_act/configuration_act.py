@@ -1,9 +1,9 @@
-"""Configurations of `ACTTeacher`, and of `ACTStudent` and its heads."""
+"""Configurations of `ACTTeacher`, of `ACTViewTeacher`, and of `ACTStudent` and its heads."""
 
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils.type_validators import activation_fn_key, interval, positive_int_field
 
@@ -115,6 +115,89 @@ class ACTTeacherConfig(PreTrainedConfig):
 
 
 @strict
+class ACTViewTeacherConfig(PreTrainedConfig):
+    r"""
+    `ACTViewTeacher.from_backbone` fills in the fields of the Transformer, `backbone` to `num_prefix_tokens`.
+
+    num_groups, group_size (`int`), skip_near_origin (`bool`):
+        How a cloud is cut into groups, as in `ACTStudentConfig`.
+    num_views (`int`), elevation (`float`), up_axis (`"y"` or `"z"`):
+        Cameras on a ring around the up axis, which look down by `elevation` degrees.
+    image_size (`int`), shading (`"light"`, `"depth"` or `"normals"`):
+        Side of the square pictures in pixels, and how surfaces are coloured.
+    splat (`float`):
+        Half the side of the square that a point covers, as a multiple of the distance between points.
+    visibility_tolerance (`float`):
+        How far behind the nearest surface a point still counts as visible; a cloud's radius is 1.
+    feature_layers (`list[int]`, *optional*):
+        Hidden states whose mean, each normalized, is taught, as indices into transformers' `hidden_states`; by default
+        the Transformer's output.
+    cloud_features (`"tokens"` or `"embedding"`):
+        Features of a whole cloud, mean over the views: the class token and the mean of the patches, or the pooled
+        output, which CLIP and SigLIP compare with text.
+
+    backbone (`str`, *optional*), backbone_config (`PreTrainedConfig`):
+        Name of the image Transformer, for the record, and its configuration.
+    patch_size, hidden_size, num_prefix_tokens (`int`):
+        Side of its patches in pixels, width of its tokens, and the number of tokens before those of the patches.
+    projection_dim (`int`, *optional*):
+        Width of CLIP's joint space.
+    image_mean, image_std (`list[float]`):
+        Mean and deviation of the colours that it expects.
+    """
+
+    model_type = "act_view_teacher"
+    sub_configs = {"backbone_config": AutoConfig}
+
+    num_groups: int = positive_int_field(default=64)
+    group_size: int = positive_int_field(default=32)
+    skip_near_origin: bool = False
+    num_views: int = positive_int_field(default=6)
+    elevation: float | int = interval(min=-90, max=90)(default=30.0)
+    up_axis: Literal["y", "z"] = "y"
+    image_size: int = positive_int_field(default=112)
+    shading: Literal["light", "depth", "normals"] = "light"
+    splat: float | int = interval(min=0, exclude_min=True)(default=1.0)
+    visibility_tolerance: float | int = interval(min=0, exclude_min=True)(default=0.15)
+    feature_layers: list[int] | None = None
+    cloud_features: Literal["tokens", "embedding"] = "tokens"
+
+    backbone: str | None = None
+    backbone_config: dict | PreTrainedConfig | None = None
+    patch_size: int = positive_int_field(default=14)
+    hidden_size: int = positive_int_field(default=384)
+    num_prefix_tokens: int = interval(min=0)(default=1)
+    projection_dim: int | None = positive_int_field(default=None)
+    image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
+    image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self, **kwargs):
+        if not isinstance(self.backbone_config, PreTrainedConfig):  # by default the Transformer of DINOv2-small
+            fields = {"model_type": "dinov2", "hidden_size": 384, "num_attention_heads": 6, "image_size": 518}
+            fields = self.backbone_config or fields
+            self.backbone_config = AutoConfig.for_model(**fields)
+        self.image_mean, self.image_std = list(self.image_mean), list(self.image_std)
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Check the rules that span fields; `@strict` calls it."""
+        check_lengths(self, image_mean=3, image_std=3)
+        check_divisible("image_size", self.image_size, "`patch_size`", self.patch_size)
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of the features of groups."""
+        return self.hidden_size
+
+    @property
+    def cloud_dim(self) -> int:
+        """Width of the features of clouds."""
+        if self.cloud_features == "embedding":
+            return self.projection_dim or self.hidden_size
+        return self.hidden_size * (2 if self.num_prefix_tokens else 1)
+
+
+@strict
 class ACTStudentConfig(PreTrainedConfig):
     r"""
     The defaults are the paper's.
@@ -130,25 +213,34 @@ class ACTStudentConfig(PreTrainedConfig):
     position_dim (`int`):
         Width of the hidden layer of the position MLPs.
     use_cls_token (`bool`):
-        Whether a class token leads the groups. Without it, `pooler_output` is [mean, max] instead of [cls, max].
+        Whether a class token leads the groups. Without it, its place in `pooling` is taken by the mean.
+    pooling (`str`):
+        How `pooler_output` pools the tokens, any of cls (the class token), max and mean (over the groups), joined by
+        "_". The paper's is "cls_max".
     residual_after_norm (`bool`):
         Whether each branch is added to the normalized tokens instead of the raw ones, as in ReCon.
     decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size (`int`):
         The pretraining decoder. Its heads and MLP width default to the encoder's.
-    teacher_dim (`int`):
-        Width of the teacher's features.
-    mask_ratio (`float`), mask_type (`"random"` or `"block"`):
-        Share of the groups that pretraining masks: random groups, or the nearest ones of a random center.
+    decoder_attention (`"all"`, `"visible"` or `"none"`), center_jitter (`float`):
+        Which tokens the decoder attends to. The centers of masked groups draw the shape, so that among themselves they
+        predict much without the encoder ("none": nothing else, a control); with "visible" they do not see each other.
+        Their centers can be jittered by Gaussian noise of this deviation.
+    teacher_dim (`int`), teacher_dims (`list[int]`, *optional*), teacher_weights (`list[float]`, *optional*):
+        Width of the teacher's features; of several teachers their sum, and each teacher's width and weight in the loss.
+    cloud_dims (`list[int]`, *optional*), cloud_loss_weight (`float`):
+        Widths of each teacher's features of a whole cloud, which a head learns to predict from the class token.
+    mask_ratio (`float`), mask_type (`"random"`, `"block"` or `"blocks"`):
+        Share of the groups that pretraining masks: random groups, or the nearest ones of one or four random centers.
     embed_visible_only (`bool`):
         Whether pretraining embeds the visible groups only. In the original, the points of masked groups take part in
         the batch statistics of the mini-PointNet. Faster, but not the same training.
     loss_type (`"cosine"`, `"l2"` or `"smooth_l1"`):
         Distance between predicted and teacher features.
-    target (`"teacher"`, `"standardized"`, `"backbone"` or `"coordinates"`):
-        What the student predicts: the teacher's features, the same standardized, the standardized features before the
-        teacher's second DGCNN, or the points of the masked groups.
-    target_mean, target_std (`list[float]`, *optional*):
-        Mean and standard deviation of each of the `teacher_dim` features, if they were standardized.
+    target (`"teacher"`, `"backbone"` or `"coordinates"`):
+        What the student predicts: the teacher's features, those before the second DGCNN of an `ACTTeacher`, or the
+        points of the masked groups.
+    target_norm (`"none"`, `"standardize"`, `"layer_norm"` or `"phi_s"`):
+        How features are normalized, as `ACTTargetNorm` describes.
     head (`"mlp3"` or `"linear"`), classifier_dim, classifier_dropout:
         The classification head.
     segmentation_layers (`list[int]`, *optional*):
@@ -184,20 +276,26 @@ class ACTStudentConfig(PreTrainedConfig):
     qkv_bias: bool = False
     drop_path_rate: float | int = interval(min=0, max=1, exclude_max=True)(default=0.1)
     use_cls_token: bool = True
+    pooling: Literal["cls", "max", "mean", "cls_max", "cls_mean", "mean_max", "cls_mean_max"] = "cls_max"
     residual_after_norm: bool = False
     initializer_range: float = interval(min=0)(default=0.02)
 
     decoder_num_hidden_layers: int = positive_int_field(default=2)
     decoder_num_attention_heads: int | None = positive_int_field(default=None)
     decoder_intermediate_size: int | None = positive_int_field(default=None)
+    decoder_attention: Literal["all", "visible", "none"] = "all"
+    center_jitter: float | int = interval(min=0)(default=0.0)
     teacher_dim: int = positive_int_field(default=384)
+    teacher_dims: list[int] | None = None
+    teacher_weights: list[float] | None = None
+    cloud_dims: list[int] | None = None
+    cloud_loss_weight: float | int = interval(min=0)(default=1.0)
     mask_ratio: float | int = interval(min=0, max=1, exclude_max=True)(default=0.8)
-    mask_type: Literal["random", "block"] = "random"
+    mask_type: Literal["random", "block", "blocks"] = "random"
     embed_visible_only: bool = False
     loss_type: Literal["cosine", "l2", "smooth_l1"] = "cosine"
-    target: Literal["teacher", "standardized", "backbone", "coordinates"] = "teacher"
-    target_mean: list[float] | None = None
-    target_std: list[float] | None = None
+    target: Literal["teacher", "backbone", "coordinates"] = "teacher"
+    target_norm: Literal["none", "standardize", "layer_norm", "phi_s"] = "none"
 
     head: Literal["mlp3", "linear"] = "mlp3"
     classifier_dim: int = positive_int_field(default=256)
@@ -234,8 +332,15 @@ class ACTStudentConfig(PreTrainedConfig):
         check_lengths(self, pointnet_dims=3, propagation_dims=2, segmentation_dims=2)
         for name in ("num_attention_heads", "decoder_num_attention_heads"):
             check_divisible("hidden_size", self.hidden_size, f"`{name}`", getattr(self, name) or 1)
-        lengths = {"target_mean": "teacher_dim", "target_std": "teacher_dim"}
-        lengths |= {"category_names": "num_categories", "parts_of_category": "num_categories"}
+        if self.teacher_dims is not None and sum(self.teacher_dims) != self.teacher_dim:
+            raise ValueError(f"`teacher_dims` must add up to teacher_dim={self.teacher_dim}, got {self.teacher_dims}")
+        for name in ("teacher_weights", "cloud_dims"):
+            values, expected = getattr(self, name), len(self.teacher_dims or [self.teacher_dim])
+            if values is not None and len(values) != expected:
+                raise ValueError(f"`{name}` must hold a value for each of {expected} teachers, got {values}")
+        if self.cloud_dims and not self.use_cls_token:
+            raise ValueError("`cloud_dims` needs use_cls_token=True: the class token predicts the features of clouds")
+        lengths = {"category_names": "num_categories", "parts_of_category": "num_categories"}
         for name, size in lengths.items():
             values, expected = getattr(self, name), getattr(self, size)
             if values is not None and len(values) != expected:
@@ -245,6 +350,11 @@ class ACTStudentConfig(PreTrainedConfig):
         layers, depth = self.segmentation_layers, self.num_hidden_layers
         if layers is not None and not (layers and min(layers) >= 1 and max(layers) == depth):
             raise ValueError(f"`segmentation_layers` must name layers from 1 on, the last one {depth}, got {layers}")
+
+    @property
+    def pooled_dim(self) -> int:
+        """Width of `pooler_output`."""
+        return self.hidden_size * len(self.pooling.split("_"))
 
 
 def check_lengths(config: PreTrainedConfig, **lengths: int) -> None:

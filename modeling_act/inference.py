@@ -174,7 +174,7 @@ def encode(
     num_workers: int = 0,
     **options,
 ) -> Tensor:
-    """Encode clouds into vectors, (clouds, 2 * hidden_size) on the CPU, or one cloud into (2 * hidden_size,).
+    """Encode clouds into vectors, (clouds, width) on the CPU, or one cloud into (width,).
 
     `inputs` are whatever `ACTPointCloudProcessor` takes, in a list or iterator of any length. With `normalize` the
     vectors have length one. `num_workers` processes read and sample clouds. `options`: `seed` selects the points;
@@ -188,7 +188,7 @@ def encode(
 
     options |= {"batch_size": batch_size, "device": device, "show_progress": show_progress, "num_workers": num_workers}
     batches = run_on_clouds(student, [inputs] if alone else inputs, read, **options)
-    vectors = [torch.zeros(0, 2 * student.config.hidden_size), *(batch.values for batch in batches)]
+    vectors = [torch.zeros(0, student.config.pooled_dim), *(batch.values for batch in batches)]
     vectors = torch.cat([part for part in vectors if part.ndim == 2])
     return vectors[0] if alone else vectors
 

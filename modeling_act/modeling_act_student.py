@@ -28,9 +28,10 @@ from .act_layers import (
     select_groups,
 )
 from .configuration_act import ACTStudentConfig
+from .distillation import ACTTargetNorm, at_least_float32, coordinate_loss, teachers_loss
 from .errors import InputError
 from .inference import encode, encode_points, in_eval_mode, similarity
-from .point_ops import PointGroups, chamfer_l2, gather_points, interpolate, interpolation_weights, sample_mask
+from .point_ops import PointGroups, gather_points, interpolate, interpolation_weights, sample_mask
 
 if TYPE_CHECKING:  # unused here, but transformers then saves this file beside the model, whose config.json names it
     from .pipelines_act import ACTPointCloudPipeline  # noqa: F401
@@ -40,7 +41,7 @@ if TYPE_CHECKING:  # unused here, but transformers then saves this file beside t
 class ACTStudentOutput(ModelOutput):
     """
     last_hidden_state: normalised tokens, (batch, 1 + visible groups, hidden_size); the class token first.
-    pooler_output: [class token, maximum over the groups], (batch, 2 * hidden_size).
+    pooler_output: tokens pooled as `config.pooling` says, by default [class token, maximum over the groups].
     centers: of all groups, (batch, groups, 3).
     layer_states: outputs of the layers in `read_layers`, before the final norm.
     hidden_states: input of the first layer and outputs of all, before the final norm; on request.
@@ -58,15 +59,21 @@ class ACTStudentOutput(ModelOutput):
 @dataclass
 class ACTStudentForPreTrainingOutput(ModelOutput):
     """
-    loss: distance between predicted and teacher features of the masked groups, if teacher features are given.
-    predicted_features: (batch, masked groups, teacher_dim), the masked groups in ascending order.
+    loss: `group_loss`, plus `cloud_loss_weight * cloud_loss` if the student learns features of clouds.
+    group_loss: distance between predicted and teacher features of the masked groups, if teacher features are given.
+    cloud_loss: the same of whole clouds.
+    predicted_features: normalized features (batch, masked groups, teacher_dim), the masked groups in ascending order.
+    cloud_features: normalized features of clouds that the class token predicts, (batch, sum of `cloud_dims`).
     mask: (batch, groups), 1 where a group was masked.
     last_hidden_state: of the encoder, as in `ACTStudentOutput`.
     hidden_states, attentions: of the encoder, on request.
     """
 
     loss: Tensor | None = None
+    group_loss: Tensor | None = None
+    cloud_loss: Tensor | None = None
     predicted_features: Tensor | None = None
+    cloud_features: Tensor | None = None
     mask: Tensor | None = None
     last_hidden_state: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
@@ -80,9 +87,10 @@ class ACTStudentAttention(ACTAttention):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: Tensor, **kwargs) -> tuple[Tensor, Tensor | None]:
+    def forward(self, hidden_states: Tensor, num_keys: int | None = None, **kwargs) -> tuple[Tensor, Tensor | None]:
+        """Attend to the first `num_keys` tokens, by default to all."""
         query, key, value = self.qkv(hidden_states).unflatten(2, self.head_shape).unbind(2)
-        context, weights = self.attend(query, key, value, **kwargs)
+        context, weights = self.attend(query, key[:, :num_keys], value[:, :num_keys], **kwargs)
         return self.proj(context), weights
 
 
@@ -118,6 +126,7 @@ class ACTStudentDecoder(nn.Module):
 
     def __init__(self, config: ACTStudentConfig):
         super().__init__()
+        self.attention, self.center_jitter = config.decoder_attention, config.center_jitter
         config = copy(config)
         config.num_attention_heads = config.decoder_num_attention_heads or config.num_attention_heads
         config.intermediate_size = config.decoder_intermediate_size or config.intermediate_size
@@ -130,10 +139,15 @@ class ACTStudentDecoder(nn.Module):
     def forward(self, visible_states: Tensor, visible_centers: Tensor, masked_centers: Tensor) -> Tensor:
         """(batch, visible, hidden_size), (batch, visible, 3), (batch, masked, 3) -> (batch, masked, teacher_dim)."""
         batch_size, num_masked, _ = masked_centers.shape
+        if self.training and self.center_jitter:
+            masked_centers = masked_centers + self.center_jitter * torch.randn_like(masked_centers)
+        if self.attention == "none":
+            visible_states, visible_centers = visible_states[:, :0], visible_centers[:, :0]
         hidden_states = torch.cat([visible_states, self.mask_token.expand(batch_size, num_masked, -1)], dim=1)
         positions = self.position_embedding(torch.cat([visible_centers, masked_centers], dim=1))
+        num_keys = visible_centers.shape[1] if self.attention == "visible" else None
         for layer in self.layers:
-            hidden_states = layer(hidden_states, positions)
+            hidden_states = layer(hidden_states, positions, num_keys=num_keys)
         return self.projection(self.norm(hidden_states[:, -num_masked:]))
 
 
@@ -142,7 +156,7 @@ class ACTStudentPreTrainedModel(ACTPreTrainedModel):
     config_class = ACTStudentConfig
     base_model_prefix = "student"
     _no_split_modules = ["ACTStudentLayer", "ACTGroupEmbedding", "ACTStudentDecoder", "ACTSegmentationHead"]
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\."]  # used in pretraining only
+    _keys_to_ignore_on_load_unexpected = [r"^(decoder|cloud_head|target_norm|cloud_norm)\."]  # of pretraining only
     _can_record_outputs = {"hidden_states": ACTStudentLayer, "attentions": ACTStudentAttention}
     _pipeline: tuple[str, str] | None = None  # a task of `transformers.pipeline`, and the class that serves it
 
@@ -164,6 +178,8 @@ class ACTStudentPreTrainedModel(ACTPreTrainedModel):
                 if isinstance(linear, nn.Linear):
                     init.xavier_uniform_(linear.weight)
             init_torch_linears(module.position_embedding, module.projection)
+        elif isinstance(module, ACTTargetNorm):
+            module.reset()
         elif isinstance(module, ACTClassificationHead):
             init_torch_linears(module)
 
@@ -238,8 +254,7 @@ class ACTStudent(ACTStudentPreTrainedModel):
                 states[number] = tokens
         tokens = self.norm(tokens)
         layer_states = None if read_layers is None else tuple(states[number] for number in read_layers)
-        first, rest = (tokens.mean(1), tokens) if self.cls_token is None else (tokens[:, 0], tokens[:, 1:])
-        pooled = torch.cat([first, rest.max(1).values], dim=-1)
+        pooled = pool_tokens(tokens, self.cls_token is not None, self.config.pooling)
         return ACTStudentOutput(tokens, pooled, centers, layer_states)
 
     encode = encode
@@ -247,13 +262,35 @@ class ACTStudent(ACTStudentPreTrainedModel):
     similarity = staticmethod(similarity)
 
 
+def pool_tokens(tokens: Tensor, has_cls_token: bool, pooling: str) -> Tensor:
+    """Pool tokens (batch, tokens, hidden_size), the class token first if there is one, to (batch, width).
+
+    `pooling` joins cls (the class token, or the mean where there is none), max and mean (over the groups) with "_".
+    """
+    groups = tokens[:, 1:] if has_cls_token else tokens
+    pools = {
+        "cls": lambda: tokens[:, 0] if has_cls_token else tokens.mean(1),
+        "max": lambda: groups.max(1).values,
+        "mean": lambda: groups.mean(1),
+    }
+    return torch.cat([pools[part]() for part in pooling.split("_")], dim=-1)
+
+
 class ACTStudentForPreTraining(ACTStudentPreTrainedModel):
-    """Masked distillation: predicts a teacher's features of the masked groups from the visible ones."""
+    """Masked distillation: predicts teachers' features of the masked groups, and of the cloud, from the visible ones.
+
+    Features are given and learned as `target_norm` normalizes them; its statistics are measured before training.
+    """
 
     def __init__(self, config: ACTStudentConfig):
         super().__init__(config)
         self.student = ACTStudent(config)
         self.decoder = ACTStudentDecoder(config)
+        self.target_norm = ACTTargetNorm(config.target_norm, config.teacher_dims or [config.teacher_dim])
+        self.cloud_head = None
+        if config.cloud_dims:
+            self.cloud_head = nn.Linear(config.hidden_size, sum(config.cloud_dims))
+            self.cloud_norm = ACTTargetNorm(config.target_norm, config.cloud_dims)
         self.post_init()
 
     @can_return_tuple
@@ -265,13 +302,16 @@ class ACTStudentForPreTraining(ACTStudentPreTrainedModel):
         groups: PointGroups | None = None,
         generator: torch.Generator | None = None,
         num_masked: int | None = None,
+        cloud_features: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ACTStudentForPreTrainingOutput:
         """Predict the masked groups of clouds (batch, points, 3), or of `groups` cut from them.
 
-        `teacher_features` (batch, groups, teacher_dim) come from `ACTTeacher.get_teacher_features` for the same
-        `points` or `groups`. Without `bool_masked_pos` (batch, groups), `generator` draws the mask. `num_masked` is
-        the number of groups that it masks in each cloud; a GPU then need not wait until the mask is read."""
+        `teacher_features` (batch, groups, teacher_dim) come from a teacher's `get_teacher_features` for the same
+        `points` or `groups`, and `cloud_features` (batch, sum of `cloud_dims`) too, if the student learns them; those
+        of several teachers lie beside each other. Without `bool_masked_pos` (batch, groups), `generator` draws the
+        mask. `num_masked` is the number of groups that it masks in each cloud; a GPU then need not wait until the mask
+        is read."""
         centers, neighborhoods = groups = make_groups(self.config, points, groups)
         if bool_masked_pos is None:
             num_masked = int(self.config.mask_ratio * centers.shape[1])
@@ -285,22 +325,33 @@ class ACTStudentForPreTraining(ACTStudentPreTrainedModel):
         encoded = self.student(groups=groups, visible_groups=visible, **kwargs)
         visible_states = encoded.last_hidden_state[:, -visible.shape[1] :]  # without the class token
         predicted = self.decoder(visible_states, gather_points(centers, visible), gather_points(centers, masked))
-        loss = None
+        predicted_cloud = None if self.cloud_head is None else self.cloud_head(encoded.last_hidden_state[:, 0])
+        loss = group_loss = cloud_loss = None
         if self.config.target == "coordinates":
-            loss = coordinate_loss(predicted, neighborhoods[bool_masked_pos])
+            loss = group_loss = coordinate_loss(predicted, neighborhoods[bool_masked_pos])
         elif teacher_features is not None:
             if teacher_features.shape != (expected := (*centers.shape[:2], self.config.teacher_dim)):
                 shape = f"(batch, num_groups, teacher_dim) = {expected}, got {tuple(teacher_features.shape)}"
                 raise ValueError(f"`teacher_features` must have shape {shape}")
-            loss = distillation_loss(predicted, gather_points(teacher_features, masked), self.config.loss_type)
+            target = self.target_norm(gather_points(teacher_features, masked))
+            loss = group_loss = self._loss(predicted, target, self.target_norm.dims)
+        if cloud_features is not None and predicted_cloud is not None:
+            cloud_loss = self._loss(predicted_cloud, self.cloud_norm(cloud_features), self.config.cloud_dims)
+            loss = self.config.cloud_loss_weight * cloud_loss + (0 if loss is None else loss)
         return ACTStudentForPreTrainingOutput(
             loss=loss,
+            group_loss=group_loss,
+            cloud_loss=cloud_loss,
             predicted_features=predicted,
+            cloud_features=predicted_cloud,
             mask=bool_masked_pos.float(),
             last_hidden_state=encoded.last_hidden_state,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
+
+    def _loss(self, predicted: Tensor, target: Tensor, dims: list[int]) -> Tensor:
+        return teachers_loss(predicted, target, dims, self.config.teacher_weights, self.config.loss_type)
 
     @torch.inference_mode()
     def reconstruct(
@@ -351,14 +402,11 @@ class ACTStudentForPreTraining(ACTStudentPreTrainedModel):
         if self.config.target == "coordinates":
             decoded = neighborhoods.masked_scatter(mask, predicted.unflatten(2, (-1, 3)))
         else:
-            of_backbone, mean, std = self.config.target == "backbone", 0.0, 1.0
-            features = teacher.get_teacher_features(groups=groups, of_backbone=of_backbone).float()
-            if self.config.target_mean is not None:
-                mean, std = features.new_tensor(self.config.target_mean), features.new_tensor(self.config.target_std)
-            features = (features - mean) / std
+            of_backbone = self.config.target == "backbone"
+            features = self.target_norm(teacher.get_teacher_features(groups=groups, of_backbone=of_backbone).float())
             # A cosine loss leaves the length of a prediction open; the features' mean length replaces it.
             length = features.norm(dim=-1).mean() / predicted.norm(dim=-1, keepdim=True).clamp_min(1e-6)
-            features = features.masked_scatter(mask[..., 0], predicted * length) * std + mean
+            features = self.target_norm.invert(features.masked_scatter(mask[..., 0], predicted * length))
             decoded = torch.where(mask, teacher.decode_features(features, centers, of_backbone), neighborhoods)
         return (decoded + centers.unsqueeze(2)).flatten(1, 2)
 
@@ -390,31 +438,12 @@ def split_mask(bool_masked_pos: Tensor, num_masked: int) -> tuple[Tensor, Tensor
     return order[:, :num_visible], order[:, num_visible:]
 
 
-def distillation_loss(predicted: Tensor, target: Tensor, loss_type: str = "cosine") -> Tensor:
-    """Compute the mean distance of features (batch, masked groups, teacher_dim) over groups and clouds."""
-    predicted, target = _at_least_float32(predicted), _at_least_float32(target.detach())
-    if loss_type == "cosine":
-        return 1 - nn.functional.cosine_similarity(predicted, target, dim=-1).mean()
-    loss = nn.functional.mse_loss if loss_type == "l2" else nn.functional.smooth_l1_loss
-    return loss(predicted, target)
-
-
-def coordinate_loss(predicted: Tensor, neighborhoods: Tensor) -> Tensor:
-    """Compute Point-MAE's loss, the Chamfer-L2 distance of predictions (batch, masked groups, 3 * group_size) and the
-    points of the masked groups (all masked groups, group_size, 3)."""
-    return chamfer_l2(_at_least_float32(predicted).flatten(0, 1).unflatten(1, (-1, 3)), neighborhoods)
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
 class ACTClassificationHead(nn.Module):
-    """Classifier of pooled features [class token, max], of one layer ("linear") or three ("mlp3")."""
+    """Classifier of pooled features, of one layer ("linear") or three ("mlp3")."""
 
     def __init__(self, config: ACTStudentConfig):
         super().__init__()
-        in_dim, dim = 2 * config.hidden_size, config.classifier_dim
+        in_dim, dim = config.pooled_dim, config.classifier_dim
         layers = []
         for width in (in_dim, dim) if config.head == "mlp3" else ():
             dropout = nn.Dropout(config.classifier_dropout)
@@ -579,7 +608,7 @@ def prediction_loss(
 ) -> Tensor:
     """Compute the cross-entropy of logits (..., num_labels) and labels (...); -100 is ignored."""
     check_labels(labels, logits.shape[:-1], logits.shape[-1])
-    logits, labels = _at_least_float32(logits).flatten(0, -2), labels.flatten().long()
+    logits, labels = at_least_float32(logits).flatten(0, -2), labels.flatten().long()
     counted = labels != -100
     weights = counted if class_weights is None else class_weights[labels.clamp_min(0)] * counted
     total = nn.functional.cross_entropy(

@@ -70,7 +70,7 @@ class ACTPointCloudPipeline(Pipeline):
 
 
 class ACTPointCloudFeatureExtractionPipeline(ACTPointCloudPipeline):
-    """Pipeline that encodes each cloud into a vector (2 * hidden_size,), or with `pool=False` into tokens (1 + groups,
+    """Pipeline that encodes each cloud into a vector (width,), or with `pool=False` into tokens (1 + groups,
     hidden_size); as lists of numbers, or with `return_tensors=True` as tensors."""
 
     _own_parameters = ("pool", "return_tensors")

@@ -183,15 +183,21 @@ def sample_mask(
 ) -> Tensor:
     """Sample a mask (batch, groups) of `num_masked` groups of each cloud, True = masked.
 
-    "random" samples them independently; "block" takes those nearest to a random center (batch, groups, 3).
+    "random" samples them independently; "block" takes those nearest to a random one of the centers (batch, groups, 3),
+    "blocks" those nearest to any of four.
     """
     batch_size, num_groups, _ = centers.shape
     scores = torch.empty(batch_size, num_groups, device=centers.device).uniform_(generator=generator)
-    if mask_type == "block":
-        seed = scores.argmax(1, keepdim=True)
-        scores = (centers - gather_points(centers, seed)).float().square().sum(-1)
+    return mask_lowest(scores, centers, num_masked, mask_type)
+
+
+def mask_lowest(scores: Tensor, centers: Tensor, num_masked: int, mask_type: str) -> Tensor:
+    """Mask the groups of the lowest random scores (batch, groups), or blocks around those of the highest."""
+    if mask_type in ("block", "blocks"):
+        seeds = gather_points(centers, scores.topk(min(4, scores.shape[1]) if mask_type == "blocks" else 1).indices)
+        scores = (centers.unsqueeze(1) - seeds.unsqueeze(2)).float().square().sum(-1).amin(1)
     elif mask_type != "random":
-        raise ValueError(f"`mask_type` must be 'random' or 'block', got {mask_type!r}")
+        raise ValueError(f"`mask_type` must be 'random', 'block' or 'blocks', got {mask_type!r}")
     masked = scores.argsort(dim=1, stable=True)[:, :num_masked]
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, masked, True)
 

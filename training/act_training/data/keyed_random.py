@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from modeling_act.errors import InputError
-from modeling_act.point_ops import farthest_point_sample, gather_points
+from modeling_act.point_ops import farthest_point_sample, gather_points, mask_lowest
 from modeling_act.processing_act import to_unit_sphere
 
 AUGMENTATIONS = ("scale_shift", "rotate_y", "rotate_z")
@@ -154,14 +154,10 @@ def augment(points: Tensor, row_ids: Tensor, seed: int, augmentation: tuple[str,
 def keyed_mask(row_ids: Tensor, centers: Tensor, num_masked: int, mask_type: str, seed: int) -> Tensor:
     """Random mask of groups (batch, groups), True = masked.
 
-    `mask_type` "random" masks any groups, "block" those nearest to a random one; `centers` is (batch, groups, 3).
+    `mask_type` is as in `modeling_act.point_ops.sample_mask`; `centers` is (batch, groups, 3).
     """
     scores = keyed_uniform(row_ids, centers.shape[1], seed, RandomStream.MASK)
-    if mask_type == "block":
-        rows = torch.arange(len(centers), device=centers.device)
-        scores = (centers - centers[rows, scores.argmax(1)].unsqueeze(1)).float().square().sum(-1)
-    masked = scores.argsort(dim=1, stable=True)[:, :num_masked]
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, masked, True)
+    return mask_lowest(scores, centers, num_masked, mask_type)
 
 
 def _mix(value: Tensor | int) -> Tensor | int:

@@ -67,7 +67,7 @@ class CachedFeatures:
 
     @torch.no_grad()
     def __call__(self, point_set: PointSet) -> Tensor:
-        """Features (rows, 2 * hidden_size) of a point set."""
+        """Features (rows, width) of a point set."""
         if id(point_set) not in self._features:
             run, size = self.run, self.run.options.per_device_eval_batch_size
             batches = validation_batches(point_set, size, run.data.sampling, run.device)

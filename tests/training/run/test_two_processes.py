@@ -7,8 +7,9 @@ import torch
 from act_training.data.keyed_random import to_unit_sphere
 from safetensors.torch import load_file
 
+from forked import server
 from modeling_act import ACTTeacher
-from training_runs import RECIPES, RESUME, copy_run, digest, free_port, server, start
+from training_runs import RECIPES, RESUME, copy_run, digest, free_port, start
 
 ALIKE = {  # without noise that depends on the process, and as many clouds a step in one process as in two
     "autoencode": {"--code_mode": "soft", "--model": {"prompt_dropout": 0.0}},

@@ -21,7 +21,7 @@ server.set_forkserver_preload(
 
 
 def fork_command(words: list, out: Path, err: Path, environment: dict | None = None, **options):
-    """Start `python *words`, a script or `-m module`, in the root of the project. Returns the process."""
+    """Start `python *words` (a script, `-m module` or `-c code`) in the root of the project. Returns the process."""
     arguments = ([str(word) for word in words], out, err, environment or {})
     process = server.Process(target=_run, args=arguments, kwargs=options)
     before = os.environ.get("PYTHONPATH", "")
@@ -58,7 +58,10 @@ def _run(words: list, out: Path, err: Path, environment: dict, folder: Path = RO
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644), number)
     if largest_file:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
-    if words[0] == "-m":
+    if words[0] == "-c":
+        sys.argv = ["-c", *words[2:]]
+        exec(words[1], {"__name__": "__main__"})  # noqa: S102
+    elif words[0] == "-m":
         sys.argv = words[1:]
         sys.path.insert(0, "")
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)

@@ -36,7 +36,7 @@ of_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 @pytest.mark.parametrize(
     "page", [pytest.param(page, id=page.name, marks=[pytest.mark.slow] * (page.name in SLOW)) for page in DOCS]
 )
-def test_blocks_run(page, tmp_path, monkeypatch):
+def test_blocks_run(page, small_shapes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_page(page, tmp_path)
 

@@ -18,7 +18,7 @@ from act_training.prepare.jobs import prepare_splits, read_shard
 from act_training.prepare.objects import Choices, Item, Plan, plan_folder
 from datasets import load_from_disk
 
-from forked import run_command
+from forked import fork_command, run_command
 from modeling_act.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -120,13 +120,11 @@ def test_workers_end_with_a_killed_run(tmp_path):
     for number in range(130):
         write_box(raw / f"{number:03d}.off")
     flags = ["folder", "--raw", raw, "--out", tmp_path / "set", "--num_points", 50_000, "--num_workers", 2]
-    process = subprocess.Popen(
-        [sys.executable, SCRIPT, *map(str, flags)], cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL
-    )
-    while process.poll() is None and not list((tmp_path / ".set.shards").glob("*")):
+    process = fork_command([SCRIPT, *flags], tmp_path / "log", tmp_path / "log")
+    while process.is_alive() and not list((tmp_path / ".set.shards").glob("*")):
         time.sleep(0.005)
     process.kill()
-    process.wait()
+    process.join()
     for _ in range(1000):
         try:
             os.killpg(process.pid, 0)

@@ -11,9 +11,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+environment_lock = threading.Lock()
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(
     ["autoencode", "detect", "distill", "evaluate", "finetune", "prepare_data", "segment", "modeling_act.cli.main"]
@@ -24,11 +26,12 @@ def fork_command(words: list, out: Path, err: Path, environment: dict | None = N
     """Start `python *words` (a script, `-m module` or `-c code`) in the root of the project. Returns the process."""
     arguments = ([str(word) for word in words], out, err, environment or {})
     process = server.Process(target=_run, args=arguments, kwargs=options)
-    before = os.environ.get("PYTHONPATH", "")
-    # The server reads its import path from the environment when it starts.
-    os.environ |= {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    process.start()
-    os.environ["PYTHONPATH"] = before
+    with environment_lock:
+        before = os.environ.get("PYTHONPATH", "")
+        # The server reads its import path from the environment when it starts.
+        os.environ |= {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+        process.start()
+        os.environ["PYTHONPATH"] = before
     return process
 
 

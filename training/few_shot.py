@@ -59,23 +59,18 @@ class FewShotArguments(ClassificationArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.final_weights != "last" or self.validation_split or self.max_train_samples:
-            raise InputError(
-                "few_shot.py trains each fold to its end, on all of its clouds: it takes no --validation_split, "
-                "--final_weights or --max_train_samples"
-            )
-        for name, values in {"ways": self.ways, "shots": self.shots}.items():
-            if not values or min(values) < 1:
-                raise InputError(f"--{name} must be positive, got {values}")
-        if min(self.ways) < 2 or min(self.folds, self.queries) < 1:
-            raise InputError(
-                f"--ways must be at least 2, --folds and --queries at least 1, got {self.ways}, {self.folds}, "
-                f"{self.queries}"
-            )
+        for name, fewest in {"ways": 2, "shots": 1, "folds": 1, "queries": 1}.items():
+            values = getattr(self, name)
+            if not values or np.min(values) < fewest:
+                raise InputError(f"--{name} must be at least {fewest}, got {values}")
         if self.published_folds and (len(self.ways), len(self.shots)) != (1, 1):
             raise InputError("--published_folds are of one way and one shot: name those of the set")
-        if self.push_to_hub or self.seeds or not self.test_split:
-            raise InputError("few_shot.py needs a --test_split, and takes no --seeds and no --push_to_hub")
+        # Each fold trains to its end, on all of its clouds.
+        for name in ("validation_split", "max_train_samples", "seeds", "push_to_hub"):
+            if getattr(self, name):
+                raise InputError(f"few_shot.py takes no --{name}")
+        if self.final_weights != "last" or not self.test_split:
+            raise InputError("few_shot.py needs --final_weights last and a --test_split")
 
 
 @dataclass
@@ -164,8 +159,7 @@ def train_fold(options: FewShotArguments, fold: Fold, fields: dict) -> dict[str,
             run.log_training()
     run.log.close()
     answers = fold.label_of[torch.from_numpy(fold.queries.labels())].numpy()
-    metrics, _ = measure(predict(run, model, fold.queries, features), answers)
-    return metrics
+    return measure(predict(run, model, fold.queries, features), answers)[0]
 
 
 def prepare_folder(folder: Path, options: FewShotArguments) -> None:
@@ -181,12 +175,6 @@ def prepare_folder(folder: Path, options: FewShotArguments) -> None:
     write_text(folder / "recipe.yaml", yaml.safe_dump(as_recipe(options), sort_keys=False))
 
 
-def digest_of_student(name: str | None) -> str:
-    """Digest of a folder's weights; a student on the Hub goes by its name."""
-    weights = Path(name or "") / "model.safetensors"
-    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else str(name)
-
-
 def main(arguments: list[str]) -> None:
     options = parse_arguments(FewShotArguments, __doc__, arguments)
     fields = parse_mapping("--model", options.model, set(ACTStudentConfig.__dataclass_fields__))
@@ -196,14 +184,15 @@ def main(arguments: list[str]) -> None:
     prepare_folder(folder, options)
     folds = Folds(options, required_points(read_config(options, fields)))
     recipe = {name: value for name, value in as_recipe(options).items() if name not in FREE_FLAGS}
-    origin = {"student": digest_of_student(options.student), "recipe": recipe}
+    weights = Path(options.student or "") / "model.safetensors"  # a student on the Hub goes by its name
+    student = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else str(options.student)
     settings, rows = {}, []
     for way, shot in itertools.product(options.ways, options.shots):
         name = f"{way} way {shot} shot"
         for number in range(options.folds):
             place = folder / f"{way}way{shot}shot" / f"fold-{number}"
             result, fold = place / "result.json", folds.make(way, shot, number)
-            identity = {"classes": fold.names, "data": fold.fingerprint, **origin}
+            identity = {"classes": fold.names, "data": fold.fingerprint, "student": student, "recipe": recipe}
             if not result.is_file():
                 metrics = train_fold(replace(options, output_dir=str(place)), fold, fields)
                 write_text(result, json.dumps({"metrics": metrics, "fold": identity}, indent=1))

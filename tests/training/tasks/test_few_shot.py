@@ -105,7 +105,7 @@ def test_a_probe_of_published_folds(shapes, tmp_path, inputs):
         (("--shots", 9), "needs 2 classes of 9 clouds in train and 2 in test, got 0"),
         (("--ways", 1), "--ways must be at least 2"),
         (("--seeds", 1, 2), "takes no --seeds"),
-        (("--final_weights", "best"), "takes no --validation_split, --final_weights or --max_train_samples"),
+        (("--final_weights", "best"), "needs --final_weights last"),
         (("--published_folds",), "--published_folds are of one way and one shot"),
     ],
 )

@@ -48,10 +48,9 @@ def class_table(labels: np.ndarray, predicted: np.ndarray, class_names: Sequence
 
 
 def segmentation_metrics(confusion: np.ndarray, ignore: Sequence[int] = ()) -> dict[str, float]:
-    """Mean IoU, mean class accuracy and accuracy of points.
+    """Mean IoU of the classes that are labelled or predicted, mean accuracy of those that are labelled, and accuracy.
 
-    The mean IoU covers the classes that are labelled or predicted, the mean accuracy those that are labelled. Points
-    labelled with a class in `ignore` do not count; other points that are predicted as such a class are wrong.
+    Points labelled with a class in `ignore` do not count; other points that are predicted as such a class are wrong.
     """
     correct, support, union = _count_overlaps(confusion, ignore)
     if not support.sum():
@@ -88,26 +87,17 @@ def _count_overlaps(confusion: np.ndarray, ignore: Sequence[int]) -> tuple[np.nd
     return correct, support, support + confusion.sum(0) - correct
 
 
-def part_ious(
-    labels: Sequence[np.ndarray],
-    predicted: Sequence[np.ndarray],
-    categories: Sequence[int],
-    parts_of_category: Mapping[int, Sequence[int]] | Sequence[Sequence[int]],
-) -> np.ndarray:
-    """IoU of each cloud (clouds,): the mean over the parts of its category.
+def part_iou(labels: np.ndarray, predicted: np.ndarray, parts: Sequence[int]) -> float:
+    """Mean IoU over the parts of a cloud's category, from labels (points,) and predictions (points,).
 
-    `labels` and `predicted` hold the parts of each cloud's points. Labels of -100 are ignored. A part that is neither
-    labelled nor predicted counts 1.
+    Labels of -100 are ignored. A part that is neither labelled nor predicted counts 1.
     """
-    ious = np.empty(len(categories))
-    for cloud, (target, prediction, category) in enumerate(zip(labels, predicted, categories, strict=True)):
-        parts, used = np.asarray(parts_of_category[int(category)]), target != IGNORED
-        target, prediction = target[used, None] == parts, prediction[used, None] == parts  # (points, parts)
-        if not target.any(1).all():
-            raise InputError(f"cloud {cloud} of category {category} has labels outside its parts {parts.tolist()}")
-        union = (target | prediction).sum(0)
-        ious[cloud] = np.where(union > 0, (target & prediction).sum(0) / union.clip(1), 1.0).mean()
-    return ious
+    used = labels != IGNORED
+    target, prediction = labels[used, None] == parts, predicted[used, None] == parts  # (points, parts)
+    if not target.any(1).all():
+        raise InputError(f"a cloud has labels outside the parts {list(parts)} of its category")
+    union = (target | prediction).sum(0)
+    return float(np.where(union > 0, (target & prediction).sum(0) / union.clip(1), 1.0).mean())
 
 
 def part_metrics(ious: np.ndarray, categories: Sequence[int]) -> dict[str, float]:

@@ -93,12 +93,7 @@ def model_inputs(run: TrainingRun, batch: dict[str, Tensor], features: CachedFea
 
 
 @torch.no_grad()
-def predict(
-    run: TrainingRun,
-    model: ACTStudentForPointCloudClassification,
-    point_set: PointSet,
-    features: CachedFeatures | None,
-) -> Tensor:
+def predict(run: TrainingRun, model: nn.Module, point_set: PointSet, features: CachedFeatures | None) -> Tensor:
     """Predict logits (rows, num_labels) of every row, in every process."""
     model.eval()
     if features is not None:

@@ -49,9 +49,7 @@ class FewShotArguments(ClassificationArguments):
     shots: list[int] = field(default_factory=lambda: [10, 20], metadata={"help": "training clouds of a class"})
     folds: int = field(default=10, metadata={"help": "folds of each way and shot"})
     queries: int = field(default=20, metadata={"help": "test clouds of a class"})
-    published_folds: bool = field(
-        default=False, metadata={"help": "the set holds its folds as splits, fold_0_train and fold_0_test and so on"}
-    )
+    published_folds: bool = field(default=False, metadata={"help": "splits are fold_0_train, fold_0_test ..."})
     num_train_epochs: float = 150
     checkpointing_steps: str = field(default="1000000", metadata={"help": "a number of steps, or epoch"})
     final_weights: Literal["last", "best", "ema"] = field(default="last", metadata={"help": "must be last"})
@@ -105,41 +103,35 @@ def draw_rows(
     return *drawn, classes
 
 
-class Folds:
-    """All folds of a set, whose rows are checked once."""
+Clouds = tuple[PointSet, PointSet, list[str], str]  # to train on, queries, names of all classes, digest
 
-    def __init__(self, options: FewShotArguments, min_points: int):
-        self.options, self.min_points = options, min_points
-        if not options.published_folds:
-            self.whole = self.open(options.train_split, options.test_split)
 
-    def open(self, *splits: str) -> tuple[PointSet, PointSet, list[str], str]:
-        """Return the clouds of both splits, the names of all classes, and a digest."""
-        options = self.options
-        parts = [open_point_set(options.dataset_name, split, options.dataset_config_name) for split in splits]
-        names, digests = class_names("label", *parts), []
-        for place, part in enumerate(parts):
-            parts[place], problems, digest = check_point_set(part, self.min_points, len(names), options.skip_bad, True)
-            report_skipped(problems, Path(options.output_dir) / f"skipped_{splits[place]}.txt")
-            digests += [digest, check_targets("label", parts[place], len(names))]
-        return *parts, names, ", ".join(digests)
+def open_clouds(options: FewShotArguments, min_points: int, *splits: str) -> Clouds:
+    """Open and check the clouds of a split to train on and of one of queries."""
+    parts = [open_point_set(options.dataset_name, split, options.dataset_config_name) for split in splits]
+    names, digests = class_names("label", *parts), []
+    for place, part in enumerate(parts):
+        parts[place], problems, digest = check_point_set(part, min_points, len(names), options.skip_bad, True)
+        report_skipped(problems, Path(options.output_dir) / f"skipped_{splits[place]}.txt")
+        digests += [digest, check_targets("label", parts[place], len(names))]
+    return *parts, names, ", ".join(digests)
 
-    def make(self, way: int, shot: int, number: int) -> Fold:
-        if not self.options.published_folds:
-            known, queries, names, digest = self.whole
-            known, queries, classes = draw_rows(known, queries, way, shot, number, self.options)
-        else:
-            known, queries, names, digest = self.open(f"fold_{number}_train", f"fold_{number}_test")
-            classes, counts = np.unique(known.labels(), return_counts=True)
-            if len(classes) != way or set(counts) != {shot}:
-                raise InputError(
-                    f"{known.source} holds {len(classes)} classes of {counts.tolist()} clouds, not {way} of {shot}"
-                )
-            if unknown := sorted(set(queries.labels()) - set(classes)):
-                raise InputError(f"{queries.source} asks for {names[unknown[0]]}, of which its fold knows no cloud")
-        label_of = torch.full((len(names),), -1)
-        label_of[torch.from_numpy(classes)] = torch.arange(len(classes))
-        return Fold(known, queries, label_of, [names[label] for label in classes], digest)
+
+def make_fold(options: FewShotArguments, clouds: Clouds, way: int, shot: int, number: int) -> Fold:
+    """Draw a fold, or check that all the clouds are a published one of this way and shot."""
+    known, queries, names, digest = clouds
+    if options.published_folds:
+        classes, counts = np.unique(known.labels(), return_counts=True)
+        if len(classes) != way or set(counts) != {shot}:
+            sizes = f"{len(classes)} classes of {counts.tolist()} clouds"
+            raise InputError(f"{known.source} holds {sizes}, not {way} of {shot}")
+        if unknown := sorted(set(queries.labels()) - set(classes)):
+            raise InputError(f"{queries.source} asks for {names[unknown[0]]}, of which its fold knows no cloud")
+    else:
+        known, queries, classes = draw_rows(known, queries, way, shot, number, options)
+    label_of = torch.full((len(names),), -1)
+    label_of[torch.from_numpy(classes)] = torch.arange(len(classes))
+    return Fold(known, queries, label_of, [names[label] for label in classes], digest)
 
 
 def train_fold(options: FewShotArguments, fold: Fold, fields: dict) -> dict[str, float]:
@@ -182,7 +174,9 @@ def main(arguments: list[str]) -> None:
         raise InputError("few_shot.py trains small models one after the other: start it in one process")
     folder = Path(options.output_dir)
     prepare_folder(folder, options)
-    folds = Folds(options, required_points(read_config(options, fields)))
+    min_points = required_points(read_config(options, fields))
+    if not options.published_folds:
+        clouds = open_clouds(options, min_points, options.train_split, options.test_split)
     recipe = {name: value for name, value in as_recipe(options).items() if name not in FREE_FLAGS}
     weights = Path(options.student or "") / "model.safetensors"  # a student on the Hub goes by its name
     student = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else str(options.student)
@@ -191,7 +185,9 @@ def main(arguments: list[str]) -> None:
         name = f"{way} way {shot} shot"
         for number in range(options.folds):
             place = folder / f"{way}way{shot}shot" / f"fold-{number}"
-            result, fold = place / "result.json", folds.make(way, shot, number)
+            if options.published_folds:
+                clouds = open_clouds(options, min_points, f"fold_{number}_train", f"fold_{number}_test")
+            result, fold = place / "result.json", make_fold(options, clouds, way, shot, number)
             identity = {"classes": fold.names, "data": fold.fingerprint, "student": student, "recipe": recipe}
             if not result.is_file():
                 metrics = train_fold(replace(options, output_dir=str(place)), fold, fields)

@@ -1,4 +1,4 @@
-"""Converts released checkpoints (ACT, and the encoders of Point-MAE, Point-BERT and ReCon) for `from_pretrained`.
+"""Convert released checkpoints (ACT, and the encoders of Point-MAE, Point-BERT and ReCon) for `from_pretrained`.
 
 Prints the new name of every key, and fails on a key that has none and is not known to be unused. Its command is
 `python -m modeling_act convert CHECKPOINT OUTPUT_DIR`; `--help` lists the options.

@@ -201,8 +201,8 @@ def test_bad_configurations_are_refused(fields, message):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"boxes": torch.zeros(2, 3, 6)}, r"`boxes` must be floating-point of shape \(\.\.\., 7\)"),
-        ({"boxes": torch.zeros(3, 3, 7)}, r"`boxes` must have shape \(2, max boxes, 7\), got \(3, 3, 7\)"),
+        ({"boxes": torch.zeros(2, 3, 6)}, r"`boxes` must be floating-point of shape \(2, max boxes, 7\)"),
+        ({"boxes": torch.zeros(3, 3, 7)}, r"of shape \(2, max boxes, 7\), got torch.float32 of shape \(3, 3, 7\)"),
         ({"box_labels": None}, r"`box_labels` must be integers of shape \(2, 3\), got none"),
         ({"box_labels": LABELS.float()}, "`box_labels` must be integers of shape"),
         ({"box_labels": LABELS[:, :2]}, r"`box_labels` must be integers of shape \(2, 3\), got torch.int64 of shape"),

@@ -49,7 +49,6 @@ def class_table(labels: np.ndarray, predicted: np.ndarray, class_names: Sequence
 
 def segmentation_metrics(confusion: np.ndarray, ignore: Sequence[int] = ()) -> dict[str, float]:
     """Mean IoU of the classes that are labelled or predicted, mean accuracy of those that are labelled, and accuracy.
-
     Points labelled with a class in `ignore` do not count; other points that are predicted as such a class are wrong.
     """
     correct, support, union = _count_overlaps(confusion, ignore)
@@ -88,10 +87,8 @@ def _count_overlaps(confusion: np.ndarray, ignore: Sequence[int]) -> tuple[np.nd
 
 
 def part_iou(labels: np.ndarray, predicted: np.ndarray, parts: Sequence[int]) -> float:
-    """Mean IoU over the parts of a cloud's category, from labels (points,) and predictions (points,).
-
-    Labels of -100 are ignored. A part that is neither labelled nor predicted counts 1.
-    """
+    """Mean IoU over the parts of a cloud's category, from labels (points,), -100 to ignore, and predictions (points,).
+    A part that is neither labelled nor predicted counts 1."""
     used = labels != IGNORED
     target, prediction = labels[used, None] == parts, predicted[used, None] == parts  # (points, parts)
     if not target.any(1).all():
@@ -108,9 +105,7 @@ def part_metrics(ious: np.ndarray, categories: Sequence[int]) -> dict[str, float
 
 def retrieval_map(features: np.ndarray, labels: np.ndarray) -> float:
     """Mean average precision when each row ranks the others by the cosine similarity of their features (rows, width).
-
-    Rows of the same class are relevant. A row whose class has no other row is left out of the mean.
-    """
+    Rows of the same class are relevant. A row whose class has no other row is left out of the mean."""
     features, scores = features.astype(np.float64), []
     for queries in gen_batches(len(labels), QUERY_BATCH_SIZE):
         similarity = cosine_similarity(features[queries], features)  # (queries, rows)

@@ -114,10 +114,8 @@ def _sample_directions(row_ids: Tensor, seed: int, stream: int) -> Tensor:
 
 
 def _quantile_of_rotation_angle(share: Tensor, max_angle: float) -> Tensor:
-    """Angles (batch,) that these shares (batch,) of all rotations by at most `max_angle` do not exceed.
-
-    The share of rotations by less than an angle is (angle - sin angle) / pi, which is inverted by bisection.
-    """
+    """Angles (batch,) that these shares (batch,) of all rotations by at most `max_angle` do not exceed. The share of
+    rotations by less than an angle is (angle - sin angle) / pi, which is inverted by bisection."""
     target = share.double() * (max_angle - math.sin(max_angle))
     low, high = torch.zeros_like(target), torch.full_like(target, max_angle)
     for _ in range(50):

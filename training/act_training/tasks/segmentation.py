@@ -54,8 +54,7 @@ def hold_out_scenes(point_set: PointSet, share: float, seed: int) -> tuple[np.nd
 
 
 def hold_out_by_category(point_set: PointSet, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    has_classes = "label" in point_set.columns
-    return (hold_out_by_class if has_classes else hold_out_any)(point_set, share, seed)
+    return (hold_out_by_class if "label" in point_set.columns else hold_out_any)(point_set, share, seed)
 
 
 def places_of(point_set: PointSet) -> list[tuple[str, np.ndarray]]:

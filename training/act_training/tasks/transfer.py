@@ -31,14 +31,9 @@ ENCODER_FIELDS = (
 class TransferArguments(ACTTrainingArguments):
     """Flags of every transfer script; the defaults are the paper's."""
 
-    student: str | None = field(
-        default=None, metadata={"help": "folder or Hub id of a pretrained student; default: from scratch"}
-    )
+    student: str | None = field(default=None, metadata={"help": "folder or Hub id; default: from scratch"})
     test_split: str | None = field(default="test", metadata={"help": "split to read once, at the end; none: no test"})
-    seeds: list[int] = field(
-        default_factory=list,
-        metadata={"help": "a run of each in OUTPUT_DIR/seed-N, and mean and standard deviation of all"},
-    )
+    seeds: list[int] = field(default_factory=list, metadata={"help": "a run of each in OUTPUT_DIR/seed-N, and mean"})
     per_device_train_batch_size: int = 32
     weight_decay: float = 0.05
     max_grad_norm: float | None = field(default=10.0, metadata={"help": "clip the gradient's norm to this"})
@@ -62,11 +57,8 @@ class TransferArguments(ACTTrainingArguments):
 def make_model(
     kind: type[PreTrainedModel], options: TransferArguments, fields: dict, names: list[str], **settings
 ) -> PreTrainedModel:
-    """Make a head of this kind on the student that `options` name, or on one from scratch.
-
-    `fields` come from --model, `settings` from the script, `names` from the classes. A student that already has such a
-    head for as many classes keeps it.
-    """
+    """Make a head of this kind on the student that `options` name, which keeps one it has, or on one from scratch.
+    `fields` come from --model, `settings` from the script, `names` from the classes."""
     if clash := sorted(fields.keys() & (settings.keys() | {"num_labels", "id2label", "label2id"})):
         raise InputError(f"--model: {', '.join(clash)} follows from the set and the other flags")
     settings |= {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
@@ -104,10 +96,8 @@ def read_config(options: TransferArguments, fields: dict) -> ACTStudentConfig:
         config.validate()
     for field_name in ENCODER_FIELDS:
         if getattr(own, field_name) != getattr(config, field_name):
-            raise InputError(
-                f"--model: {field_name} of --student {name} is {getattr(own, field_name)}, got "
-                f"{fields[field_name]}; leave it out, or train from scratch"
-            )
+            values = f"of --student {name} is {getattr(own, field_name)}, got {fields[field_name]}"
+            raise InputError(f"--model: {field_name} {values}; leave it out, or train from scratch")
     return config
 
 

@@ -106,7 +106,7 @@ torch.save(output.boxes, "boxes.pt")
 
 
 def test_a_pretrained_student_finds_its_place(tmp_path):
-    """And of pretraining's decoder nothing enters, whose layers are called and, here, shaped alike."""
+    """Nothing of pretraining's decoder enters, whose layers have the same names and, here, shapes."""
     pretrained = ACTStudentForPreTraining(make_config(hidden_size=16, detection_dim=16))
     pretrained.save_pretrained(tmp_path)
     model, info = ACTStudentForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)

@@ -186,7 +186,7 @@ def evaluate_students(options: EvaluateArguments) -> tuple[dict, np.ndarray, np.
         batches = validation_batches(fit_set, 32, sampling, student.device)
         calibrate_batch_norm(untrained, lambda batch: untrained(batch["points"]), batches)
         networks.append(("untrained", untrained, sampling))
-    labels, results, entries = test_set.labels(), [], []
+    labels, fit_labels, results, entries = test_set.labels(), fit_set.labels(), [], []
     for name, network, network_sampling in tqdm(networks, desc="students", leave=False):
         fit_features, features = (
             embed(network, rows, network_sampling, options.batch_size, options.layer, options.pooling)
@@ -198,9 +198,7 @@ def evaluate_students(options: EvaluateArguments) -> tuple[dict, np.ndarray, np.
                 standardized = (features - fit_features.mean(0)) / fit_features.std(0).clip(1e-6)
                 result[task] = metrics["retrieval_map"] = retrieval_map(standardized, labels)
                 continue
-            predicted, choice = frozen_features.fit_and_predict(
-                task, fit_features, fit_set.labels(), features, options.seed
-            )
+            predicted, choice = frozen_features.fit_and_predict(task, fit_features, fit_labels, features, options.seed)
             values = classification_metrics(labels, predicted) | {"neighbors" if task == "knn" else "penalty": choice}
             result[task] = values["accuracy"]
             metrics |= {f"{task}_{key}": value for key, value in values.items()}

@@ -6,13 +6,7 @@ Confusion matrices are those of scikit-learn, a row for each label and a column 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from sklearn.metrics import (
-    accuracy_score,
-    label_ranking_average_precision_score,
-    precision_recall_fscore_support,
-    recall_score,
-)
-from sklearn.metrics import confusion_matrix as count_pairs
+from sklearn import metrics as sklearn_metrics
 from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.utils import gen_batches
 
@@ -25,18 +19,18 @@ QUERY_BATCH_SIZE = 1024  # rows of the similarity matrix that are in memory toge
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
     """Counts (num_classes, num_classes) of [label, prediction] in arrays of one shape; labels of -100 are ignored."""
     used = labels != IGNORED
-    return count_pairs(labels[used], predicted[used], labels=range(num_classes))
+    return sklearn_metrics.confusion_matrix(labels[used], predicted[used], labels=range(num_classes))
 
 
 def classification_metrics(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     """Accuracy, and the mean of the accuracies (recalls) of the classes that have a row."""
-    recall = recall_score(labels, predicted, labels=np.unique(labels), average="macro")
-    return {"accuracy": float(accuracy_score(labels, predicted)), "mean_class_accuracy": float(recall)}
+    recall = sklearn_metrics.recall_score(labels, predicted, labels=np.unique(labels), average="macro")
+    return {"accuracy": float((labels == predicted).mean()), "mean_class_accuracy": float(recall)}
 
 
 def class_table(labels: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]) -> list[dict]:
     """Support, recall, precision and F1 of each class; None where the denominator is zero."""
-    precision, recall, f1, support = precision_recall_fscore_support(
+    precision, recall, f1, support = sklearn_metrics.precision_recall_fscore_support(
         labels, predicted, labels=range(len(class_names)), zero_division=np.nan
     )
     columns = {"recall": recall, "precision": precision, "f1": f1}
@@ -114,8 +108,8 @@ def retrieval_map(features: np.ndarray, labels: np.ndarray) -> float:
         similarity[itself], relevant[itself] = -2, False  # ranks last, where it changes no precision
         answerable = relevant.any(1)
         if answerable.any():
-            score = label_ranking_average_precision_score(relevant[answerable], similarity[answerable])
-            scores += [score] * answerable.sum()
+            ranked = relevant[answerable], similarity[answerable]
+            scores += [sklearn_metrics.label_ranking_average_precision_score(*ranked)] * answerable.sum()
     if not scores:
         raise InputError("there is nothing to measure: every row is the only one of its class")
     return float(np.mean(scores))

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from tqdm import tqdm
 
+from act_training.data.batches import validation_batches
 from act_training.data.point_sets import PointSet
-from act_training.measure.frozen_features import embed
 from act_training.measure.metrics import classification_metrics
 from act_training.run.training_run import TrainingRun
 from act_training.tasks.transfer import TransferArguments, make_model, set_training
@@ -64,13 +65,16 @@ class CachedFeatures:
     def __init__(self, run: TrainingRun, model: ACTStudentForPointCloudClassification):
         self.run, self.student, self._features = run, model.student, {}
 
+    @torch.no_grad()
     def __call__(self, point_set: PointSet) -> Tensor:
         """Features (rows, 2 * hidden_size) of a point set."""
         if id(point_set) not in self._features:
-            run = self.run
+            run, size = self.run, self.run.options.per_device_eval_batch_size
+            batches = validation_batches(point_set, size, run.data.sampling, run.device)
+            batches = tqdm(batches, desc="features", total=-(-len(point_set) // size), unit="batch", leave=False)
             with run.autocast():
-                features = embed(self.student, point_set, run.data.sampling, run.options.per_device_eval_batch_size)
-            self._features[id(point_set)] = torch.from_numpy(features).to(run.device)
+                features = [self.student(batch["points"]).pooler_output.float() for batch in batches]
+            self._features[id(point_set)] = torch.cat(features)
         return self._features[id(point_set)]
 
 

@@ -81,8 +81,7 @@ class SegmentationMetrics:
     def __init__(self, names: list[str], ignored: list[int], parts: list[list[int]] | None):
         self.names, self.ignored, self.parts = names, ignored, parts
         self.confusion = np.zeros((len(names), len(names)), dtype=np.int64)
-        self.ious: list[float] = []
-        self.categories: list[int] = []
+        self.objects: list[tuple[float, int]] = []  # IoU and category of each
 
     def add(self, labels: np.ndarray, logits: Tensor, category: int | None) -> None:
         """Add a cloud with labels (points,) and logits (points, classes). Of an object, only the parts of its category
@@ -94,17 +93,15 @@ class SegmentationMetrics:
         else:
             parts = self.parts[category]
             predicted = np.array(parts)[logits[:, parts].argmax(-1).numpy()]
-            self.ious.append(part_iou(labels, predicted, parts))
-            self.categories.append(category)
+            self.objects.append((part_iou(labels, predicted, parts), category))
         self.confusion += confusion_matrix(labels, predicted, len(self.names))
 
     def compute(self) -> tuple[dict[str, float], list[dict]]:
         """Return metrics over all processes, and a table of the classes."""
-        parts = gather_object([(self.confusion, self.ious, self.categories)])
-        confusion = sum(confusion for confusion, _, _ in parts)
+        confusion, objects = sum(gather_object([self.confusion])), gather_object(self.objects)
         metrics = segmentation_metrics(confusion, self.ignored)
         if self.parts is not None:
-            ious, categories = (sum((part[place] for part in parts), []) for place in (1, 2))
+            ious, categories = zip(*objects, strict=True)
             metrics = part_metrics(np.array(ious), categories) | {"accuracy": metrics["accuracy"]}
         return metrics, iou_table(confusion, self.names, self.ignored)
 

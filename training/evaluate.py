@@ -188,10 +188,8 @@ def evaluate_students(options: EvaluateArguments) -> tuple[dict, np.ndarray, np.
         networks.append(("untrained", untrained, sampling))
     labels, fit_labels, results, entries = test_set.labels(), fit_set.labels(), [], []
     for name, network, network_sampling in tqdm(networks, desc="students", leave=False):
-        fit_features, features = (
-            embed(network, rows, network_sampling, options.batch_size, options.layer, options.pooling)
-            for rows in (fit_set, test_set)
-        )
+        settings = network_sampling, options.batch_size, options.layer, options.pooling
+        fit_features, features = (embed(network, rows, *settings) for rows in (fit_set, test_set))
         result, metrics, tables, confusions = {"student": name}, {}, {}, {}
         for task in options.tasks:
             if task == "retrieval":

@@ -91,10 +91,8 @@ def draw_rows(
     counts = [np.bincount(part.labels(), minlength=max(part.labels().max() for part in sets) + 1) for part in sets]
     usable = np.flatnonzero((counts[0] >= shot) & (counts[1] >= options.queries))
     if len(usable) < way:
-        raise InputError(
-            f"{options.dataset_name}: {way} way {shot} shot needs {way} classes of {shot} clouds in "
-            f"{options.train_split} and {options.queries} in {options.test_split}, got {len(usable)}"
-        )
+        counts = f"{shot} clouds in {options.train_split} and {options.queries} in {options.test_split}"
+        raise InputError(f"{way} way {shot} shot needs {way} classes of {counts}, got {len(usable)}")
     classes = random.choice(usable, way, replace=False)
     drawn = []
     for part, count in zip(sets, wanted, strict=True):
@@ -157,11 +155,10 @@ def train_fold(options: FewShotArguments, fold: Fold, fields: dict) -> dict[str,
 def prepare_folder(folder: Path, options: FewShotArguments) -> None:
     """Write the recipe into the output folder, which must hold no folds unless they are continued or deleted."""
     if not options.resume_from_checkpoint:
-        for place in folder.glob("*way*shot"):
-            if not options.overwrite_output_dir:
-                raise InputError(
-                    f"{folder} holds folds; pass --resume_from_checkpoint latest to go on, or --overwrite_output_dir"
-                )
+        old_folds = list(folder.glob("*way*shot"))
+        if old_folds and not options.overwrite_output_dir:
+            raise InputError(f"{folder} holds folds; pass --resume_from_checkpoint latest, or --overwrite_output_dir")
+        for place in old_folds:
             shutil.rmtree(place)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "recipe.yaml", yaml.safe_dump(as_recipe(options), sort_keys=False))

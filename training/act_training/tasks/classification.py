@@ -22,10 +22,7 @@ from modeling_act.errors import InputError
 class ClassificationArguments(TransferArguments):
     protocol: Literal["full", "linear", "mlp3", "bitfit"] = field(
         default="full",
-        metadata={
-            "help": "full: all weights, and an MLP-3 head; bitfit: only biases and the head; linear, mlp3: the head "
-            "alone, on a frozen student whose features are computed once where there is no augmentation"
-        },
+        metadata={"help": "full: all weights; bitfit: biases and head; linear, mlp3: a head on a frozen student"},
     )
     label_smoothing: float = field(default=0.0, metadata={"help": "share of a label that is spread over all classes"})
 

@@ -255,8 +255,7 @@ def write(model: PreTrainedModel, folder: Path, options: argparse.Namespace) -> 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    description = __doc__.splitlines()[0]
-    parser = argparse.ArgumentParser(prog="python -m modeling_act convert", description=description)
+    parser = argparse.ArgumentParser(prog="python -m modeling_act convert", description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR")
     parser.add_argument("--teacher_output", type=Path, metavar="DIR", help="folder for the teacher of a stage-2 file")

@@ -133,18 +133,16 @@ def without_local_paths(value):
 
 def _weights(folder: Path) -> list[Path]:
     """List the weight files of a folder: one file, or an index and its shards, all of them whole."""
-    paths = [folder / "model.safetensors"]
-    if (folder / INDEX).is_file() and not paths[0].is_file():
-        shards = set(_read(folder / INDEX)["weight_map"].values())
-        paths = [path for path in folder.glob("model-*.safetensors") if path.name in shards] + [folder / INDEX]
-        if missing := sorted(shards - {path.name for path in paths}):
-            raise InputError(f"{folder} has no {missing[0]}, which {INDEX} names")
-    for path in filter(lambda path: path.name != INDEX, paths):
+    index, weights = folder / INDEX, [folder / "model.safetensors"]
+    has_shards = index.is_file() and not weights[0].is_file()
+    if has_shards:
+        weights = [folder / Path(name).name for name in set(_read(index)["weight_map"].values())]
+    for path in weights:
         try:
             safe_open(path, framework="np")
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: damaged or missing weights ({one_line(error)})") from error
-    return paths
+    return [*weights, index] if has_shards else weights
 
 
 def _modules(folder: Path) -> set[Path]:

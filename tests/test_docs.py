@@ -1,4 +1,4 @@
-"""What the documentation tells a reader to do can be done: blocks run, commands, flags, recipes and links exist."""
+"""Instructions of the documentation work: blocks run, commands, flags, recipes and links exist."""
 
 import contextlib
 import functools
@@ -196,7 +196,7 @@ def test_every_recipe_and_every_page_is_named():
 
 
 def anchors_of(page: Path) -> set[str]:
-    """As GitHub makes them of headings."""
+    """Anchors that GitHub makes of headings."""
     headings = re.findall(r"^#+ (.+)$", without_blocks(page), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -1,4 +1,4 @@
-"""What ops.py calls equal, and the scripts ops.py, data.py and embed.py through the command line."""
+"""Results that ops.py calls equal, and the scripts ops.py, data.py and embed.py through the command line."""
 
 import json
 

@@ -11,7 +11,7 @@ from training_runs import REFERENCES, make_inputs, start
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory) -> Path:
-    """What the runs need, and one uninterrupted run of each script, with all checkpoints. All workers share it."""
+    """Inputs of the runs, and one uninterrupted run of each script, with all checkpoints. All workers share it."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent

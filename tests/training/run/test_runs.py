@@ -1,4 +1,4 @@
-"""What a script sets up before its `main`."""
+"""Setup of a script before its `main`."""
 
 import pytest
 

@@ -73,7 +73,6 @@ class Page:
         chips = "".join(f"<span><b>{flag}</b> {escape(name)}</span>" for flag, name in names.items())
         suffixes, bare = list(CLOUD_SUFFIXES), {"show_label": False, "container": False}
         formats = ", ".join(suffix[1:] for suffix in suffixes)
-        several = len(models.colorings) > 1
         click = ", click a point to see which others are like it" if models.student else ""
         with gr.Blocks(delete_cache=(600, 3600), title=TITLE, analytics_enabled=False, fill_width=True) as self.blocks:
             self.session = gr.State(None, time_to_live=3600)  # a Session, once there is a cloud
@@ -88,7 +87,7 @@ class Page:
                         self.samples = cloud_view(CARDS, "samples")
                 with gr.Column(scale=7, min_width=320, elem_classes="card"):
                     with gr.Row(equal_height=True):
-                        choices = {"choices": models.colorings, "value": PLAIN, "visible": several}
+                        choices = {"choices": models.colorings, "value": PLAIN, "visible": len(models.colorings) > 1}
                         self.coloring = gr.Radio(**choices, elem_id="coloring", scale=3, **bare)
                         choices = {"choices": models.categories, "visible": False}
                         self.category = gr.Dropdown(**choices, elem_id="category", scale=1, min_width=140, **bare)
@@ -147,12 +146,10 @@ class Page:
             return {self.message: message(str(error))}
         cloud, categories = session.cloud, self.models.categories
         classes = predictions.classify(self.models, cloud) if self.models.classifier else {}
-        likely = [name for name in (*list(classes)[:1], category, *categories) if name in categories]
-        category = likely[0] if likely else None
-        note = f"{cloud.total:,} points; {len(cloud.points):,} of them are used."
-        note = message(note if cloud.total > len(cloud.points) else "", "note")
+        category = next((name for name in (*list(classes)[:1], category, *categories) if name in categories), None)
+        note = f"{cloud.total:,} points; {len(cloud.points):,} of them are used." * (cloud.total > len(cloud.points))
         views = self.view_of(session, PLAIN if coloring == SIMILARITY else coloring, category)
-        return {self.session: session, self.message: note, self.classes: classes, **views}
+        return {self.session: session, self.message: message(note, "note"), self.classes: classes, **views}
 
     def view_of(self, session: Session, coloring: str, category: str | None) -> dict:
         cloud = predictions.color(self.models, session.cloud, coloring, session.picked, category)

@@ -90,21 +90,18 @@ def classify(models: Models, cloud: OpenCloud) -> dict[str, float]:
 
 def color(models: Models, cloud: OpenCloud, coloring: str, picked: int, category: str | None) -> ViewerCloud:
     """Color the cloud in one of `models.colorings`; SIMILARITY compares with the point `picked`."""
-    colored, segmenter = ViewerCloud(cloud.points, cloud.name), models.segmenter
+    if coloring == PLAIN:
+        return ViewerCloud(cloud.points, cloud.name, colors=cloud.colors)
     if coloring == PARTS:
-        processor, number = processor_of(segmenter), number_of_category(segmenter, category)
-        points = processor.read(cloud.points, **up_axis(segmenter))
-        colored.labels = label_points(segmenter, points, processor, number)[0].numpy()
-        colored.label_names = segmenter.config.id2label
-    elif coloring == PLAIN:
-        colored.colors = cloud.colors
-    else:
-        features = models.student.encode_points(cloud.points, **up_axis(models.student))
-        if coloring == FEATURES:
-            colored.colors = principal_colors(features)
-        else:
-            colored.values = models.student.similarity(features[picked], features).numpy()
-    return colored
+        model, processor = models.segmenter, processor_of(models.segmenter)
+        points = processor.read(cloud.points, **up_axis(model))
+        labels, _ = label_points(model, points, processor, number_of_category(model, category))
+        return ViewerCloud(cloud.points, cloud.name, labels=labels.numpy(), label_names=model.config.id2label)
+    features = models.student.encode_points(cloud.points, **up_axis(models.student))
+    if coloring == FEATURES:
+        return ViewerCloud(cloud.points, cloud.name, colors=principal_colors(features))
+    values = models.student.similarity(features[picked], features).numpy()
+    return ViewerCloud(cloud.points, cloud.name, values=values)
 
 
 def principal_colors(features: torch.Tensor) -> np.ndarray:

@@ -192,9 +192,9 @@ class ACTStudentForObjectDetection(ACTStudentPreTrainedModel):
         logits, predicted, angles = self.detector(tokens, encoded.centers, low, extents, num_queries)
         loss = losses = None
         if boxes is not None:
-            check_boxes(boxes)
-            if boxes.ndim != 3 or len(boxes) != len(points):
-                raise ValueError(f"`boxes` must have shape ({len(points)}, max boxes, 7), got {tuple(boxes.shape)}")
+            if not boxes.is_floating_point() or boxes.ndim != 3 or boxes.shape[::2] != (len(points), 7):
+                kind = f"floating-point of shape ({len(points)}, max boxes, 7)"
+                raise ValueError(f"`boxes` must be {kind}, got {boxes.dtype} of shape {tuple(boxes.shape)}")
             check_labels(box_labels, boxes.shape[:2], self.config.num_labels, "box_labels")
             losses = detection_losses(logits, predicted, angles, boxes, box_labels, extents)
             loss = sum(part.sum() for part in losses.values())
@@ -309,15 +309,13 @@ def match(logits: Tensor, boxes: Tensor, true_boxes: Tensor, labels: Tensor) -> 
     cost = -GIOU_COST * generalized_box_iou(boxes, true_boxes) - CLASS_COST * logits.softmax(-1).gather(-1, chosen)
     # The loss, not the matching, must report that a network diverged.
     cost, present = cost.nan_to_num().cpu().numpy(), (labels >= 0).cpu().numpy()
-    pairs = [torch.empty(4, 0, dtype=torch.int64)]
+    pairs = []
     for layer, scenes in enumerate(cost):
         for scene, (rows, exists) in enumerate(zip(scenes, present, strict=True)):
             columns = exists.nonzero()[0]
-            queries, targets = linear_sum_assignment(rows[:, columns])
-            queries, targets = torch.from_numpy(queries), torch.from_numpy(columns[targets])
-            places = torch.tensor([[layer], [scene]]).expand(2, len(queries))
-            pairs.append(torch.cat([places, queries[None], targets[None]]))
-    return torch.cat(pairs, dim=1).to(logits.device).unbind(0)
+            for query, target in zip(*linear_sum_assignment(rows[:, columns]), strict=True):
+                pairs.append((layer, scene, query, columns[target]))
+    return torch.tensor(pairs, dtype=torch.int64, device=logits.device).view(-1, 4).unbind(1)
 
 
 # Boxes: center x, y, z, size along their own three axes, and rotation in radians about z, from x to y ----------------
@@ -327,15 +325,8 @@ _SQUARE = ((0.5, 0.5), (-0.5, 0.5), (-0.5, -0.5), (0.5, -0.5))
 _TINY = 1e-9  # an edge no longer than this along an axis does not cross a line across that axis
 
 
-def check_boxes(boxes: Tensor, name: str = "boxes") -> None:
-    if not boxes.is_floating_point() or boxes.ndim < 1 or boxes.shape[-1] != 7:
-        kind = f"{boxes.dtype} of shape {tuple(boxes.shape)}"
-        raise ValueError(f"`{name}` must be floating-point of shape (..., 7), center, size and angle, got {kind}")
-
-
 def box_corners(boxes: Tensor) -> Tensor:
     """(..., 7) -> (..., 8, 3): four corners below, counter-clockwise as seen from above, and the four above them."""
-    check_boxes(boxes)
     flat = _footprints(boxes)
     heights = boxes[..., 2:3] + boxes[..., 5:6] * boxes.new_tensor([-0.5, 0.5])  # (..., 2)
     heights = heights.repeat_interleave(4, dim=-1).unsqueeze(-1)
@@ -344,7 +335,6 @@ def box_corners(boxes: Tensor) -> Tensor:
 
 def axis_aligned(boxes: Tensor) -> Tensor:
     """Compute the smallest boxes of angle 0 around boxes (..., 7)."""
-    check_boxes(boxes)
     cosine, sine = boxes[..., 6].cos().abs(), boxes[..., 6].sin().abs()
     length, width, height = boxes[..., 3:6].unbind(-1)
     sizes = [cosine * length + sine * width, sine * length + cosine * width, height]
@@ -358,19 +348,14 @@ def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def generalized_box_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Compute the generalized IoU of all pairs, between -1 and 1, with a gradient for boxes that do not touch; shapes
-    as in `box_iou`.
-
-    The enclosing box has the rotation of the other box: with an axis-aligned one, equal rotated boxes would be less
-    than perfect, and a loss would pull them apart.
-    """
+    """Compute the generalized IoU of all pairs, with a gradient for boxes that do not touch; shapes as in `box_iou`.
+    The enclosing box has the other box's rotation; by an axis-aligned one, a loss would pull equal boxes apart."""
     intersection, union, enclosing = _overlap(boxes, others)
     return intersection / union - (enclosing - union) / enclosing
 
 
 def points_in_boxes(points: Tensor, boxes: Tensor) -> Tensor:
     """Find the points in or on each box: (..., points, 3), (..., n, 7) -> (..., n, points)."""
-    check_boxes(boxes)
     offsets = points.unsqueeze(-3) - boxes[..., :3].unsqueeze(-2)  # (..., n, points, 3)
     x, y = _rotate(offsets[..., 0], offsets[..., 1], -boxes[..., 6:7])
     half = boxes[..., 3:6].unsqueeze(-2) / 2
@@ -392,11 +377,13 @@ def suppress_overlapping(boxes: Tensor, scores: Tensor, labels: Tensor, iou: flo
 
 def _overlap(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compute pairwise intersection, union and enclosing volume; the enclosing box has the other box's rotation."""
-    check_boxes(boxes)
-    check_boxes(others, "others")
     kind = torch.promote_types(boxes.dtype, torch.float32)
     boxes, others = boxes.to(kind).unsqueeze(-2), others.to(kind).unsqueeze(-3)  # (..., n, 1, 7), (..., 1, m, 7)
-    boxes, half = _relative_to(boxes, others), others[..., 3:6] / 2
+    # In coordinates in which the other box of each pair is at the origin and not rotated, (..., n, m, 7).
+    x, y, z = (boxes[..., :3] - others[..., :3]).unbind(-1)
+    x, y = _rotate(x, y, -others[..., 6])
+    turned, sizes = (boxes[..., 6] - others[..., 6]).unsqueeze(-1), boxes[..., 3:6].expand(*x.shape, 3)
+    boxes, half = torch.cat([torch.stack([x, y, z], dim=-1), sizes, turned], dim=-1), others[..., 3:6] / 2
     aligned = axis_aligned(boxes)
     low, high = aligned[..., :3] - aligned[..., 3:6] / 2, aligned[..., :3] + aligned[..., 3:6] / 2  # (..., n, m, 3)
     height = torch.minimum(high[..., 2], half[..., 2]) - torch.maximum(low[..., 2], -half[..., 2])
@@ -405,14 +392,6 @@ def _overlap(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     union = (boxes[..., 3:6].prod(-1) + others[..., 3:6].prod(-1) - intersection).clamp_min(smallest)
     enclosing = (torch.maximum(high, half) - torch.minimum(low, -half)).prod(-1).clamp_min(smallest)
     return intersection, union, enclosing
-
-
-def _relative_to(boxes: Tensor, others: Tensor) -> Tensor:
-    """Transform boxes to coordinates in which the other box of each pair is at the origin and not rotated."""
-    x, y, z = (boxes[..., :3] - others[..., :3]).unbind(-1)
-    x, y = _rotate(x, y, -others[..., 6])
-    sizes = boxes[..., 3:6].expand(*x.shape, 3)
-    return torch.cat([torch.stack([x, y, z], dim=-1), sizes, (boxes[..., 6] - others[..., 6]).unsqueeze(-1)], dim=-1)
 
 
 def _intersection_area(boxes: Tensor, half: Tensor) -> Tensor:

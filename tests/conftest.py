@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -87,3 +88,24 @@ def run_python():
         return process
 
     return run
+
+
+@pytest.fixture(scope="module")
+def small_shapes():
+    """A built-in set of a few shapes in place of thousands, unless the whole one is there."""
+    from act_training.data.point_sets import built_in_folder
+
+    from forked import run_command
+
+    folder = built_in_folder("everyday_shapes")
+    code = f"""if True:
+        import prepare_data
+        from act_training.prepare.everyday import NUM_CLOUDS
+        NUM_CLOUDS["everyday_shapes"] = {{"train": 300, "test": 50}}
+        prepare_data.main(["everyday_shapes", "--out", {str(folder)!r}])"""
+    if folder.is_dir():
+        yield
+        return
+    run_command("-c", code)
+    yield
+    shutil.rmtree(folder)

@@ -6,14 +6,14 @@ A block of bash or Python runs unless the line before it says what it needs; a c
     <!-- test adds: --max_train_steps 4 -->
 """
 
-import os
 import re
-import subprocess
-import sys
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from forked import run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = r"(?:<!-- (needs|test adds): ([^\n]+) -->\n)?"
@@ -84,13 +84,9 @@ def run_python_block(block: Block) -> int:
 
 
 def run_bash_block(block: Block) -> int:
-    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
-    packages = os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]])
-    environment = os.environ | {"PATH": path, "PYTHONPATH": packages, "OMP_NUM_THREADS": "1"}
-    script = f'python() {{ "{sys.executable}" "$@"; }}\n{block.text.rstrip()} {block.adds}\n'
-    process = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script], env=environment, stdin=subprocess.DEVNULL, capture_output=True,
-        text=True, timeout=900,
-    )  # fmt: skip
-    assert process.returncode == 0, f"{block}\n{script}\n{process.stdout}\n{process.stderr}"
+    """Run its commands, which must be those of this project."""
+    for command in f"{block.text.rstrip()} {block.adds}".replace("\\\n", "").splitlines():
+        python, *words = shlex.split(command, comments=True)
+        assert python == "python", f"{block}: {command}"
+        run_command(*words, folder=Path.cwd(), timeout=900)
     return 0

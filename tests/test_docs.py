@@ -1,4 +1,4 @@
-"""What the documentation tells a reader to do can be done: blocks run, commands, flags, recipes and links exist."""
+"""Instructions of the documentation work: blocks run, commands, flags, recipes and links exist."""
 
 import contextlib
 import functools
@@ -36,7 +36,7 @@ of_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 @pytest.mark.parametrize(
     "page", [pytest.param(page, id=page.name, marks=[pytest.mark.slow] * (page.name in SLOW)) for page in DOCS]
 )
-def test_blocks_run(page, tmp_path, monkeypatch):
+def test_blocks_run(page, small_shapes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_page(page, tmp_path)
 
@@ -196,7 +196,7 @@ def test_every_recipe_and_every_page_is_named():
 
 
 def anchors_of(page: Path) -> set[str]:
-    """As GitHub makes them of headings."""
+    """Anchors that GitHub makes of headings."""
     headings = re.findall(r"^#+ (.+)$", without_blocks(page), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

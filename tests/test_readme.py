@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 
 
-def test_blocks_run(tmp_path, monkeypatch):
+def test_blocks_run(small_shapes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run_page(README, tmp_path) == 5  # shapes in comments
 

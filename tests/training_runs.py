@@ -1,15 +1,12 @@
 """Tiny runs of the training scripts, for tests that start, interrupt, resume and compare them.
 
-`start` forks a process that has imported everything once, which saves several seconds; `start_command` runs the real
-command line, with a launcher for several processes.
+`start` forks a process that has imported everything; `start_command` runs the real command line, with a launcher for
+several processes.
 """
 
 import hashlib
 import json
-import multiprocessing
 import os
-import resource
-import runpy
 import shutil
 import signal
 import socket
@@ -26,11 +23,11 @@ import yaml
 from act_training.run.checkpoints import find_damage, list_checkpoints
 from transformers import BertConfig, BertModel
 
+from forked import fork_command
+
 ROOT = Path(__file__).resolve().parents[1]
 RESUME = ("--resume_from_checkpoint", "latest")
 MARKER = "ACT_TEST_RUN"  # in the environment of all processes of a command, to find those that survive it
-server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["act_training.run.training_run", "modeling_act"])
 
 COMMON = {
     "num_points": 128, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_train_steps": 30,
@@ -172,7 +169,7 @@ def flags_of(inputs: Path, script: str, output: Path, *flags) -> list[str]:
 
 def start(inputs: Path, script: str, output: Path, *flags, ranks: int = 1, log: Path | None = None, **limits) -> Run:
     """Start a script in `ranks` processes; `largest_file`, in bytes, simulates a full disk."""
-    words = flags_of(inputs, script, output, *flags)
+    words = [f"training/{script}.py", *flags_of(inputs, script, output, *flags)]
     run = Run(output, log or output.with_suffix(".log"))
     run.log.write_text("")
     port = free_port()
@@ -180,33 +177,8 @@ def start(inputs: Path, script: str, output: Path, *flags, ranks: int = 1, log: 
         environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         environment = {name: str(value) for name, value in environment.items()} if ranks > 1 else {}
-        arguments = (script, words, run.log, environment)
-        run.processes.append(server.Process(target=_run_script, args=arguments, kwargs=limits))
-        _start_with_path(run.processes[-1])
+        run.processes.append(fork_command(words, run.log, run.log, environment, **limits))
     return run
-
-
-def _start_with_path(process) -> None:
-    """Start a process with this process's import path, which the fork server reads from the environment."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    process.start()
-    os.environ["PYTHONPATH"] = before or ""
-
-
-def _run_script(script: str, words: list[str], log: Path, environment: dict, largest_file: int | None = None) -> None:
-    os.setsid()
-    multiprocessing.set_start_method("fork", force=True)  # as for a script that was not started by a server
-    os.environ.update(environment)
-    if largest_file:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
-    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.argv = [f"{script}.py", *words]
-    runpy.run_path(str(ROOT / "training" / f"{script}.py"), run_name="__main__")
 
 
 def start_command(inputs: Path, script: str, output: Path, *flags, launcher: str = "python", **options) -> Run:

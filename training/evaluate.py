@@ -22,14 +22,8 @@ from act_training.data.batches import validation_batches
 from act_training.data.keyed_random import Sampling
 from act_training.data.point_sets import PointSet, open_point_set
 from act_training.data.schema import check_point_set
-from act_training.measure import robustness
-from act_training.measure.frozen_features import (
-    CLASSIFIERS,
-    embed,
-    fit_and_predict,
-    nearest_shape_accuracy,
-    resolve_pooling,
-)
+from act_training.measure import frozen_features, robustness
+from act_training.measure.frozen_features import embed
 from act_training.measure.metrics import class_table, classification_metrics, confusion_matrix, retrieval_map
 from act_training.report.pictures import save_confusion_matrix, save_feature_map
 from act_training.report.run_folder import write_report
@@ -45,7 +39,7 @@ from modeling_act import ACTPointCloudProcessor, ACTStudent, ACTStudentConfig
 from modeling_act.errors import InputError
 from modeling_act.hub.load_model import load_model
 
-TASKS = (*CLASSIFIERS, "retrieval")
+TASKS = (*frozen_features.CLASSIFIERS, "retrieval")
 MODEL_FLAGS = ("votes", "robustness", "latency")
 STUDENT_FLAGS = ("untrained", "shapes_per_class", "layer", "pooling")
 
@@ -129,8 +123,8 @@ def open_rows(
 def match_class_names(config: ACTStudentConfig, point_set: PointSet) -> list[str]:
     labels = range(config.num_labels)
     own = [config.id2label[label] for label in labels]
-    is_unnamed = own in ([f"LABEL_{label}" for label in labels], [str(label) for label in labels])
     names = point_set.names_of("label") or own
+    is_unnamed = own in ([f"LABEL_{label}" for label in labels], [str(label) for label in labels])
     if names != own and not (is_unnamed and len(names) == len(own)):
         wanted = f"those of --model {', '.join(own)}"
         raise InputError(f"the classes of {point_set.source} are {', '.join(names)}, {wanted}")
@@ -174,8 +168,7 @@ def evaluate_model(options: EvaluateArguments) -> tuple[dict, np.ndarray, np.nda
     confusions = {"confusion": confusion_matrix(labels, predicted, len(names))}
     record = {"metrics": metrics, "tables": tables, "confusions": confusions, "classes": names}
     record |= {"rows": len(labels), "points": asdict(sampling)}
-    features = embed(model.student, point_set, sampling, options.batch_size)
-    return record, labels, features, clouds
+    return record, labels, embed(model.student, point_set, sampling, options.batch_size), clouds
 
 
 def evaluate_students(options: EvaluateArguments) -> tuple[dict, np.ndarray, np.ndarray, list[dict]]:
@@ -195,17 +188,15 @@ def evaluate_students(options: EvaluateArguments) -> tuple[dict, np.ndarray, np.
         networks.append(("untrained", untrained, sampling))
     labels, fit_labels, results, entries = test_set.labels(), fit_set.labels(), [], []
     for name, network, network_sampling in tqdm(networks, desc="students", leave=False):
-        fit_features, features = (
-            embed(network, rows, network_sampling, options.batch_size, options.layer, options.pooling)
-            for rows in (fit_set, test_set)
-        )
+        settings = network_sampling, options.batch_size, options.layer, options.pooling
+        fit_features, features = (embed(network, rows, *settings) for rows in (fit_set, test_set))
         result, metrics, tables, confusions = {"student": name}, {}, {}, {}
         for task in options.tasks:
             if task == "retrieval":
                 standardized = (features - fit_features.mean(0)) / fit_features.std(0).clip(1e-6)
                 result[task] = metrics["retrieval_map"] = retrieval_map(standardized, labels)
                 continue
-            predicted, choice = fit_and_predict(task, fit_features, fit_labels, features, options.seed)
+            predicted, choice = frozen_features.fit_and_predict(task, fit_features, fit_labels, features, options.seed)
             values = classification_metrics(labels, predicted) | {"neighbors" if task == "knn" else "penalty": choice}
             result[task] = values["accuracy"]
             metrics |= {f"{task}_{key}": value for key, value in values.items()}
@@ -214,11 +205,11 @@ def evaluate_students(options: EvaluateArguments) -> tuple[dict, np.ndarray, np.
         results.append(result)
         entries.append(({"metrics": metrics, "tables": tables, "confusions": confusions}, features))
     record, features = entries[0]
-    accuracy = nearest_shape_accuracy(fit_set, test_set, sampling)
+    accuracy = frozen_features.nearest_shape_accuracy(fit_set, test_set, sampling)
     results.append({"student": "1-NN on shape statistics"} | dict.fromkeys(record["confusions"], accuracy))
     record["tables"] = {"students": results} | record["tables"]
     record |= {"results": results, "rows": len(labels), "fitted": len(fit_set), "points": asdict(sampling)}
-    pooling = resolve_pooling(student, options.layer, options.pooling)
+    pooling = frozen_features.resolve_pooling(student, options.layer, options.pooling)
     record |= {"layer": options.layer or "last", "pooling": pooling, "classes": names}
     return record, labels, features, []
 

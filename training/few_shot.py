@@ -49,9 +49,7 @@ class FewShotArguments(ClassificationArguments):
     shots: list[int] = field(default_factory=lambda: [10, 20], metadata={"help": "training clouds of a class"})
     folds: int = field(default=10, metadata={"help": "folds of each way and shot"})
     queries: int = field(default=20, metadata={"help": "test clouds of a class"})
-    published_folds: bool = field(
-        default=False, metadata={"help": "the set holds its folds as splits, fold_0_train and fold_0_test and so on"}
-    )
+    published_folds: bool = field(default=False, metadata={"help": "splits are fold_0_train, fold_0_test ..."})
     num_train_epochs: float = 150
     checkpointing_steps: str = field(default="1000000", metadata={"help": "a number of steps, or epoch"})
     final_weights: Literal["last", "best", "ema"] = field(default="last", metadata={"help": "must be last"})
@@ -59,23 +57,18 @@ class FewShotArguments(ClassificationArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.final_weights != "last" or self.validation_split or self.max_train_samples:
-            raise InputError(
-                "few_shot.py trains each fold to its end, on all of its clouds: it takes no --validation_split, "
-                "--final_weights or --max_train_samples"
-            )
-        for name, values in {"ways": self.ways, "shots": self.shots}.items():
-            if not values or min(values) < 1:
-                raise InputError(f"--{name} must be positive, got {values}")
-        if min(self.ways) < 2 or min(self.folds, self.queries) < 1:
-            raise InputError(
-                f"--ways must be at least 2, --folds and --queries at least 1, got {self.ways}, {self.folds}, "
-                f"{self.queries}"
-            )
+        for name, fewest in {"ways": 2, "shots": 1, "folds": 1, "queries": 1}.items():
+            values = getattr(self, name)
+            if not values or np.min(values) < fewest:
+                raise InputError(f"--{name} must be at least {fewest}, got {values}")
         if self.published_folds and (len(self.ways), len(self.shots)) != (1, 1):
             raise InputError("--published_folds are of one way and one shot: name those of the set")
-        if self.push_to_hub or self.seeds or not self.test_split:
-            raise InputError("few_shot.py needs a --test_split, and takes no --seeds and no --push_to_hub")
+        # Each fold trains to its end, on all of its clouds.
+        for name in ("validation_split", "max_train_samples", "seeds", "push_to_hub"):
+            if getattr(self, name):
+                raise InputError(f"few_shot.py takes no --{name}")
+        if self.final_weights != "last" or not self.test_split:
+            raise InputError("few_shot.py needs --final_weights last and a --test_split")
 
 
 @dataclass
@@ -98,10 +91,8 @@ def draw_rows(
     counts = [np.bincount(part.labels(), minlength=max(part.labels().max() for part in sets) + 1) for part in sets]
     usable = np.flatnonzero((counts[0] >= shot) & (counts[1] >= options.queries))
     if len(usable) < way:
-        raise InputError(
-            f"{options.dataset_name}: {way} way {shot} shot needs {way} classes of {shot} clouds in "
-            f"{options.train_split} and {options.queries} in {options.test_split}, got {len(usable)}"
-        )
+        counts = f"{shot} clouds in {options.train_split} and {options.queries} in {options.test_split}"
+        raise InputError(f"{way} way {shot} shot needs {way} classes of {counts}, got {len(usable)}")
     classes = random.choice(usable, way, replace=False)
     drawn = []
     for part, count in zip(sets, wanted, strict=True):
@@ -110,41 +101,35 @@ def draw_rows(
     return *drawn, classes
 
 
-class Folds:
-    """All folds of a set, whose rows are checked once."""
+Clouds = tuple[PointSet, PointSet, list[str], str]  # to train on, queries, names of all classes, digest
 
-    def __init__(self, options: FewShotArguments, min_points: int):
-        self.options, self.min_points = options, min_points
-        if not options.published_folds:
-            self.whole = self.open(options.train_split, options.test_split)
 
-    def open(self, *splits: str) -> tuple[PointSet, PointSet, list[str], str]:
-        """Return the clouds of both splits, the names of all classes, and a digest."""
-        options = self.options
-        parts = [open_point_set(options.dataset_name, split, options.dataset_config_name) for split in splits]
-        names, digests = class_names("label", *parts), []
-        for place, part in enumerate(parts):
-            parts[place], problems, digest = check_point_set(part, self.min_points, len(names), options.skip_bad, True)
-            report_skipped(problems, Path(options.output_dir) / f"skipped_{splits[place]}.txt")
-            digests += [digest, check_targets("label", parts[place], len(names))]
-        return *parts, names, ", ".join(digests)
+def open_clouds(options: FewShotArguments, min_points: int, *splits: str) -> Clouds:
+    """Open and check the clouds of a split to train on and of one of queries."""
+    parts = [open_point_set(options.dataset_name, split, options.dataset_config_name) for split in splits]
+    names, digests = class_names("label", *parts), []
+    for place, part in enumerate(parts):
+        parts[place], problems, digest = check_point_set(part, min_points, len(names), options.skip_bad, True)
+        report_skipped(problems, Path(options.output_dir) / f"skipped_{splits[place]}.txt")
+        digests += [digest, check_targets("label", parts[place], len(names))]
+    return *parts, names, ", ".join(digests)
 
-    def make(self, way: int, shot: int, number: int) -> Fold:
-        if not self.options.published_folds:
-            known, queries, names, digest = self.whole
-            known, queries, classes = draw_rows(known, queries, way, shot, number, self.options)
-        else:
-            known, queries, names, digest = self.open(f"fold_{number}_train", f"fold_{number}_test")
-            classes, counts = np.unique(known.labels(), return_counts=True)
-            if len(classes) != way or set(counts) != {shot}:
-                raise InputError(
-                    f"{known.source} holds {len(classes)} classes of {counts.tolist()} clouds, not {way} of {shot}"
-                )
-            if unknown := sorted(set(queries.labels()) - set(classes)):
-                raise InputError(f"{queries.source} asks for {names[unknown[0]]}, of which its fold knows no cloud")
-        label_of = torch.full((len(names),), -1)
-        label_of[torch.from_numpy(classes)] = torch.arange(len(classes))
-        return Fold(known, queries, label_of, [names[label] for label in classes], digest)
+
+def make_fold(options: FewShotArguments, clouds: Clouds, way: int, shot: int, number: int) -> Fold:
+    """Draw a fold, or check that all the clouds are a published one of this way and shot."""
+    known, queries, names, digest = clouds
+    if options.published_folds:
+        classes, counts = np.unique(known.labels(), return_counts=True)
+        if len(classes) != way or set(counts) != {shot}:
+            sizes = f"{len(classes)} classes of {counts.tolist()} clouds"
+            raise InputError(f"{known.source} holds {sizes}, not {way} of {shot}")
+        if unknown := sorted(set(queries.labels()) - set(classes)):
+            raise InputError(f"{queries.source} asks for {names[unknown[0]]}, of which its fold knows no cloud")
+    else:
+        known, queries, classes = draw_rows(known, queries, way, shot, number, options)
+    label_of = torch.full((len(names),), -1)
+    label_of[torch.from_numpy(classes)] = torch.arange(len(classes))
+    return Fold(known, queries, label_of, [names[label] for label in classes], digest)
 
 
 def train_fold(options: FewShotArguments, fold: Fold, fields: dict) -> dict[str, float]:
@@ -164,27 +149,19 @@ def train_fold(options: FewShotArguments, fold: Fold, fields: dict) -> dict[str,
             run.log_training()
     run.log.close()
     answers = fold.label_of[torch.from_numpy(fold.queries.labels())].numpy()
-    metrics, _ = measure(predict(run, model, fold.queries, features), answers)
-    return metrics
+    return measure(predict(run, model, fold.queries, features), answers)[0]
 
 
 def prepare_folder(folder: Path, options: FewShotArguments) -> None:
     """Write the recipe into the output folder, which must hold no folds unless they are continued or deleted."""
     if not options.resume_from_checkpoint:
-        for place in folder.glob("*way*shot"):
-            if not options.overwrite_output_dir:
-                raise InputError(
-                    f"{folder} holds folds; pass --resume_from_checkpoint latest to go on, or --overwrite_output_dir"
-                )
+        old_folds = list(folder.glob("*way*shot"))
+        if old_folds and not options.overwrite_output_dir:
+            raise InputError(f"{folder} holds folds; pass --resume_from_checkpoint latest, or --overwrite_output_dir")
+        for place in old_folds:
             shutil.rmtree(place)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "recipe.yaml", yaml.safe_dump(as_recipe(options), sort_keys=False))
-
-
-def digest_of_student(name: str | None) -> str:
-    """Digest of a folder's weights; a student on the Hub goes by its name."""
-    weights = Path(name or "") / "model.safetensors"
-    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else str(name)
 
 
 def main(arguments: list[str]) -> None:
@@ -194,16 +171,21 @@ def main(arguments: list[str]) -> None:
         raise InputError("few_shot.py trains small models one after the other: start it in one process")
     folder = Path(options.output_dir)
     prepare_folder(folder, options)
-    folds = Folds(options, required_points(read_config(options, fields)))
+    min_points = required_points(read_config(options, fields))
+    if not options.published_folds:
+        clouds = open_clouds(options, min_points, options.train_split, options.test_split)
     recipe = {name: value for name, value in as_recipe(options).items() if name not in FREE_FLAGS}
-    origin = {"student": digest_of_student(options.student), "recipe": recipe}
+    weights = Path(options.student or "") / "model.safetensors"  # a student on the Hub goes by its name
+    student = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else str(options.student)
     settings, rows = {}, []
     for way, shot in itertools.product(options.ways, options.shots):
         name = f"{way} way {shot} shot"
         for number in range(options.folds):
             place = folder / f"{way}way{shot}shot" / f"fold-{number}"
-            result, fold = place / "result.json", folds.make(way, shot, number)
-            identity = {"classes": fold.names, "data": fold.fingerprint, **origin}
+            if options.published_folds:
+                clouds = open_clouds(options, min_points, f"fold_{number}_train", f"fold_{number}_test")
+            result, fold = place / "result.json", make_fold(options, clouds, way, shot, number)
+            identity = {"classes": fold.names, "data": fold.fingerprint, "student": student, "recipe": recipe}
             if not result.is_file():
                 metrics = train_fold(replace(options, output_dir=str(place)), fold, fields)
                 write_text(result, json.dumps({"metrics": metrics, "fold": identity}, indent=1))

@@ -142,7 +142,7 @@ def segment(options: SegmentArguments) -> dict[str, float]:
     tested = {}
     if data.test is not None:  # read here and nowhere else
         values = new_metrics(options, data, model)
-        evaluate_all_points(run, model, values, column, options.votes, options.stride if scenes else None)
+        evaluate_all_points(run, model, values, column, rooms=scenes)
         tested["test"], table = values.compute()
         tested["tables"] = {"classes of the test split": table}
     names = {"kind": type(model).__name__, "name": options.hub_model_id or run.folder.name}

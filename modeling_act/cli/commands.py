@@ -35,9 +35,9 @@ def predict(
 ) -> Iterator[tuple[list[str], Tensor]]:
     """Yield (names, values) for each batch of clouds. A cloud that cannot be read ends the command, or is skipped."""
     logging.enable_progress_bar()
-    names, shared = list(paths), ("batch_size", "device", "num_workers", "skip_bad")
-    flags = {flag: getattr(options, flag) for flag in shared} | processor_options(options)
-    for batch in run_on_clouds(model, list(paths.values()), predict_batch, show_progress=not options.quiet, **flags):
+    names, flags = list(paths), ("batch_size", "device", "num_workers", "skip_bad", "seed", "up_axis", "unit")
+    settings = {flag: getattr(options, flag) for flag in flags} | {"show_progress": not options.quiet}
+    for batch in run_on_clouds(model, list(paths.values()), predict_batch, **settings):
         for problem in batch.problems.values():
             print(f"skipped: {problem}", file=sys.stderr)
         if batch.places:
@@ -64,17 +64,17 @@ def info(options: argparse.Namespace) -> None:
         summary[name] = getattr(model.config, name)
     if summary["class"] not in ("ACTStudent", "ACTStudentForPreTraining", "ACTTeacher"):
         summary["labels"] = list(model.config.id2label.values())
-    processor = processor_of(model).to_dict()
-    summary["processor"] = {key: value for key, value in processor.items() if key != "auto_map"}
+    summary["processor"] = processor_of(model).to_dict()
+    summary["processor"].pop("auto_map", None)
     print(json.dumps(summary, indent=1))
 
 
 def encode_clouds(options: argparse.Namespace) -> None:
-    if options.out is None and options.index is None:
+    if not options.out and not options.index:
         raise InputError("encode needs --out FILE, --index FOLDER or both")
-    if options.out is not None:
+    if options.out:
         check_table(options.out)
-    if options.index is not None:
+    if options.index:
         check_usearch()
         Path(options.index).mkdir(parents=True, exist_ok=True)
     student, paths = load_model(options.model, "ACTStudent", revision=options.revision), list_clouds(options.inputs)
@@ -83,9 +83,9 @@ def encode_clouds(options: argparse.Namespace) -> None:
         raise InputError("none of the clouds could be read")
     names = [name for batch_names, _ in batches for name in batch_names]
     vectors = nn.functional.normalize(torch.cat([values for _, values in batches]), dim=-1)
-    if options.out is not None:
+    if options.out:
         write_table(options.out, {"name": names, "vector": vectors.numpy()})
-    if options.index is not None:
+    if options.index:
         about = {"model": options.model, "revision": options.revision, "seed": options.seed}
         ShapeIndex.build(options.index, names, vectors, about | {"probe": embed_probe(student, options)})
     print_json(clouds=len(names), skipped=len(paths) - len(names), width=vectors.shape[1])
@@ -100,21 +100,18 @@ def classify(options: argparse.Namespace) -> None:
     labels = model.config.id2label
     if options.top_k < 1:
         raise InputError(f"--top_k must be at least 1, got {options.top_k}")
-    if options.out is not None:
+    if options.out:
         check_table(options.out)
-    names, batches, paths = [], [], list_clouds(options.inputs)
-    for batch_names, logits in predict(model, paths, lambda points: model(points).logits, options):
-        probabilities = logits.softmax(-1)
-        scores, classes = probabilities.topk(min(options.top_k, len(labels)))
-        for name, row_classes, row_scores in zip(batch_names, classes.tolist(), scores.tolist(), strict=True):
-            row_labels = [labels[index] for index in row_classes]
-            print_json(name=name, labels=row_labels, scores=[round(score, 6) for score in row_scores])
-        names.extend(batch_names)
-        batches.append(probabilities)
-    if options.out is not None and names:
-        probabilities = torch.cat(batches)
-        best = [labels[index] for index in probabilities.argmax(1).tolist()]
-        write_table(options.out, {"name": names, "label": best, "probabilities": probabilities.numpy()})
+    table, paths = {"name": [], "label": [], "probabilities": []}, list_clouds(options.inputs)
+    for names, logits in predict(model, paths, lambda points: model(points).logits, options):
+        for name, probabilities in zip(names, logits.softmax(-1), strict=True):
+            scores, classes = probabilities.topk(min(options.top_k, len(labels)))
+            likely = [labels[index] for index in classes.tolist()]
+            print_json(name=name, labels=likely, scores=[round(score, 6) for score in scores.tolist()])
+            for column, value in zip(table.values(), (name, likely[0], probabilities.numpy()), strict=True):
+                column.append(value)
+    if options.out and table["name"]:
+        write_table(options.out, table | {"probabilities": np.stack(table["probabilities"])})
 
 
 def segment(options: argparse.Namespace) -> None:

@@ -69,7 +69,10 @@ def write_table(path: str | Path, columns: dict[str, list | np.ndarray]) -> None
             with draft.open("wb") as file:
                 np.savez(file, **columns)
         elif path.suffix == ".json":
-            rows = zip(*map(plain_values, columns.values()), strict=True)
+            arrays = [np.asarray(values) for values in columns.values()]
+            # Numbers of float32 get the fewest digits that identify them.
+            arrays = [array.astype(str).astype(float) if array.dtype == np.float32 else array for array in arrays]
+            rows = zip(*(array.tolist() for array in arrays), strict=True)
             lines = (json.dumps(dict(zip(columns, row, strict=True))) for row in rows)
             draft.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
         else:
@@ -77,12 +80,6 @@ def write_table(path: str | Path, columns: dict[str, list | np.ndarray]) -> None
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
-
-
-def plain_values(values: list | np.ndarray) -> list:
-    """Values for JSON; those of float32 with the fewest digits that identify them."""
-    values = np.asarray(values)
-    return values.astype(str).astype(float).tolist() if values.dtype == np.float32 else values.tolist()
 
 
 def write_ply(

@@ -1,4 +1,4 @@
-"""Converts released checkpoints (ACT, and the encoders of Point-MAE, Point-BERT and ReCon) for `from_pretrained`.
+"""Convert released checkpoints (ACT, and the encoders of Point-MAE, Point-BERT and ReCon) for `from_pretrained`.
 
 Prints the new name of every key, and fails on a key that has none and is not known to be unused. Its command is
 `python -m modeling_act convert CHECKPOINT OUTPUT_DIR`; `--help` lists the options.
@@ -255,8 +255,7 @@ def write(model: PreTrainedModel, folder: Path, options: argparse.Namespace) -> 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    description = __doc__.splitlines()[0]
-    parser = argparse.ArgumentParser(prog="python -m modeling_act convert", description=description)
+    parser = argparse.ArgumentParser(prog="python -m modeling_act convert", description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR")
     parser.add_argument("--teacher_output", type=Path, metavar="DIR", help="folder for the teacher of a stage-2 file")

@@ -113,6 +113,5 @@ def rename(state: State, rules: Rules, unused: Rules = ()) -> State:
         else:
             unknown.append(key)
     if unknown:
-        more = ", ..." if len(unknown) > 8 else ""
-        raise InputError(f"no place for {len(unknown)} keys: {', '.join(unknown[:8])}{more}")
+        raise InputError(f"no place for {len(unknown)} keys: {', '.join(unknown[:8])}")
     return placed

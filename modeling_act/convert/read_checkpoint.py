@@ -1,4 +1,4 @@
-"""Reads the tensors of a checkpoint as the authors published it: safetensors, or a pickle with weights alone."""
+"""Read the tensors of a checkpoint as the authors published it: safetensors, or a pickle with weights alone."""
 
 from pathlib import Path
 
@@ -27,7 +27,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not content or not all(isinstance(key, str) for key in content):
         raise InputError(f"{path} holds no state dict under {', '.join(WRAPPERS)}")
     for key, tensor in content.items():
-        if not is_plain(tensor):
+        is_dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
+        # The file must hold each number; a view can repeat one a billion times.
+        if not is_dense or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise InputError(f"{path} holds {key} as no plain tensor with all of its numbers")
     return {key.removeprefix("module."): tensor for key, tensor in content.items()}
 
@@ -39,10 +41,3 @@ def load_pickle(path: Path) -> object:
     allowed += [numpy.dtype, *(type(numpy.dtype(kind)) for kind in ("f4", "f8", "i8"))]
     with torch.serialization.safe_globals(allowed):
         return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def is_plain(value: object) -> bool:
-    """Check for a dense tensor of which the file holds each number; a view can repeat one a billion times."""
-    if not isinstance(value, Tensor) or value.layout != torch.strided or value.device.type != "cpu":
-        return False
-    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()

@@ -1,4 +1,4 @@
-"""Exports models with their grouping inside: ONNX and torch.export programs, for any batch and number of points.
+"""Export models with their grouping inside: ONNX and torch.export programs, for any batch and number of points.
 Models are known by the name of their class, so that those loaded as remote code are too. See docs/export.md."""
 
 import json
@@ -49,9 +49,8 @@ def export_program(
 ) -> torch.export.ExportedProgram:
     """Export a model, in eval mode, as a torch.export program that needs no code of this package.
 
-    `program.module()(points)`, or `(points, category)` for parts, takes any number of clouds of at least
-    `max(num_groups, group_size)` points and returns a dictionary, see `OUTPUTS`. A `path` such as `student.pt2` stores
-    it with the values of `describe` as the extra file `about.json`.
+    `program.module()(points)`, or `(points, category)` for parts, takes any number of clouds and returns a dictionary,
+    see `OUTPUTS`. A `path` such as `student.pt2` stores it, with `describe`'s values as the extra file `about.json`.
     """
     check(model, path, ".pt2")
     with traceable(model) as (module, inputs, shapes):
@@ -67,10 +66,7 @@ def export_program(
 def export_onnx(
     model: PreTrainedModel, path: str | os.PathLike, processor: ACTPointCloudProcessor | None = None
 ) -> None:
-    """Export a model, in eval mode, to an ONNX file such as `student.onnx`.
-
-    Inputs and sizes are those of `export_program`, outputs those of `OUTPUTS`, metadata those of `describe` as JSON.
-    """
+    """Export a model, in eval mode, to an ONNX file: inputs as of `export_program`, `describe` as JSON metadata."""
     check(model, path, ".onnx")
     try:
         import onnx  # noqa: F401
@@ -120,9 +116,7 @@ def check(model: PreTrainedModel, path: str | os.PathLike | None, suffix: str) -
         raise InputError(f"{type(model).__name__} cannot be exported, only {', '.join(OUTPUTS)}")
     if model.dtype != torch.float32:
         raise InputError(f"export needs float32 weights, got {model.dtype}: call model.float() before")
-    if path is None:
-        return
-    if Path(path).suffix != suffix:
+    if path is not None and Path(path).suffix != suffix:
         raise InputError(f"{path}: the file's name must end in {suffix}")
-    if not Path(path).parent.is_dir():
+    if path is not None and not Path(path).parent.is_dir():
         raise InputError(f"{path}: there is no folder {Path(path).parent}")

@@ -15,23 +15,20 @@ from ..errors import InputError
 from ..modeling_act_detection import ACTStudentForObjectDetection
 from ..modeling_act_teacher import ACTTeacher
 
-CLASSES = (
-    students.ACTStudent,
-    students.ACTStudentForPreTraining,
-    students.ACTStudentForPointCloudClassification,
-    students.ACTStudentForPartSegmentation,
-    students.ACTStudentForSemanticSegmentation,
-    ACTStudentForObjectDetection,
-    ACTTeacher,
-)
-MODELS = {model_class.__name__: model_class for model_class in CLASSES}
+MODELS = {
+    "ACTStudent": students.ACTStudent,
+    "ACTStudentForPreTraining": students.ACTStudentForPreTraining,
+    "ACTStudentForPointCloudClassification": students.ACTStudentForPointCloudClassification,
+    "ACTStudentForPartSegmentation": students.ACTStudentForPartSegmentation,
+    "ACTStudentForSemanticSegmentation": students.ACTStudentForSemanticSegmentation,
+    "ACTStudentForObjectDetection": ACTStudentForObjectDetection,
+    "ACTTeacher": ACTTeacher,
+}
 SEGMENTERS = ("ACTStudentForPartSegmentation", "ACTStudentForSemanticSegmentation")
 
 
 def read_config(name: str, **options: Any) -> PreTrainedConfig:
     """Read the configuration of a folder or Hub id, which must be a model of this package."""
-    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, options.get("subfolder", ""), "config.json")):
-        raise InputError(f"{name}: no model can be read from there, it holds no config.json")
     if not os.path.isdir(name) and (os.path.isabs(name) or name.count("/") != 1):
         raise InputError(f"{name}: there is no such folder, nor is it ORGANIZATION/NAME on the Hub")
     try:  # no question on the terminal whether to trust remote code, which models of this package do not need
@@ -44,8 +41,7 @@ def read_config(name: str, **options: Any) -> PreTrainedConfig:
 
 
 def load_model(name: str, *wanted: str, config: PreTrainedConfig | None = None, **options: Any) -> PreTrainedModel:
-    """Load a model in eval mode. `wanted` names the accepted classes; `"ACTStudent"` also loads the encoder of a head,
-    if the head has the class token that the configuration asks for."""
+    """Load a model in eval mode. `wanted` names the accepted classes; `"ACTStudent"` also loads a head's encoder."""
     options.pop("_from_pipeline", None)
     hub = {key: options[key] for key in HUB_ARGUMENTS if key in options}
     config = config if isinstance(config, PreTrainedConfig) else read_config(name, **hub)
@@ -62,10 +58,9 @@ def load_model(name: str, *wanted: str, config: PreTrainedConfig | None = None, 
         raise InputError(f"{name}: {one_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
-    allowed = set() if chosen == saved else {"unexpected_keys"}  # the head's
-    problems = {what: ", ".join(sorted(map(str, keys))[:3]) for what, keys in report.items() if keys}
-    problems = [f"{what}: {keys}" for what, keys in problems.items() if what not in allowed]
-    if problems:
+    if chosen != saved:
+        del report["unexpected_keys"]  # the head's
+    if problems := [f"{what}: {', '.join(sorted(map(str, keys))[:3])}" for what, keys in report.items() if keys]:
         raise InputError(f"{name} is no complete {chosen} ({'; '.join(problems)})")
     return model.eval()
 

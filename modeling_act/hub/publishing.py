@@ -25,7 +25,6 @@ except ImportError as error:
 # Published beside the weights and the modules that the configurations name. Everything else stays on this machine.
 SETTINGS = ("config.json", "preprocessor_config.json", "recipe.yaml", "metrics.json")
 ALLOWED = (*SETTINGS, "README.md", "report.html", "pictures/*.png", ".eval_results/*.yaml")
-CARD_TEMPLATE = Path(__file__).with_name("card_template.md")
 INDEX = "model.safetensors.index.json"
 MAIN_METRICS = ("instance_miou", "miou", "map_25", "accuracy")  # the first that a run measured is its result
 TOKEN = re.compile(r"(?<![A-Za-z0-9_])hf_[A-Za-z0-9]{20,}")
@@ -46,15 +45,15 @@ def make_card(
     license: str | None = None,
 ) -> str:
     """Render a model card with the numbers of metrics.json; `measured` says which weights `metrics` belong to."""
-    fields = {"title": title, "text": text, "usage": usage, "metrics": metrics, "measured": measured, "test": test}
     data = hub.ModelCardData(library_name="transformers", license=license, tags=["point-cloud", "act"])
-    return str(hub.ModelCard.from_template(data, str(CARD_TEMPLATE), **fields))
+    fields = {"title": title, "text": text, "usage": usage, "metrics": metrics, "measured": measured, "test": test}
+    return str(hub.ModelCard.from_template(data, str(Path(__file__).with_name("card_template.md")), **fields))
 
 
 def check_folder(folder: str | Path, repo_id: str | None = None) -> dict[str, Path | bytes]:
-    """Collect the files to publish by their names on the Hub; as bytes those that are published with changes: local
-    paths in settings become file names, and the usage in the card loads `repo_id`. Raises InputError for a folder
-    without a whole model or a card, and for text that holds a token or a local path."""
+    """Collect the files to publish by their names on the Hub, as bytes those that change: local paths in settings
+    become file names, and the usage in the card loads `repo_id`. Incomplete folders, tokens and other local paths are
+    refused."""
     folder = Path(folder)
     for name in ("config.json", "README.md"):
         if not (folder / name).is_file():
@@ -125,29 +124,25 @@ def without_local_paths(value):
         return {key: without_local_paths(entry) for key, entry in value.items()}
     if isinstance(value, list):
         return [without_local_paths(entry) for entry in value]
-    if not isinstance(value, str):
-        return value
-    if re.match(r"[A-Za-z]:[\\/]", value):
+    if isinstance(value, str) and re.match(r"[A-Za-z]:[\\/]", value):
         return PureWindowsPath(value).name
-    if value.startswith("~/") or os.path.isabs(value) or os.path.exists(value):
+    if isinstance(value, str) and (value.startswith("~/") or os.path.isabs(value) or os.path.exists(value)):
         return os.path.basename(os.path.abspath(value))
     return value
 
 
 def _weights(folder: Path) -> list[Path]:
     """List the weight files of a folder: one file, or an index and its shards, all of them whole."""
-    paths = [folder / "model.safetensors"]
-    if (folder / INDEX).is_file() and not paths[0].is_file():
-        shards = set(_read(folder / INDEX)["weight_map"].values())
-        paths = [path for path in folder.glob("model-*.safetensors") if path.name in shards] + [folder / INDEX]
-        if missing := sorted(shards - {path.name for path in paths}):
-            raise InputError(f"{folder} has no {missing[0]}, which {INDEX} names")
-    for path in filter(lambda path: path.name != INDEX, paths):
+    index, weights = folder / INDEX, [folder / "model.safetensors"]
+    has_shards = index.is_file() and not weights[0].is_file()
+    if has_shards:
+        weights = [folder / Path(name).name for name in set(_read(index)["weight_map"].values())]
+    for path in weights:
         try:
             safe_open(path, framework="np")
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: damaged or missing weights ({one_line(error)})") from error
-    return paths
+    return [*weights, index] if has_shards else weights
 
 
 def _modules(folder: Path) -> set[Path]:
@@ -181,8 +176,7 @@ def _check_private(name: str, content: bytes, folder: Path) -> None:
     for number, line in enumerate(content.decode(errors="replace").splitlines(), start=1):
         if TOKEN.search(line) or (token and token in line):
             raise InputError(f"{name}, line {number}: holds what looks like a Hub token; remove and revoke it")
-        paths = LOCAL_PATH.findall(line) + [path for path in own_paths if path in line]
-        if paths:
+        if paths := LOCAL_PATH.findall(line) + [path for path in own_paths if path in line]:
             raise InputError(f"{name}, line {number}: holds the local path {paths[0]}; remove it")
 
 

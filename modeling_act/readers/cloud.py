@@ -1,6 +1,7 @@
 """Read points from a file of any format. Nothing is unpickled, and every error is one line that names the file."""
 
 import io
+import itertools
 import re
 import struct
 from collections.abc import Callable
@@ -33,9 +34,9 @@ def read_cloud(
 ) -> Cloud:
     """Read all points of a cloud, or sample `num_points` (default 8192) uniformly from the surface of a mesh, with
     normals. Coordinates of maps need float64 as `dtype`."""
-    if num_points is not None and num_points < 1:
-        raise InputError(f"`num_points` must be at least 1, got {num_points}")
-    count = num_points or NUM_SURFACE_POINTS
+    count = NUM_SURFACE_POINTS if num_points is None else num_points
+    if count < 1:
+        raise InputError(f"`num_points` must be at least 1, got {count}")
     return translate_errors(path, lambda checked: check_cloud(read_columns(checked, count, seed), dtype))
 
 
@@ -70,17 +71,16 @@ def translate_errors(path: str | Path, read: Callable[[Path], object]):
 
 def read_columns(path: Path, num_points: int, seed: int) -> dict[str, np.ndarray]:
     suffix = path.suffix.lower()
+    if suffix not in CLOUD_SUFFIXES:
+        raise InputError(f"has the unsupported suffix {suffix!r}; supported are {', '.join(CLOUD_SUFFIXES)}")
     if suffix in MESH_SUFFIXES:
         return read_mesh(path, num_points, seed)
-    if suffix == ".pcd":
-        return parse_pcd(path.read_bytes())
-    if suffix in TEXT_SUFFIXES:
-        return split_columns(parse_table(path.read_bytes()))
-    if suffix == ".npy":
-        return split_columns(np.load(path, allow_pickle=False))
     if suffix == ".npz":
         return read_npz(path)
-    raise InputError(f"has the unsupported suffix {suffix!r}; supported are {', '.join(CLOUD_SUFFIXES)}")
+    if suffix == ".npy":
+        return split_columns(np.load(path, allow_pickle=False))
+    data = path.read_bytes()
+    return parse_pcd(data) if suffix == ".pcd" else split_columns(parse_table(data))
 
 
 def check_cloud(columns: dict[str, np.ndarray], dtype: type[np.floating]) -> Cloud:
@@ -196,20 +196,15 @@ def parse_pcd(data: bytes) -> dict[str, np.ndarray]:
 
 def unpack_lzf(packed: bytes, size: int) -> bytes:
     """Unpack runs of up to 32 plain bytes, and references of up to 264 bytes to the 8192 bytes unpacked before."""
-    unpacked, at = bytearray(), 0
-    while at < len(packed):
-        control = packed[at]
-        at += 1
+    unpacked, stream = bytearray(), iter(packed)
+    for control in stream:
         if control < 32:
-            unpacked += packed[at : at + control + 1]
-            at += control + 1
+            unpacked += bytes(itertools.islice(stream, control + 1))
             continue
         length = control >> 5
         if length == 7:
-            length += packed[at]
-            at += 1
-        start = len(unpacked) - ((control & 31) << 8) - packed[at] - 1
-        at += 1
+            length += next(stream)
+        start = len(unpacked) - ((control & 31) << 8) - next(stream) - 1
         if start < 0:
             raise InputError("refers to bytes before the beginning of its packed points")
         period = unpacked[start : start + length + 2]  # shorter than the reference where that runs into itself

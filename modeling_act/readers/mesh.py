@@ -166,7 +166,6 @@ def clean_gltf(data: bytes) -> bytes:
     if not data.startswith(b"glTF"):
         json.loads(data)
     required = re.search(rb'"extensionsRequired"\s*:\s*\[(.*?)\]', data, re.DOTALL)
-    compression = required and re.search(rb"KHR_draco_mesh_compression|EXT_meshopt_compression", required[1])
-    if compression:
+    if compression := required and re.search(rb"KHR_draco_mesh_compression|EXT_meshopt_compression", required[1]):
         raise InputError(f"is compressed by {compression[0].decode()}, which is not supported")
     return data

@@ -91,16 +91,14 @@ class ShapeIndex:
         for query, rows in zip(queries, np.asarray(matches.keys).reshape(len(queries), -1), strict=True):
             cosines = self.vectors[rows] @ query  # again, so that the scan and the graph return the same numbers
             order = np.argsort(-cosines, kind="stable")
-            names = [self.names[row] for row in rows[order]]
-            results.append(list(zip(names, cosines[order].tolist(), strict=True)))
+            results.append([(self.names[rows[place]], float(cosines[place])) for place in order])
         return results
 
     def check_model(self, vector: Tensor) -> None:
         """Raise unless `vector`, a model's of `probe_cloud()`, comes from the model that made the index."""
-        probe = torch.tensor(self.about.get("probe") or [], dtype=torch.float32)
+        probe, name = torch.tensor(self.about.get("probe") or [], dtype=torch.float32), self.about.get("model")
         if probe.shape != vector.shape or torch.cosine_similarity(probe, vector.float(), dim=0) < MIN_PROBE_COSINE:
-            made_by = self.about.get("model", "unknown")
-            raise InputError(f"the index was made by another model or processor ({made_by}); make it again")
+            raise InputError(f"the index was made by another model or processor ({name}); make it again")
 
 
 def read_about(path: Path) -> tuple[list[str], dict[str, Any]]:

@@ -72,7 +72,7 @@ def check_data(records):
 
 
 def check_projection(records):
-    """Of the fastest mode at the recipe's batch size."""
+    """Check the projection for the fastest mode at the recipe's batch size."""
     projection = next(record for record in records if record["section"] == "projection")
     rates = {"autoencode": [], "distill": [], "finetune": [], "embed": []}
     for record in records:

@@ -1,4 +1,4 @@
-"""What ops.py calls equal, and the scripts ops.py, data.py and embed.py through the command line."""
+"""Results that ops.py calls equal, and the scripts ops.py, data.py and embed.py through the command line."""
 
 import json
 
@@ -7,6 +7,7 @@ import torch
 
 import ops
 import peers
+from forked import run_command
 
 SAMPLING = peers.Case("farthest_point_sample", 1, 5, 3)
 SEARCH = peers.Case("k_nearest_neighbors", 1, 5, 1, 3)
@@ -48,15 +49,15 @@ def test_neighborhoods_may_hold_equally_near_points_in_another_order():
     assert ops.compare(case, POINTS, groups * 2, groups).startswith("no: values")
 
 
-def run(run_python, script, folder):
-    run_python(f"benchmarks/{script}.py", "--quick", "--output", folder / "results.jsonl")
+def run(script, folder):
+    run_command(f"benchmarks/{script}.py", "--quick", "--output", folder / "results.jsonl")
     machine, *records = map(json.loads, (folder / "results.jsonl").read_text().splitlines())
     assert {record["machine"] for record in records} == {machine["machine"]}
     return records
 
 
-def test_ops_script(run_python, tmp_path):
-    records = run(run_python, "ops", tmp_path)
+def test_ops_script(tmp_path):
+    records = run("ops", tmp_path)
     assert [record["peer"] for record in records if "peer" in record] == list(peers.PEERS)
     timed = [record for record in records if "implementation" in record]
     assert {record["operation"] for record in timed} == set(peers.OPERATIONS)
@@ -66,8 +67,8 @@ def test_ops_script(run_python, tmp_path):
             assert len(record["seconds_cpu"]) == 2 and min(record["seconds_cpu"]) > 0
 
 
-def test_data_script(run_python, tmp_path):
-    records = [record for record in run(run_python, "data", tmp_path) if "form" in record]
+def test_data_script(tmp_path):
+    records = [record for record in run("data", tmp_path) if "form" in record]
     read = {(record["form"], record["order"], record["workers"]) for record in records}
     assert len(read) == len(records) == 7 * 2 * 3 + 2 * 2  # a stream takes no second worker
     for record in records:
@@ -76,8 +77,8 @@ def test_data_script(run_python, tmp_path):
         assert record["megabytes_per_second"] == pytest.approx(rate * 64 * 12 / 1e6, rel=0.01)
 
 
-def test_embed_script(run_python, tmp_path):
-    records = [record for record in run(run_python, "embed", tmp_path) if "form" in record]
+def test_embed_script(tmp_path):
+    records = [record for record in run("embed", tmp_path) if "form" in record]
     ours = [record for record in records if record["implementation"] == "ours"]
     assert [record["form"] for record in ours] == ["ply", "off"]
     for record in ours:
@@ -87,8 +88,8 @@ def test_embed_script(run_python, tmp_path):
 
 
 @pytest.mark.slow
-def test_export_script(run_python, tmp_path):
-    records = run(run_python, "export", tmp_path)
+def test_export_script(tmp_path):
+    records = run("export", tmp_path)
     files = [record for record in records if record["section"] == "files"]
     assert [record["form"] for record in files] == ["torch.export", "onnxruntime"]
     for record in files:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import precision
+from forked import run_command
 from modeling_act import ACTTeacher, ACTTeacherConfig
 
 
@@ -64,19 +65,19 @@ def test_only_the_backbone_in_bf16(prompt_type):
     assert 1e-4 < error < 5e-2
 
 
-def run_quick(run_python, tmp_path, section, *flags):
+def run_quick(tmp_path, section, *flags):
     path = tmp_path / "precision.jsonl"
-    run_python("benchmarks/precision.py", section, "--quick", "--output", path, *flags, timeout=900)
+    run_command("benchmarks/precision.py", section, "--quick", "--output", path, *flags, timeout=900)
     machine, *records = [json.loads(line) for line in path.read_text().splitlines()]
     assert machine["versions"]["torch"] == torch.__version__
     return records
 
 
 @pytest.mark.slow
-def test_features(run_python, tmp_path):
+def test_features(tmp_path):
     teacher = ACTTeacher(ACTTeacherConfig(**precision.TINY_TEACHER))
     teacher.save_pretrained(tmp_path / "teacher")
-    student, *teachers = run_quick(run_python, tmp_path, "features", "--teacher", tmp_path / "teacher")
+    student, *teachers = run_quick(tmp_path, "features", "--teacher", tmp_path / "teacher")
     assert student["tokens"]["cosine"] > 0.999
     assert [record["model"] for record in teachers] == ["teacher, random weights"] * 6 + ["teacher, trained"] * 6
     for record in teachers:
@@ -101,8 +102,8 @@ def check_runs(records, key, kinds, scripts):
 
 
 @pytest.mark.slow
-def test_training(run_python, tmp_path):
-    records = run_quick(run_python, tmp_path, "training")
+def test_training(tmp_path):
+    records = run_quick(tmp_path, "training")
     summaries = check_runs(records, "precision", ("fp32", "bf16"), ("autoencode.py", "distill.py"))
     for script in ("autoencode.py", "distill.py"):
         curves = summaries[script, "train/loss"]
@@ -110,8 +111,8 @@ def test_training(run_python, tmp_path):
 
 
 @pytest.mark.slow
-def test_visible_only(run_python, tmp_path):
-    records = run_quick(run_python, tmp_path, "visible_only")
+def test_visible_only(tmp_path):
+    records = run_quick(tmp_path, "visible_only")
     summaries = check_runs(records, "embed", ("default", "visible_only"), ("distill.py",))
     assert summaries["distill.py", "train/loss"]["distance_same_seed"] > 0
     gflop = {record["cost_of"]: record["gflop_per_cloud"] for record in records if "cost_of" in record}

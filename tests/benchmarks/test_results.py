@@ -5,6 +5,7 @@ import json
 import pytest
 
 import report
+from forked import run_command
 
 MACHINE = {
     "machine": "abc", "processor": "A processor", "cores": 2, "instruction_sets": ["avx2"], "memory_gb": 25.3,
@@ -194,9 +195,9 @@ def test_a_subject_without_results_says_so(tmp_path):
     assert rendered(tmp_path, "Steps of the models") == "Not measured yet: there is no results/steps.jsonl."
 
 
-def test_script_renders_a_file_and_its_pictures(run_python, tmp_path):
+def test_script_renders_a_file_and_its_pictures(tmp_path):
     write(tmp_path, "steps", step("ours", [2.0, 4.0]))
-    run_python("benchmarks/report.py", "--results", tmp_path, "--output", tmp_path / "new" / "RESULTS.md")
+    run_command("benchmarks/report.py", "--results", tmp_path, "--output", tmp_path / "new" / "RESULTS.md")
     text = (tmp_path / "new" / "RESULTS.md").read_text()
     assert text == report.render(tmp_path, tmp_path / "new" / "plots")
     assert text.startswith("# Benchmark results\n") and text.endswith("no results/gpu.jsonl.\n")

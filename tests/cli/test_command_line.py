@@ -9,6 +9,7 @@ import pytest
 import torch
 from pyarrow import parquet
 
+from forked import run_command
 from modeling_act import (
     ACTPointCloudProcessor,
     ACTStudent,
@@ -204,8 +205,8 @@ def test_what_is_refused_is_one_line(run, models, shapes, tmp_path, arguments, m
     assert message in run(*arguments, "--quiet", code=1)
 
 
-def test_every_command_has_a_line_of_help(run_python):
-    listed = run_python("-m", "modeling_act", "--help").stdout
+def test_every_command_has_a_line_of_help():
+    listed = run_command("-m", "modeling_act", "--help").stdout
     for name in (*COMMANDS, "convert"):
         assert re.search(rf"\n    {name}\s+\S", listed), name
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from forked import run_command
 from golden_weights import golden_tensors, official_state, save_official
 from hostile_cases import Payload
 from modeling_act import ACTStudent, ACTStudentConfig, ACTStudentForPointCloudClassification, ACTTeacher
@@ -281,13 +282,13 @@ def test_damaged_files(tmp_path, capsys, content):
     assert "no such file" in capsys.readouterr().err
 
 
-def test_as_a_command(tmp_path, run_python):
+def test_as_a_command(tmp_path):
     save_official("student_state", tmp_path / "s.pth", teacher=True)
     arguments = [tmp_path / "s.pth", tmp_path / "out", *SIZES]
-    process = run_python("-m", "modeling_act.convert.official_checkpoint", *arguments)
+    process = run_command("-m", "modeling_act.convert.official_checkpoint", *arguments)
     lines = process.stdout.splitlines()
     placed = [line for line in lines if " -> " in line]
     unused = [line for line in lines if " unused: " in line]
     assert len(placed) + len(unused) == len(read_state(tmp_path / "s.pth"))
     assert "the teacher, dvae_tokenizer.*, is not written; give --teacher_output to keep it" in lines
-    run_python("-m", "modeling_act.convert.official_checkpoint", tmp_path / "absent", tmp_path / "o", returncode=1)
+    run_command("-m", "modeling_act.convert.official_checkpoint", tmp_path / "absent", tmp_path / "o", returncode=1)

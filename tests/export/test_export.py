@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from forked import run_command
 from modeling_act import (
     ACTPointCloudProcessor,
     ACTStudent,
@@ -195,7 +196,7 @@ def test_clouds_that_are_too_small_are_refused(exported):
     assert session.run(None, {"points": torch.randn(1, 16, 3).numpy()})[0].shape == (1, 48)
 
 
-def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path, run_python):
+def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path):
     student = build("student")
     with pytest.raises(InputError, match="student.pt: the file's name must end in .onnx"):
         export_onnx(student, tmp_path / "student.pt")
@@ -219,7 +220,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path, run_python):
             export_onnx(student, "student.onnx")
         except InputError as error:
             print(error)"""
-    lines = run_python("-c", code).stdout.splitlines()
+    lines = run_command("-c", code).stdout.splitlines()
     assert lines[-1] == 'ONNX files need onnx: pip install "modeling_act[export]"'
     assert not list(tmp_path.iterdir())
 

@@ -128,7 +128,7 @@ WHOLE = case_params(
 
 @pytest.mark.parametrize("case", WHOLE)
 def test_agrees_with_the_whole_model(case):
-    """What the original makes of an image or a text out of the tokens that enter its blocks: nothing is left out."""
+    """The blocks make the same of the tokens that enter them as the original of its image or text."""
     model = make_backbone(case)
     blocks, input_norm, _ = library_parts(model)
     entry = blocks[0] if isinstance(input_norm, nn.Identity) else input_norm

@@ -202,11 +202,3 @@ def test_repeated_boxes_are_suppressed():
     chain = boxes_of(UNIT, [0.8, 0, 0, 2, 2, 2, 0], [1.6, 0, 0, 2, 2, 2, 0])[None]
     keep = suppress_overlapping(chain, torch.tensor([[0.9, 0.8, 0.7]]), torch.zeros(1, 3), 0.3, torch.ones(1, 3) > 0)
     assert keep.tolist() == [[True, False, True]]
-
-
-@pytest.mark.parametrize("bad", [torch.zeros(3, 6), torch.zeros(3, 7, dtype=torch.int64)])
-def test_bad_boxes_are_refused(bad):
-    with pytest.raises(ValueError, match="`boxes` must be floating-point of shape"):
-        box_iou(bad, torch.zeros(3, 7))
-    with pytest.raises(ValueError, match="`others` must be floating-point of shape"):
-        box_iou(torch.zeros(3, 7), bad)

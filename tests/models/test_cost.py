@@ -1,4 +1,4 @@
-"""What a cloud costs at the paper's sizes, in counts that no busy machine changes: GFLOP by torch's counter (which
+"""Cost of a cloud at the paper's sizes, in counts that no busy machine changes: GFLOP by torch's counter (which
 leaves out fused attention on the CPU) and calls of torch's operators. `make bench` measures the seconds.
 """
 

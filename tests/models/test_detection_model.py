@@ -106,7 +106,7 @@ torch.save(output.boxes, "boxes.pt")
 
 
 def test_a_pretrained_student_finds_its_place(tmp_path):
-    """And of pretraining's decoder nothing enters, whose layers are called and, here, shaped alike."""
+    """Nothing of pretraining's decoder enters, whose layers have the same names and, here, shapes."""
     pretrained = ACTStudentForPreTraining(make_config(hidden_size=16, detection_dim=16))
     pretrained.save_pretrained(tmp_path)
     model, info = ACTStudentForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
@@ -201,8 +201,8 @@ def test_bad_configurations_are_refused(fields, message):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"boxes": torch.zeros(2, 3, 6)}, r"`boxes` must be floating-point of shape \(\.\.\., 7\)"),
-        ({"boxes": torch.zeros(3, 3, 7)}, r"`boxes` must have shape \(2, max boxes, 7\), got \(3, 3, 7\)"),
+        ({"boxes": torch.zeros(2, 3, 6)}, r"`boxes` must be floating-point of shape \(2, max boxes, 7\)"),
+        ({"boxes": torch.zeros(3, 3, 7)}, r"of shape \(2, max boxes, 7\), got torch.float32 of shape \(3, 3, 7\)"),
         ({"box_labels": None}, r"`box_labels` must be integers of shape \(2, 3\), got none"),
         ({"box_labels": LABELS.float()}, "`box_labels` must be integers of shape"),
         ({"box_labels": LABELS[:, :2]}, r"`box_labels` must be integers of shape \(2, 3\), got torch.int64 of shape"),

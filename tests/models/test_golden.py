@@ -61,7 +61,7 @@ def converted(tmp_path, name, *options, model_class, teacher=False):
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_teacher(tmp_path, stage):
-    """From a stage-1 file, and from inside a stage-2 file."""
+    """Teachers of a stage-1 file, and from inside a stage-2 file."""
     if stage == 1:
         teacher = converted(tmp_path, "teacher_state", "--num_groups=16", model_class=ACTTeacher)
     else:

@@ -211,7 +211,7 @@ def test_bad_settings_are_one_line_from_a_worker_too(student, processor):
 
 @pytest.mark.slow
 def test_workers_may_share_nothing_with_their_parent(student, processor, monkeypatch):
-    """As on macOS and Windows."""
+    """Processes start as on macOS and Windows."""
     expected = encode(student, CLOUDS, processor)
     monkeypatch.setattr(inference, "DataLoader", partial(inference.DataLoader, multiprocessing_context="spawn"))
     assert torch.allclose(encode(student, CLOUDS, processor, num_workers=1), expected, atol=1e-6)
@@ -260,7 +260,7 @@ print([processor_of(ACTStudent.from_pretrained(name, token=token, cache_dir=sys.
 
 
 def test_the_processor_comes_from_where_the_weights_came_from(student, tmp_path, run_python):
-    """By the token and from the cache that `from_pretrained` was given, which encoding knows nothing of."""
+    """The token and cache of `from_pretrained` are used, which encoding does not get."""
     student.save_pretrained(tmp_path / "without")
     student.save_pretrained(tmp_path / "with")
     ACTPointCloudProcessor(77).save_pretrained(tmp_path / "with")

@@ -1,4 +1,4 @@
-"""What every model must do: save and load, repeat itself, pass gradients, run in bf16, and refuse bad input."""
+"""Duties of every model: save and load, repeat itself, pass gradients, run in bf16, and refuse bad input."""
 
 import pytest
 import torch

@@ -109,17 +109,6 @@ def test_unknown_words_are_refused(folders):
         pipeline("point-cloud-classification", model=str(folders["classifier"]), topk=3)
 
 
-def test_import_registers_the_tasks(run_python):
-    code = (
-        "import modeling_act\n"
-        "from transformers.pipelines import PIPELINE_REGISTRY\n"
-        "print([task for task in PIPELINE_REGISTRY.get_supported_tasks() if task.startswith('point-cloud')])"
-    )
-    assert json.loads(run_python("-c", code).stdout.replace("'", '"')) == [
-        "point-cloud-classification", "point-cloud-feature-extraction", "point-cloud-segmentation",
-    ]  # fmt: skip
-
-
 WITHOUT_PACKAGE = """
 import json, sys
 sys.modules["modeling_act"] = None

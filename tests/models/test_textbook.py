@@ -14,7 +14,7 @@ from small_models import small_student_config, small_teacher_config
 
 
 def double_model(model_class, config, training):
-    """In float64 with every weight random, so that nothing is hidden by a zero or a one."""
+    """Model in float64 with every weight random, so that nothing is hidden by a zero or a one."""
     model = model_class(config).double().train(training)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -80,7 +80,7 @@ def test_load_with_dtype(case, dtype, tmp_path):
 
 
 def test_the_residual_stream_of_the_student_keeps_its_dtype_under_autocast():
-    """With a projection and without a class token, only the cast before the first layer promotes the tokens."""
+    """Without a class token and with a projection, only the cast before the first layer promotes the tokens."""
     model = ACTStudent(small_student_config(use_cls_token=False, embedding_dim=12)).eval()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(torch.randn(2, 64, 3), output_hidden_states=True)

@@ -38,7 +38,7 @@ def test_cases_on_the_gpu(run_python):
 
 @pytest.fixture
 def launches(monkeypatch, tmp_path):
-    """What the wrappers launch, recorded in place of running it: (kernel, arguments, options)."""
+    """Launches of the wrappers, recorded in place of running them: (kernel, arguments, options)."""
     from triton.runtime.jit import JITFunction
 
     from point_kernels import triton_ops  # noqa: F401  before the interpreter is chosen

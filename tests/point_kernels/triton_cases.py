@@ -16,7 +16,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @pytest.fixture(autouse=True)
 def plain_torch():
-    """Of point_ops, which are what the kernels are compared with."""
+    """Operations of point_ops in plain torch, with which the kernels are compared."""
     with point_ops.without_kernels():
         yield
 

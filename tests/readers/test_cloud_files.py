@@ -235,7 +235,7 @@ SELF_DELIMITING = sorted(
 
 @pytest.mark.parametrize("name", SELF_DELIMITING)
 def test_truncated_files_are_refused_wherever_they_end(name, write):
-    """Of formats that tell how much they hold. trimesh alone accepts text PLY, OFF and STL files that end early."""
+    """The formats tell how much they hold. trimesh alone accepts text PLY, OFF and STL files that end early."""
     data = (CLOUDS | MESHES)[name]
     whole = read_cloud(write(name, data), num_points=50).points
     step = max(1, len(data) // 60)

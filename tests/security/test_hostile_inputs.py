@@ -34,7 +34,7 @@ def pickled_folders(files, pickled):
 
 
 def test_no_pickle_is_read_in_place_of_safetensors(model, tmp_path):
-    """By none of the ways to load a model. Of a shard that an index names, transformers lets no code run."""
+    """No way to load a model reads one. Of a shard that an index names, transformers lets no code run."""
     marker = tmp_path / "marker"
     for number, files in enumerate(pickled_folders(model_files(model), pickled_weights(marker))):
         folder = write_folder(tmp_path / str(number), files)

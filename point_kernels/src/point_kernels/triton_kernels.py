@@ -149,7 +149,7 @@ def _nearest_of_subsets(
 
 @triton.jit
 def _distances(x, y, z, points, cloud, index, num_points, BITS: tl.constexpr):
-    """From (rows, 1) to the points `index` of a cloud; beyond infinity where there is none."""
+    """Compute distances from (rows, 1) to the points `index` of a cloud; beyond infinity where there is none."""
     FARTHEST: tl.constexpr = 2 ** (BITS - 1) - 1
     inside = index < num_points
     point_x, point_y, point_z = _load_points(points + cloud * num_points * 3, index, inside, BITS)
@@ -261,7 +261,7 @@ def _gradient_of_rows(
 def _pull_of_pairs(
     rows, others, nearest, weight, cloud, row, num_rows, num_others, SQUARED: tl.constexpr, BITS: tl.constexpr
 ):
-    """What the pairs that `row` chose add to its gradient and take from that of their other end; and that end."""
+    """Compute what the pairs of `row` add to its gradient and take from that of their other end; and that end."""
     inside = row < num_rows
     end = tl.load(nearest + cloud * num_rows + row, mask=inside, other=-1).to(tl.int32)
     valid = inside & (end >= 0) & (end < num_others)

@@ -134,7 +134,7 @@ def _nearest_pairs_and_distances(points: Tensor, target: Tensor) -> tuple[Tensor
 
 
 def _pair_tiles(batch_size: int, num_points: int, num_target: int) -> tuple[int, int]:
-    """How many programs take _ROWS points of either cloud each, and how many of the other they see at a time."""
+    """Return the number of programs, each for _ROWS points of either cloud, and of points that they see at a time."""
     programs = batch_size * (triton.cdiv(num_points, _ROWS) + triton.cdiv(num_target, _ROWS))
     return programs, min(128, triton.next_power_of_2(max(num_points, num_target, 16)))
 

@@ -20,6 +20,7 @@ from act_training.synthetic.everyday_shapes import generate_shapes
 from act_training.synthetic.rooms import generate_rooms
 from datasets import Array2D, DatasetDict, disable_progress_bars
 
+from forked import run_command
 from modeling_act.errors import InputError
 
 disable_progress_bars()
@@ -231,7 +232,8 @@ def test_built_in_sets_are_prepared_once(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(point_sets, "TRAINING", tmp_path)
     small_script(tmp_path)
-    with ThreadPoolExecutor(2) as pool:  # at once, as the processes of a run
+    with monkeypatch.context() as patch, ThreadPoolExecutor(2) as pool:  # at once, as the processes of a run
+        patch.setattr(point_sets.subprocess, "run", lambda command, **options: run_command(*command[1:]))
         opened = list(pool.map(lambda split: open_point_set("everyday_shapes", split), ["test", "test"]))
     num_runs = len((tmp_path / "runs").read_text())
     opened.append(open_point_set("everyday_shapes", "test"))

@@ -17,6 +17,7 @@ from act_training.measure.robustness import CORRUPTIONS
 from act_training.run.optimization import calibrate_batch_norm
 from datasets import DatasetDict
 
+from forked import run_command
 from modeling_act import (
     ACTPointCloudProcessor,
     ACTStudent,
@@ -272,12 +273,12 @@ def test_points_are_the_usual_ones_where_a_folder_does_not_say(folder, tmp_path,
 
 
 @pytest.mark.slow
-def test_the_command_line(folder, tmp_path, run_python):
+def test_the_command_line(folder, tmp_path):
     flags = ("--model", folder / "model", "--dataset_name", folder / "set", "--output_dir", tmp_path, "--cpu")
-    printed = run_python("training/evaluate.py", *flags).stdout.splitlines()
+    printed = run_command("training/evaluate.py", *flags).stdout.splitlines()
     assert json.loads(printed[0]) == json.loads((tmp_path / "metrics.json").read_text())["metrics"]
     assert printed[1] == f"{tmp_path}: metrics.json, pictures, report.html"
-    failed = run_python("training/evaluate.py", *flags, "--vote", 3, returncode=1)
+    failed = run_command("training/evaluate.py", *flags, "--vote", 3, returncode=1)
     assert failed.stderr.splitlines()[-1] == "evaluate.py: error: unrecognized arguments: --vote 3"
 
 

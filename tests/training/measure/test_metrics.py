@@ -9,7 +9,7 @@ from act_training.measure.metrics import (
     confusion_matrix,
     iou_table,
     mean_and_std,
-    part_ious,
+    part_iou,
     part_metrics,
     retrieval_map,
     segmentation_metrics,
@@ -90,12 +90,12 @@ def test_a_class_only_predicted_counts_zero():
     assert result == {"miou": 0.25, "mean_class_accuracy": 0.5, "accuracy": 0.5}
 
 
-def test_part_ious_worked_by_hand():
-    parts = {0: [0, 1], 1: [2, 3, 4]}
+def test_part_iou_worked_by_hand():
+    parts = [[0, 1], [2, 3, 4]]
     labels = [np.array([0, 0, 1, 1]), np.array([2, 2, 3, 3, -100]), np.array([0, 0]), np.array([2, 3, 4, 4])]
     predicted = [np.array([0, 1, 1, 1]), np.array([2, 2, 3, 2, 4]), np.array([0, 0]), np.array([0, 3, 4, 4])]
-    category = np.array([0, 1, 0, 1])
-    ious = part_ious(labels, predicted, category, parts)
+    category = [0, 1, 0, 1]
+    ious = np.array([part_iou(*cloud, parts[kind]) for *cloud, kind in zip(labels, predicted, category, strict=True)])
     assert ious == pytest.approx(
         [
             (1 / 2 + 2 / 3) / 2,
@@ -150,5 +150,5 @@ def test_mean_and_std_are_those_of_a_sample():
 def test_what_cannot_be_measured_is_refused():
     with pytest.raises(InputError, match="nothing to measure: no point has a label"):
         segmentation_metrics(np.diag([0, 4]), ignore=[1])
-    with pytest.raises(InputError, match="cloud 1 of category 0 has labels outside its parts"):
-        part_ious([np.array([0]), np.array([7])], [np.array([0]), np.array([0])], [0, 0], {0: [0, 1]})
+    with pytest.raises(InputError, match="labels outside the parts .0, 1. of its category"):
+        part_iou(np.array([7]), np.array([0]), [0, 1])

@@ -18,6 +18,7 @@ from act_training.prepare.jobs import prepare_splits, read_shard
 from act_training.prepare.objects import Choices, Item, Plan, plan_folder
 from datasets import load_from_disk
 
+from forked import fork_command, run_command
 from modeling_act.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -66,7 +67,7 @@ def test_a_shard_depends_on_its_own_files_and_choices(tmp_path):
     assert folders(replace(choices, seed=1))[0] != before[0]
 
 
-def test_bad_files_are_refused_and_then_left_out(run_python, tmp_path, capsys):
+def test_bad_files_are_refused_and_then_left_out(tmp_path, capsys):
     raw, out = tmp_path / "raw", tmp_path / "sets" / "mine"
     write_box(raw / "box" / "good.off")
     (raw / "box" / "bad.off").write_text("OFF\n9 9 9\n")
@@ -76,7 +77,7 @@ def test_bad_files_are_refused_and_then_left_out(run_python, tmp_path, capsys):
     reason = f"rejected: {raw}/box/bad.off: is truncated: announces 9 vertices and 9 faces, got 0 lines\n"
     assert reason in capsys.readouterr().err and not out.exists()
 
-    made = run_python(SCRIPT, *flags, "--skip_bad")
+    made = run_command(SCRIPT, *flags, "--skip_bad")
     assert "box 1" in made.stdout and made.stdout.endswith(f"saved {out}, 1 left out\n")
     rows = load_from_disk(str(out))["train"].with_format("numpy")
     assert rows[0]["points"].shape == (64, 3) and rows[0]["name"] == "box/good.off"
@@ -84,12 +85,12 @@ def test_bad_files_are_refused_and_then_left_out(run_python, tmp_path, capsys):
     card = (out / "README.md").read_text()
     assert "| train | 1 | 64, 64, 64 | 1 |" in card and "1 clouds were left out" in card and card.isascii()
     assert [path.name for path in out.parent.iterdir()] == ["mine"]  # no shards are left
-    again = run_python(SCRIPT, *flags, returncode=1)
+    again = run_command(SCRIPT, *flags, returncode=1)
     assert again.stderr == f"prepare_data.py: error: --out {out}: is there already; remove it or name another\n"
 
 
 @pytest.mark.slow
-def test_a_killed_run_continues_with_the_missing_shards(run_python, tmp_path):
+def test_a_killed_run_continues_with_the_missing_shards(tmp_path):
     raw, out, work = tmp_path / "raw", tmp_path / "set", tmp_path / ".set.shards"
     for number in range(150):
         write_box(raw / f"{number:03d}.off", (1, 1, 1 + number))
@@ -108,7 +109,7 @@ def test_a_killed_run_continues_with_the_missing_shards(run_python, tmp_path):
         times, text = path.stat().st_mtime_ns, path.read_text()
         path.write_text(text.replace("0.5", "0.7"))
         os.utime(path, ns=(times, times))
-    run_python(SCRIPT, *flags)
+    run_command(SCRIPT, *flags)
     result = load_from_disk(str(out))["train"]
     assert result.features == expected["train"].features
     assert result.data.table.combine_chunks().equals(expected["train"].data.table.combine_chunks())
@@ -119,13 +120,11 @@ def test_workers_end_with_a_killed_run(tmp_path):
     for number in range(130):
         write_box(raw / f"{number:03d}.off")
     flags = ["folder", "--raw", raw, "--out", tmp_path / "set", "--num_points", 50_000, "--num_workers", 2]
-    process = subprocess.Popen(
-        [sys.executable, SCRIPT, *map(str, flags)], cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL
-    )
-    while process.poll() is None and not list((tmp_path / ".set.shards").glob("*")):
+    process = fork_command([SCRIPT, *flags], tmp_path / "log", tmp_path / "log")
+    while process.is_alive() and not list((tmp_path / ".set.shards").glob("*")):
         time.sleep(0.005)
     process.kill()
-    process.wait()
+    process.join()
     for _ in range(1000):
         try:
             os.killpg(process.pid, 0)

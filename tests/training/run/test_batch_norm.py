@@ -26,7 +26,7 @@ def test_new_layers_are_measured_and_nothing_else_changes():
 
 
 def test_a_mini_pointnet_that_never_trained_sees_its_groups():
-    """From 0 and 1, what it makes of points, of a variance of 1e-5, would vanish beside its biases."""
+    """Its outputs have a variance of 1e-5: with statistics of 0 and 1 they would vanish beside its biases."""
     torch.manual_seed(0)
     model = ACTStudentForPointCloudClassification(small_student_config()).eval()
     clouds, seen = torch.randn(32, 64, 3) / 3, []

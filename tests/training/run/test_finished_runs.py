@@ -1,4 +1,4 @@
-"""What whole runs leave and publish. Scripts run against a Hub on this machine, which serves the real client."""
+"""Folders that whole runs leave and publish. Scripts run with the real client and a Hub on this machine."""
 
 import json
 import os
@@ -54,7 +54,7 @@ for environment in json.loads(sys.argv.pop()):
 
 @dataclass
 class Published:
-    """What a few commands did, one after the other."""
+    """Results of a few commands, one after the other."""
 
     folder: Path
     hub: LoopbackHub
@@ -166,7 +166,7 @@ def test_a_published_model_loads_as_remote_code_and_then_offline(published):
 
 
 def check_loaded(published: Published) -> None:
-    """Whether the tensors that a process saved are those of the output folders."""
+    """Check that the tensors that a process saved are those of the output folders."""
     for name, prefix in (("teacher", ""), ("student", "student.")):
         expected = load_file(published.folder / name / "model.safetensors")
         loaded = load_file(published.folder / f"{name}.safetensors")

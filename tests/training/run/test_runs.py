@@ -1,6 +1,8 @@
-"""What a script sets up before its `main`."""
+"""Setup of a script before its `main`."""
 
 import pytest
+
+from forked import run_command
 
 FAULTS = """
 import resource, torch
@@ -26,16 +28,16 @@ def test_freed_memory_is_kept_for_the_next_step(run_python):
     assert kept < ordinary / 50
 
 
-def test_bars_of_weights_are_hidden_and_those_of_downloads_stay(run_python):
-    code = """if True:
-        from huggingface_hub.utils import are_progress_bars_disabled
+@pytest.mark.parametrize("setting", ["enable", "disable"])
+def test_bars_of_weights_are_hidden_and_those_of_downloads_stay(setting):
+    code = f"""if True:
+        from huggingface_hub.utils import are_progress_bars_disabled, {setting}_progress_bars
         from transformers.utils import logging
         from act_training.run.process import hide_progress_bars_of_weights
+        {setting}_progress_bars()
         hide_progress_bars_of_weights()
         print(logging.is_progress_bar_enabled(), are_progress_bars_disabled())"""
-    for hidden in ("0", "1"):
-        environment = {"PYTHONPATH": "training", "HF_HUB_DISABLE_PROGRESS_BARS": hidden}
-        assert run_python("-c", code, environment=environment).stdout.split() == ["False", str(hidden == "1")]
+    assert run_command("-c", code).stdout.split() == ["False", str(setting == "disable")]
 
 
 @pytest.mark.parametrize("script", ["autoencode", "distill", "finetune", "segment", "prepare_data", "demo"])

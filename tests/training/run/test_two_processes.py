@@ -7,8 +7,9 @@ import torch
 from act_training.data.keyed_random import to_unit_sphere
 from safetensors.torch import load_file
 
+from forked import server
 from modeling_act import ACTTeacher
-from training_runs import RECIPES, RESUME, copy_run, digest, free_port, server, start
+from training_runs import RECIPES, RESUME, copy_run, digest, free_port, start
 
 ALIKE = {  # without noise that depends on the process, and as many clouds a step in one process as in two
     "autoencode": {"--code_mode": "soft", "--model": {"prompt_dropout": 0.0}},
@@ -37,7 +38,7 @@ def gradients(output):
 
 
 def distance(first, second):
-    """Of all tensors as one vector, relative to its length."""
+    """Distance of all tensors as one vector, relative to its length."""
     assert first.keys() == second.keys()
     first, second = (torch.cat([tensors[name].double().flatten() for name in second]) for tensors in (first, second))
     return ((first - second).norm() / second.norm()).item()
@@ -52,7 +53,7 @@ def test_two_processes_resume_exactly(inputs, tmp_path):
 
 
 def test_gradients_of_two_processes_equal_those_of_one(inputs, tmp_path):
-    """In double precision, and with the same batch statistics: each process would measure its own."""
+    """Double precision, and the same batch statistics: each process would measure its own."""
     port = free_port()
     arguments = [(rank, port, inputs / "bert", tmp_path / "distance.json") for rank in (0, 1)]
     ranks = [server.Process(target=write_distance, args=words) for words in arguments]

@@ -96,7 +96,7 @@ def test_points_are_drawn_by_area():
 
 
 def area(surface):
-    """By the cross products of both halves of every cell."""
+    """Area by the cross products of both halves of every cell."""
     first, second = surface[1:, :-1], surface[:-1, 1:]
     thirds = surface[:-1, :-1], surface[1:, 1:]
     return sum(np.linalg.norm(np.cross(first - third, second - third), axis=-1).sum() / 2 for third in thirds)

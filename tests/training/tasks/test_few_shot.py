@@ -46,9 +46,7 @@ def test_folds_are_seeded_and_their_rows_are_counted(shapes):
         assert set(drawn.labels()) == set(asked.labels()) == set(classes) and len(set(drawn.rows)) == 12
     rows = [drawn.rows.tolist() for drawn, _, _ in folds]
     assert rows[0] == rows[2] != rows[1]
-    fold = few_shot.Folds(few_shot.FewShotArguments(dataset_name=str(shapes), output_dir="", queries=3), 8).make(
-        3, 4, 0
-    )
+    fold = few_shot.make_fold(options, (known, queries, names, ""), 3, 4, 0)
     assert fold.label_of[folds[0][2]].tolist() == [0, 1, 2] and (fold.label_of >= 0).sum() == 3
     assert fold.names == [names[label] for label in folds[0][2]]
 
@@ -105,7 +103,7 @@ def test_a_probe_of_published_folds(shapes, tmp_path, inputs):
         (("--shots", 9), "needs 2 classes of 9 clouds in train and 2 in test, got 0"),
         (("--ways", 1), "--ways must be at least 2"),
         (("--seeds", 1, 2), "takes no --seeds"),
-        (("--final_weights", "best"), "takes no --validation_split, --final_weights or --max_train_samples"),
+        (("--final_weights", "best"), "needs --final_weights last"),
         (("--published_folds",), "--published_folds are of one way and one shot"),
     ],
 )

@@ -119,7 +119,7 @@ def test_two_processes_judge_every_row_once(inputs, tmp_path):
         (("--validation_split", "", "--validation_share", "0.05"), "--validation_share must be at least 0.1"),
         (("--validation_share", "0.05"), "--validation_share must be at least 0.1 to choose by, got 0.05"),
         (("--protocol", "linaer"), "argument --protocol: invalid choice: 'linaer'"),
-        (("--student", "nowhere"), "--student nowhere: there is no such folder, nor is it ORGANIZATION/NAME"),
+        (("--student", "nowhere"), "--student: nowhere: there is no such folder, nor is it ORGANIZATION/NAME"),
         (("--student", "act.pth"), "--student act.pth: convert it first, with python -m"),
         (("--student", "{inputs}/teacher"), "is no complete ACTStudent|act_teacher"),
         (("--student", "{inputs}/student", "--model", "{{hidden_size: 32}}"), "hidden_size of .* is 16, got 32"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from act_training.data.point_sets import open_point_set
 from act_training.data.schema import build_dataset
-from act_training.measure.metrics import confusion_matrix, part_ious, segmentation_metrics
+from act_training.measure.metrics import confusion_matrix, part_iou, segmentation_metrics
 from act_training.tasks.segmentation import SegmentationMetrics, class_weights_of, hold_out_scenes, rooms_of
 from datasets import DatasetDict
 
@@ -47,7 +47,8 @@ def test_parts_are_judged_on_every_point_among_those_of_their_category(inputs):
         parts = model.config.parts_of_category[kind]
         answers.append(np.array(parts)[logits[:, parts].argmax(1)])
     labels = archive["point_labels"][test]
-    ious = part_ious(labels, answers, kinds, model.config.parts_of_category)
+    parts = [model.config.parts_of_category[kind] for kind in kinds]
+    ious = np.array([part_iou(*cloud) for cloud in zip(labels, answers, parts, strict=True)])
     found = metrics_of(folder)["test"]
     assert found["instance_miou"] == pytest.approx(ious.mean())
     assert found["class_miou"] == pytest.approx(np.mean([ious[kinds == kind].mean() for kind in range(3)]))
@@ -204,7 +205,7 @@ def test_memory_does_not_grow_with_a_scene():
     ("flags", "message"),
     [
         (("--dataset_name", "{inputs}/clouds.npz", "--test_split="), "has no column point_labels to learn"),
-        (("--dataset_name", "{inputs}/no_category.npz"), "has no category, which .*--task points"),
+        (("--dataset_name", "{inputs}/no_category.npz"), "has no category; its columns are .*--task points"),
         (("--dataset_name", "{inputs}/wrong.npz"), "row 4 of .*point_labels -3 where 0 to 5 were expected"),
         (("--task", "scenes"), "--task scenes needs --normalize false"),
         (("--task", "scenes", "--normalize", "false"), "has no column name"),

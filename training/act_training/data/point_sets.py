@@ -284,11 +284,16 @@ def _open_split(name: str, split: str, config_name: str | None, num_points: int)
     return datasets.load_dataset("parquet", data_files={split: shards}, features=features, split=split)
 
 
-def _prepare_built_in(name: str) -> Path:
-    """Folder of a built-in set in the cache of `datasets`; prepare_data.py generates it on first use."""
+def built_in_folder(name: str) -> Path:
+    """Folder of a built-in set in the cache of `datasets`."""
     sources = [file.read_bytes() for file in sorted((TRAINING / "act_training" / "synthetic").glob("*.py"))]
     version = hashlib.blake2b(b"".join(sources), digest_size=8).hexdigest()
-    folder = Path(datasets.config.HF_DATASETS_CACHE, name, version)
+    return Path(datasets.config.HF_DATASETS_CACHE, name, version)
+
+
+def _prepare_built_in(name: str) -> Path:
+    """Generate a built-in set by prepare_data.py on first use, and return its folder."""
+    folder = built_in_folder(name)
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as draft:

@@ -45,11 +45,8 @@ def average_precisions(scenes: list[dict[str, np.ndarray]], threshold: float) ->
 
 
 def match_boxes(scene: dict[str, np.ndarray], threshold: float) -> np.ndarray:
-    """Flags (n,) of the correct detections of a scene.
-
-    A detection belongs to the true box of its class that it overlaps most. It is correct if that overlap exceeds
-    `threshold` and no detection with a higher score belongs to the same box.
-    """
+    """Flags (n,) of the correct detections of a scene: those that overlap the true box of their class which they
+    overlap most by more than `threshold`, and have the highest score of those at the same box."""
     correct = np.zeros(len(scene["scores"]), dtype=bool)
     if not len(scene["true_labels"]) or not len(correct):
         return correct
@@ -64,10 +61,8 @@ def match_boxes(scene: dict[str, np.ndarray], threshold: float) -> np.ndarray:
 
 
 def precision_recall_area(correct: np.ndarray, num_true: int) -> float:
-    """Area under precision over recall, each precision raised to the best at a higher recall.
-
-    `correct` (n,) is in the order of descending scores; `num_true` is the number of true boxes.
-    """
+    """Area under precision over recall, each precision raised to the best at a higher recall. `correct` (n,) is in
+    the order of descending scores."""
     precision = correct.cumsum() / np.arange(1, len(correct) + 1)
     best = np.maximum.accumulate(precision[::-1])[::-1]
     return float(best[correct].sum() / num_true)  # recall grows by 1 / num_true at each correct detection

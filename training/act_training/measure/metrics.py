@@ -6,13 +6,7 @@ Confusion matrices are those of scikit-learn, a row for each label and a column 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from sklearn.metrics import (
-    accuracy_score,
-    label_ranking_average_precision_score,
-    precision_recall_fscore_support,
-    recall_score,
-)
-from sklearn.metrics import confusion_matrix as count_pairs
+from sklearn import metrics as sklearn_metrics
 from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.utils import gen_batches
 
@@ -25,18 +19,18 @@ QUERY_BATCH_SIZE = 1024  # rows of the similarity matrix that are in memory toge
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
     """Counts (num_classes, num_classes) of [label, prediction] in arrays of one shape; labels of -100 are ignored."""
     used = labels != IGNORED
-    return count_pairs(labels[used], predicted[used], labels=range(num_classes))
+    return sklearn_metrics.confusion_matrix(labels[used], predicted[used], labels=range(num_classes))
 
 
 def classification_metrics(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     """Accuracy, and the mean of the accuracies (recalls) of the classes that have a row."""
-    recall = recall_score(labels, predicted, labels=np.unique(labels), average="macro")
-    return {"accuracy": float(accuracy_score(labels, predicted)), "mean_class_accuracy": float(recall)}
+    recall = sklearn_metrics.recall_score(labels, predicted, labels=np.unique(labels), average="macro")
+    return {"accuracy": float((labels == predicted).mean()), "mean_class_accuracy": float(recall)}
 
 
 def class_table(labels: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]) -> list[dict]:
     """Support, recall, precision and F1 of each class; None where the denominator is zero."""
-    precision, recall, f1, support = precision_recall_fscore_support(
+    precision, recall, f1, support = sklearn_metrics.precision_recall_fscore_support(
         labels, predicted, labels=range(len(class_names)), zero_division=np.nan
     )
     columns = {"recall": recall, "precision": precision, "f1": f1}
@@ -48,10 +42,8 @@ def class_table(labels: np.ndarray, predicted: np.ndarray, class_names: Sequence
 
 
 def segmentation_metrics(confusion: np.ndarray, ignore: Sequence[int] = ()) -> dict[str, float]:
-    """Mean IoU, mean class accuracy and accuracy of points.
-
-    The mean IoU covers the classes that are labelled or predicted, the mean accuracy those that are labelled. Points
-    labelled with a class in `ignore` do not count; other points that are predicted as such a class are wrong.
+    """Mean IoU of the classes that are labelled or predicted, mean accuracy of those that are labelled, and accuracy.
+    Points labelled with a class in `ignore` do not count; other points that are predicted as such a class are wrong.
     """
     correct, support, union = _count_overlaps(confusion, ignore)
     if not support.sum():
@@ -88,26 +80,15 @@ def _count_overlaps(confusion: np.ndarray, ignore: Sequence[int]) -> tuple[np.nd
     return correct, support, support + confusion.sum(0) - correct
 
 
-def part_ious(
-    labels: Sequence[np.ndarray],
-    predicted: Sequence[np.ndarray],
-    categories: Sequence[int],
-    parts_of_category: Mapping[int, Sequence[int]] | Sequence[Sequence[int]],
-) -> np.ndarray:
-    """IoU of each cloud (clouds,): the mean over the parts of its category.
-
-    `labels` and `predicted` hold the parts of each cloud's points. Labels of -100 are ignored. A part that is neither
-    labelled nor predicted counts 1.
-    """
-    ious = np.empty(len(categories))
-    for cloud, (target, prediction, category) in enumerate(zip(labels, predicted, categories, strict=True)):
-        parts, used = np.asarray(parts_of_category[int(category)]), target != IGNORED
-        target, prediction = target[used, None] == parts, prediction[used, None] == parts  # (points, parts)
-        if not target.any(1).all():
-            raise InputError(f"cloud {cloud} of category {category} has labels outside its parts {parts.tolist()}")
-        union = (target | prediction).sum(0)
-        ious[cloud] = np.where(union > 0, (target & prediction).sum(0) / union.clip(1), 1.0).mean()
-    return ious
+def part_iou(labels: np.ndarray, predicted: np.ndarray, parts: Sequence[int]) -> float:
+    """Mean IoU over the parts of a cloud's category, from labels (points,), -100 to ignore, and predictions (points,).
+    A part that is neither labelled nor predicted counts 1."""
+    used = labels != IGNORED
+    target, prediction = labels[used, None] == parts, predicted[used, None] == parts  # (points, parts)
+    if not target.any(1).all():
+        raise InputError(f"a cloud has labels outside the parts {list(parts)} of its category")
+    union = (target | prediction).sum(0)
+    return float(np.where(union > 0, (target & prediction).sum(0) / union.clip(1), 1.0).mean())
 
 
 def part_metrics(ious: np.ndarray, categories: Sequence[int]) -> dict[str, float]:
@@ -118,9 +99,7 @@ def part_metrics(ious: np.ndarray, categories: Sequence[int]) -> dict[str, float
 
 def retrieval_map(features: np.ndarray, labels: np.ndarray) -> float:
     """Mean average precision when each row ranks the others by the cosine similarity of their features (rows, width).
-
-    Rows of the same class are relevant. A row whose class has no other row is left out of the mean.
-    """
+    Rows of the same class are relevant. A row whose class has no other row is left out of the mean."""
     features, scores = features.astype(np.float64), []
     for queries in gen_batches(len(labels), QUERY_BATCH_SIZE):
         similarity = cosine_similarity(features[queries], features)  # (queries, rows)
@@ -129,8 +108,8 @@ def retrieval_map(features: np.ndarray, labels: np.ndarray) -> float:
         similarity[itself], relevant[itself] = -2, False  # ranks last, where it changes no precision
         answerable = relevant.any(1)
         if answerable.any():
-            score = label_ranking_average_precision_score(relevant[answerable], similarity[answerable])
-            scores += [score] * answerable.sum()
+            ranked = relevant[answerable], similarity[answerable]
+            scores += [sklearn_metrics.label_ranking_average_precision_score(*ranked)] * answerable.sum()
     if not scores:
         raise InputError("there is nothing to measure: every row is the only one of its class")
     return float(np.mean(scores))

@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
 from act_training.data.batches import VALIDATION_EPOCH, read_batch
@@ -43,7 +44,9 @@ def corrupt(points: Tensor, row_ids: Tensor, name: str, strength: float, seed: i
     """
     num_points = points.shape[1]
     if name == "jitter":
-        return points + strength * radius_of(points)[:, None, None] * _sample_normal(row_ids, num_points, seed)
+        first, second = keyed_uniform(row_ids, 6 * num_points, seed, RandomStream.NOISE).chunk(2, dim=1)
+        normal = (-2 * torch.log1p(-first)).sqrt() * (2 * math.pi * second).cos()  # by the Box-Muller transform
+        return points + strength * radius_of(points)[:, None, None] * normal.unflatten(1, (num_points, 3))
     if name == "dropout":
         return _drop(points, keyed_uniform(row_ids, num_points, seed, RandomStream.LOST), strength)
     if name == "local_dropout":
@@ -51,17 +54,15 @@ def corrupt(points: Tensor, row_ids: Tensor, name: str, strength: float, seed: i
         center = points[rows, keyed_bits(row_ids, 1, seed, RandomStream.HOLE)[:, 0] % num_points]
         return _drop(points, (points - center.unsqueeze(1)).square().sum(-1).neg(), strength)
     if name == "occlusion":
-        return _drop(
-            points, _depth_behind_front(points, _sample_directions(row_ids, seed, RandomStream.VIEW)), strength
-        )
+        view = _sample_directions(row_ids, seed, RandomStream.VIEW)
+        return _drop(points, _depth_behind_front(points, view), strength)
     if name == "rotation_up":
         axis = torch.eye(3)["xyz".index(up_axis)].to(points)
         angle = keyed_uniform(row_ids, 1, seed, RandomStream.ANGLE, -1.0, 1.0)[:, 0] * math.radians(strength)
         return rotate(points, axis.expand(len(points), 3), angle)
     if name == "rotation_any":
-        angle = _quantile_of_rotation_angle(
-            keyed_uniform(row_ids, 1, seed, RandomStream.ANGLE)[:, 0], math.radians(strength)
-        )
+        share = keyed_uniform(row_ids, 1, seed, RandomStream.ANGLE)[:, 0]
+        angle = _quantile_of_rotation_angle(share, math.radians(strength))
         return rotate(points, _sample_directions(row_ids, seed, RandomStream.AXIS), angle)
     raise InputError(f"a corruption must be one of {', '.join(CORRUPTIONS)}, got {name!r}")
 
@@ -93,8 +94,7 @@ def _depth_behind_front(points: Tensor, view: Tensor) -> Tensor:
     """Depth (batch, points) of each point behind the foremost one in its cell of a grid, seen from far away in the
     directions `view` (batch, 3)."""
     centered = points - points.mean(1, keepdim=True)
-    right = torch.linalg.cross(view, torch.eye(3).to(view)[view.abs().argmin(1)])
-    right = right / torch.linalg.vector_norm(right, dim=1, keepdim=True)
+    right = normalize(torch.linalg.cross(view, torch.eye(3).to(view)[view.abs().argmin(1)]))
     frame = torch.stack([right, torch.linalg.cross(view, right), view], dim=2)
     x, y, toward = (centered @ frame).unbind(-1)
     cell_size = OCCLUSION_CELL * radius_of(points).clamp_min(torch.finfo(points.dtype).tiny).unsqueeze(1)
@@ -106,13 +106,6 @@ def _depth_behind_front(points: Tensor, view: Tensor) -> Tensor:
     return front.gather(1, cell) - toward
 
 
-def _sample_normal(row_ids: Tensor, num_points: int, seed: int) -> Tensor:
-    """Standard normal numbers (batch, points, 3), by the Box-Muller transform."""
-    first, second = keyed_uniform(row_ids, 6 * num_points, seed, RandomStream.NOISE).chunk(2, dim=1)
-    values = (-2 * torch.log1p(-first)).sqrt() * (2 * math.pi * second).cos()
-    return values.unflatten(1, (num_points, 3))
-
-
 def _sample_directions(row_ids: Tensor, seed: int, stream: int) -> Tensor:
     """Unit vectors (batch, 3), uniform on the sphere."""
     height, longitude = keyed_uniform(row_ids, 2, seed, stream, -1.0, 1.0).unbind(1)
@@ -121,10 +114,8 @@ def _sample_directions(row_ids: Tensor, seed: int, stream: int) -> Tensor:
 
 
 def _quantile_of_rotation_angle(share: Tensor, max_angle: float) -> Tensor:
-    """Angles (batch,) that these shares (batch,) of all rotations by at most `max_angle` do not exceed.
-
-    The share of rotations by less than an angle is (angle - sin angle) / pi, which is inverted by bisection.
-    """
+    """Angles (batch,) that these shares (batch,) of all rotations by at most `max_angle` do not exceed. The share of
+    rotations by less than an angle is (angle - sin angle) / pi, which is inverted by bisection."""
     target = share.double() * (max_angle - math.sin(max_angle))
     low, high = torch.zeros_like(target), torch.full_like(target, max_angle)
     for _ in range(50):
@@ -146,20 +137,17 @@ def training_view(batch: dict[str, Tensor], sampling: Sampling, epoch: int) -> T
     return augment(points, row_ids, sampling.seed, ("scale_shift",))
 
 
-def corrupted_view(batch: dict[str, Tensor], sampling: Sampling, name: str, strength: float, up_axis: str) -> Tensor:
-    """View of a corrupted cloud, which is put into the unit sphere after the corruption, as a scan would be."""
-    points = corrupt(plain_view(batch, sampling), batch["keys"], name, strength, sampling.seed, up_axis)
-    return to_unit_sphere(points) if sampling.normalize is True else points
-
-
 def corrupted_views(sampling: Sampling, up_axis: str) -> dict[tuple[str, float], View]:
-    """Views by corruption and strength; the first, ("none", 0.0), is the plain view."""
+    """Views by corruption and strength; the first, ("none", 0.0), is the plain view. The others are put into the unit
+    sphere after the corruption, as a scan would be."""
+
+    def view(batch: dict[str, Tensor], name: str, strength: float) -> Tensor:
+        points = corrupt(plain_view(batch, sampling), batch["keys"], name, strength, sampling.seed, up_axis)
+        return to_unit_sphere(points) if sampling.normalize is True else points
+
     views = {("none", 0.0): partial(plain_view, sampling=sampling)}
     for name, strengths in CORRUPTIONS.items():
-        for strength in strengths:
-            views[name, strength] = partial(
-                corrupted_view, sampling=sampling, name=name, strength=strength, up_axis=up_axis
-            )
+        views |= {(name, strength): partial(view, name=name, strength=strength) for strength in strengths}
     return views
 
 
@@ -182,8 +170,8 @@ def predict_logits(model: PreTrainedModel, point_set, batch_size: int, views: Se
 @torch.no_grad()
 def latency_table(model: PreTrainedModel, points: Tensor, batch_sizes: list[int], repeats: int = 30) -> list[dict]:
     """Milliseconds from points (clouds, points, 3) to logits, both on the device: median, first and last decile."""
-    table, cpu = [], f"cpu, {torch.get_num_threads()} threads"
-    device = torch.cuda.get_device_name(points.device) if points.is_cuda else cpu
+    cpu = f"cpu, {torch.get_num_threads()} threads"
+    device, table = torch.cuda.get_device_name(points.device) if points.is_cuda else cpu, []
     for batch_size in batch_sizes:
         batch, times = points[torch.arange(batch_size) % len(points)], []
         for _ in range(3 + repeats):

@@ -22,10 +22,7 @@ from modeling_act.errors import InputError
 class ClassificationArguments(TransferArguments):
     protocol: Literal["full", "linear", "mlp3", "bitfit"] = field(
         default="full",
-        metadata={
-            "help": "full: all weights, and an MLP-3 head; bitfit: only biases and the head; linear, mlp3: the head "
-            "alone, on a frozen student whose features are computed once where there is no augmentation"
-        },
+        metadata={"help": "full: all weights; bitfit: biases and head; linear, mlp3: a head on a frozen student"},
     )
     label_smoothing: float = field(default=0.0, metadata={"help": "share of a label that is spread over all classes"})
 
@@ -93,12 +90,7 @@ def model_inputs(run: TrainingRun, batch: dict[str, Tensor], features: CachedFea
 
 
 @torch.no_grad()
-def predict(
-    run: TrainingRun,
-    model: ACTStudentForPointCloudClassification,
-    point_set: PointSet,
-    features: CachedFeatures | None,
-) -> Tensor:
+def predict(run: TrainingRun, model: nn.Module, point_set: PointSet, features: CachedFeatures | None) -> Tensor:
     """Predict logits (rows, num_labels) of every row, in every process."""
     model.eval()
     if features is not None:

@@ -29,14 +29,13 @@ def check_boxes(*point_sets: PointSet) -> str:
             raise InputError(f"{point_set.source} has no boxes, which are to be learned; its columns are {columns}")
         for rows, columns in point_set.iterate_columns():
             (boxes, counts), (_, labelled) = columns["boxes"], columns["box_labels"]
-            if (wrong := (counts != labelled).nonzero()[0]).size:
-                row = point_set.where(rows[wrong[0]])
-                raise InputError(f"{row}: {counts[wrong[0]]} boxes and {labelled[wrong[0]]} labels of boxes")
-            bad = ~np.isfinite(boxes).all(1) | (boxes[:, 3:6] < 0).any(1)
-            if bad.any():
-                first = bad.nonzero()[0][0]
-                row = point_set.where(rows[np.searchsorted(counts.cumsum(), first, side="right")])
-                raise InputError(f"{row}: a box must be finite and of no negative size, got {boxes[first].tolist()}")
+            for row, count, labels in zip(rows, counts, labelled, strict=True):
+                if count != labels:
+                    raise InputError(f"{point_set.where(row)}: {count} boxes and {labels} labels of boxes")
+            for row, box in zip(np.repeat(rows, counts), boxes, strict=True):
+                if not np.isfinite(box).all() or (box[3:6] < 0).any():
+                    row = point_set.where(row)
+                    raise InputError(f"{row}: a box must be finite and of no negative size, got {box.tolist()}")
             digest.update(np.ascontiguousarray(boxes))
     return digest.hexdigest()
 
@@ -77,9 +76,8 @@ def rotate(points: Tensor, boxes: Tensor, angles: Tensor) -> tuple[Tensor, Tenso
         x, y, z = positions.unbind(-1)
         return torch.stack([cosine * x - sine * y, sine * x + cosine * y, z], dim=-1)
 
-    return rotated(points), torch.cat(
-        [rotated(boxes[..., :3]), boxes[..., 3:6], (boxes[..., 6] + angles).unsqueeze(2)], dim=-1
-    )
+    turned = (boxes[..., 6] + angles).unsqueeze(2)
+    return rotated(points), torch.cat([rotated(boxes[..., :3]), boxes[..., 3:6], turned], dim=-1)
 
 
 def boxes_to_learn(batch: dict[str, Tensor], model: ACTStudentForObjectDetection) -> Tensor:

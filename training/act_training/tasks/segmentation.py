@@ -1,5 +1,6 @@
 """Segmentation for `segment.py`: categories and their parts, rooms made of blocks, predictions for every point."""
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from act_training.data.point_sets import PointSet
 from act_training.data.schema import IGNORED, place_of_block
-from act_training.measure.metrics import confusion_matrix, iou_table, part_ious, part_metrics, segmentation_metrics
+from act_training.measure.metrics import confusion_matrix, iou_table, part_iou, part_metrics, segmentation_metrics
 from act_training.run.run_data import class_names, hold_out_any, hold_out_by_class
 from act_training.run.training_run import TrainingRun
 from modeling_act.errors import InputError
@@ -22,11 +23,8 @@ def category_column(point_set: PointSet) -> str:
     for column in ("category", "label"):
         if column in point_set.columns:
             return column
-    names = ", ".join(point_set.dataset.column_names)
-    raise InputError(
-        f"{point_set.source} has no category, which part segmentation reads; its columns are {names}. For objects of "
-        "one kind use --task points"
-    )
+    names = f"its columns are {', '.join(point_set.dataset.column_names)}"
+    raise InputError(f"{point_set.source} has no category; {names}. For objects of one kind use --task points")
 
 
 def parts_of_categories(point_sets: list[PointSet]) -> tuple[list[str], list[list[int]]]:
@@ -39,10 +37,9 @@ def parts_of_categories(point_sets: list[PointSet]) -> tuple[list[str], list[lis
             values, counts = columns["point_labels"]
             for row, kind, labels in zip(rows, columns[column], np.split(values, counts.cumsum()[:-1]), strict=True):
                 if not 0 <= kind < len(names):
-                    expected = f"0 to {len(names) - 1} were expected"
-                    raise InputError(f"{point_set.where(row)}: category {kind} where {expected}")
+                    raise InputError(f"{point_set.where(row)}: category {kind}, expected 0 to {len(names) - 1}")
                 parts[kind].update(np.unique(labels[labels != IGNORED]).tolist())
-    return names, [sorted(found) for found in parts]
+    return names, list(map(sorted, parts))
 
 
 def hold_out_scenes(point_set: PointSet, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -57,18 +54,15 @@ def hold_out_scenes(point_set: PointSet, share: float, seed: int) -> tuple[np.nd
 
 
 def hold_out_by_category(point_set: PointSet, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    has_classes = "label" in point_set.columns
-    return (hold_out_by_class if has_classes else hold_out_any)(point_set, share, seed)
+    return (hold_out_by_class if "label" in point_set.columns else hold_out_any)(point_set, share, seed)
 
 
 def places_of(point_set: PointSet) -> list[tuple[str, np.ndarray]]:
     """Return the room of each row, and the position of the row's block in it."""
     places = [place_of_block(name) for name in point_set.row_names()]
     if None in places:
-        raise InputError(
-            f"{point_set.where(places.index(None))} is no block of a room: --task scenes reads what prepare_data.py "
-            "makes, named ROOM/X_Y. For clouds that stand alone use --task points"
-        )
+        row = point_set.where(places.index(None))
+        raise InputError(f"{row} is no block of a room, named ROOM/X_Y. For single clouds use --task points")
     return places
 
 
@@ -87,8 +81,7 @@ class SegmentationMetrics:
     def __init__(self, names: list[str], ignored: list[int], parts: list[list[int]] | None):
         self.names, self.ignored, self.parts = names, ignored, parts
         self.confusion = np.zeros((len(names), len(names)), dtype=np.int64)
-        self.ious: list[float] = []
-        self.categories: list[int] = []
+        self.objects: list[tuple[float, int]] = []  # IoU and category of each
 
     def add(self, labels: np.ndarray, logits: Tensor, category: int | None) -> None:
         """Add a cloud with labels (points,) and logits (points, classes). Of an object, only the parts of its category
@@ -100,17 +93,15 @@ class SegmentationMetrics:
         else:
             parts = self.parts[category]
             predicted = np.array(parts)[logits[:, parts].argmax(-1).numpy()]
-            self.ious += part_ious([labels], [predicted], [category], self.parts).tolist()
-            self.categories.append(category)
+            self.objects.append((part_iou(labels, predicted, parts), category))
         self.confusion += confusion_matrix(labels, predicted, len(self.names))
 
     def compute(self) -> tuple[dict[str, float], list[dict]]:
         """Return metrics over all processes, and a table of the classes."""
-        parts = gather_object([(self.confusion, self.ious, self.categories)])
-        confusion = sum(confusion for confusion, _, _ in parts)
+        confusion, objects = sum(gather_object([self.confusion])), gather_object(self.objects)
         metrics = segmentation_metrics(confusion, self.ignored)
         if self.parts is not None:
-            ious, categories = (sum((part[place] for part in parts), []) for place in (1, 2))
+            ious, categories = zip(*objects, strict=True)
             metrics = part_metrics(np.array(ious), categories) | {"accuracy": metrics["accuracy"]}
         return metrics, iou_table(confusion, self.names, self.ignored)
 
@@ -136,26 +127,20 @@ def evaluate_samples(
 
 
 def evaluate_all_points(
-    run: TrainingRun,
-    model: torch.nn.Module,
-    metrics: SegmentationMetrics,
-    column: str | None,
-    votes: int,
-    stride: float | None,
+    run: TrainingRun, model: torch.nn.Module, metrics: SegmentationMetrics, column: str | None, rooms: bool
 ) -> None:
-    """Evaluate every point of the test split, `votes` times; with a `stride`, of rooms put together from blocks."""
-    point_set, accelerator, sampling = run.data.test, run.accelerator, run.data.sampling
-    processor = ACTPointCloudProcessor(sampling.num_points, sampling.method, sampling.normalize)
-    options = {"processor": processor, "votes": votes, "batch_size": run.options.per_device_eval_batch_size}
-    whole = rooms_of(point_set) if stride else clouds_of(point_set, column)
-    for number, (points, labels, kind) in enumerate(whole):
-        if number % accelerator.num_processes != accelerator.process_index:
-            continue
+    """Evaluate every point of the test split, `--votes` times; of `rooms` put together from blocks, or of clouds."""
+    options, accelerator, sampling = run.options, run.accelerator, run.data.sampling
+    common = {"votes": options.votes, "batch_size": options.per_device_eval_batch_size, "seed": options.seed}
+    common["processor"] = ACTPointCloudProcessor(sampling.num_points, sampling.method, sampling.normalize)
+    whole = rooms_of(run.data.test) if rooms else clouds_of(run.data.test, column)
+    share = itertools.islice(whole, accelerator.process_index, None, accelerator.num_processes)
+    for points, labels, kind in share:
         with run.autocast():
-            if stride:
-                logits = predict_scene(model, points, stride=stride, seed=run.options.seed, **options)
+            if rooms:
+                logits = predict_scene(model, points, stride=options.stride, **common)
             else:
-                logits = predict_points(model, points, category=kind, seed=run.options.seed, **options)
+                logits = predict_points(model, points, category=kind, **common)
         metrics.add(labels, logits, kind)
 
 
@@ -169,12 +154,10 @@ def clouds_of(point_set: PointSet, column: str | None) -> Iterator[tuple[Tensor,
 
 def rooms_of(point_set: PointSet) -> Iterator[tuple[Tensor, np.ndarray, None]]:
     """Yield the same for each room, with its blocks where they were."""
-    places = places_of(point_set)
-    rows_of: dict[str, list[int]] = {}
-    for row, (room, _) in enumerate(places):
-        rows_of.setdefault(room, []).append(row)
-    for rows in rows_of.values():
+    scenes, origins = map(np.array, zip(*places_of(point_set), strict=True))
+    for scene in dict.fromkeys(scenes.tolist()):
+        rows = np.flatnonzero(scenes == scene)
         columns = point_set.read(rows)
         values, counts = columns["points"]
-        origins = np.repeat([places[row][1] for row in rows], counts, axis=0)
-        yield torch.from_numpy(values + origins), columns["point_labels"][0], None
+        offsets = np.repeat(origins[rows], counts, axis=0)
+        yield torch.from_numpy(values + offsets), columns["point_labels"][0], None

@@ -1,7 +1,6 @@
 """Flags of the transfer scripts, heads on a student, runs of several seeds and their summary."""
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from act_training.run.process import describe_versions, errors_of
 from act_training.run.training_run import TrainingRun
 from modeling_act import ACTStudentConfig
 from modeling_act.errors import InputError
+from modeling_act.hub import load_model
 
 # Fields that decide the shapes of an encoder's weights, or what they mean: a student brings its own.
 ENCODER_FIELDS = (
@@ -31,14 +31,9 @@ ENCODER_FIELDS = (
 class TransferArguments(ACTTrainingArguments):
     """Flags of every transfer script; the defaults are the paper's."""
 
-    student: str | None = field(
-        default=None, metadata={"help": "folder or Hub id of a pretrained student; default: from scratch"}
-    )
+    student: str | None = field(default=None, metadata={"help": "folder or Hub id; default: from scratch"})
     test_split: str | None = field(default="test", metadata={"help": "split to read once, at the end; none: no test"})
-    seeds: list[int] = field(
-        default_factory=list,
-        metadata={"help": "a run of each in OUTPUT_DIR/seed-N, and mean and standard deviation of all"},
-    )
+    seeds: list[int] = field(default_factory=list, metadata={"help": "a run of each in OUTPUT_DIR/seed-N, and mean"})
     per_device_train_batch_size: int = 32
     weight_decay: float = 0.05
     max_grad_norm: float | None = field(default=10.0, metadata={"help": "clip the gradient's norm to this"})
@@ -62,11 +57,8 @@ class TransferArguments(ACTTrainingArguments):
 def make_model(
     kind: type[PreTrainedModel], options: TransferArguments, fields: dict, names: list[str], **settings
 ) -> PreTrainedModel:
-    """Make a head of this kind on the student that `options` name, or on one from scratch.
-
-    `fields` come from --model, `settings` from the script, `names` from the classes. A student that already has such a
-    head for as many classes keeps it.
-    """
+    """Make a head of this kind on the student that `options` name, which keeps one it has, or on one from scratch.
+    `fields` come from --model, `settings` from the script, `names` from the classes."""
     if clash := sorted(fields.keys() & (settings.keys() | {"num_labels", "id2label", "label2id"})):
         raise InputError(f"--model: {', '.join(clash)} follows from the set and the other flags")
     settings |= {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
@@ -96,20 +88,16 @@ def read_config(options: TransferArguments, fields: dict) -> ACTStudentConfig:
             return ACTStudentConfig(**fields)
     if name.endswith((".pth", ".pt")):
         raise InputError(f"--student {name}: convert it first, with python -m modeling_act convert")
-    if not os.path.isdir(name) and (os.path.isabs(name) or name.count("/") != 1):
-        raise InputError(f"--student {name}: there is no such folder, nor is it ORGANIZATION/NAME on the Hub")
-    with errors_of(f"--student {name}"):
-        own = ACTStudentConfig.from_pretrained(name)
-        if own.model_type != ACTStudentConfig.model_type:
-            raise ValueError(f"is no ACT student but of the type {own.model_type}")
+    with errors_of("--student"):
+        own = load_model.read_config(name)
+        if not isinstance(own, ACTStudentConfig):
+            raise InputError(f"{name} is no ACT student but of the type {own.model_type}")
         config = ACTStudentConfig.from_pretrained(name, **fields)
         config.validate()
     for field_name in ENCODER_FIELDS:
         if getattr(own, field_name) != getattr(config, field_name):
-            raise InputError(
-                f"--model: {field_name} of --student {name} is {getattr(own, field_name)}, got "
-                f"{fields[field_name]}; leave it out, or train from scratch"
-            )
+            values = f"of --student {name} is {getattr(own, field_name)}, got {fields[field_name]}"
+            raise InputError(f"--model: {field_name} {values}; leave it out, or train from scratch")
     return config
 
 
@@ -143,10 +131,9 @@ def run_seeds(options: TransferArguments, train: Callable[[TransferArguments], d
     if not options.seeds:
         train(options)
         return
-    folder = Path(options.output_dir)
-    runs = [
-        train(replace(options, seed=seed, seeds=[], output_dir=str(folder / f"seed-{seed}"))) for seed in options.seeds
-    ]
+    folder, runs = Path(options.output_dir), []
+    for seed in options.seeds:
+        runs.append(train(replace(options, seed=seed, seeds=[], output_dir=str(folder / f"seed-{seed}"))))
     if PartialState().is_main_process:
         rows = [{"seed": seed} | run for seed, run in zip(options.seeds, runs, strict=True)]
         write_summary(folder, title, runs, {"seeds": options.seeds}, {"each seed": rows})
@@ -154,11 +141,9 @@ def run_seeds(options: TransferArguments, train: Callable[[TransferArguments], d
 
 def write_summary(folder: Path, title: str, runs: list[dict], about: dict, tables: dict[str, list[dict]]) -> None:
     """Write metrics.json and report.html of several runs: mean and sample standard deviation of each metric."""
-    summary = mean_and_std(runs)
-    write_text(
-        folder / "metrics.json", json.dumps(about | {"metrics": summary, "versions": describe_versions()}, indent=1)
-    )
-    texts = {}
+    summary, texts = mean_and_std(runs), {}
+    record = about | {"metrics": summary, "versions": describe_versions()}
+    write_text(folder / "metrics.json", json.dumps(record, indent=1))
     for name, metric in summary.items():
         texts[name] = f"{metric['mean']:.4g}" + ("" if metric["std"] is None else f" +- {metric['std']:.4g}")
     write_report(folder / "report.html", title, texts, [], [], tables, recipe=about)

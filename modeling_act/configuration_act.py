@@ -226,7 +226,7 @@ class ACTStudentConfig(PreTrainedConfig):
         predict much without the encoder ("none": nothing else, a control); with "visible" they do not see each other.
         Their centers can be jittered by Gaussian noise of this deviation.
     teacher_dim (`int`), teacher_dims (`list[int]`, *optional*), teacher_weights (`list[float]`, *optional*):
-        Width of the teacher's features; of several teachers their sum, and each teacher's width and weight in the loss.
+        Width of the teacher's features; of several teachers the sum, and each one's width and weight in the loss.
     cloud_dims (`list[int]`, *optional*), cloud_loss_weight (`float`):
         Widths of each teacher's features of a whole cloud, which a head learns to predict from the class token.
     mask_ratio (`float`), mask_type (`"random"`, `"block"` or `"blocks"`):

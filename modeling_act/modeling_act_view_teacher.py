@@ -35,7 +35,7 @@ class ACTViewTeacherOutput(ModelOutput):
 
 
 class ACTViewTeacher(ACTPreTrainedModel):
-    """Frozen image Transformer that teaches `ACTStudentForPreTraining` what it sees of a cloud; it needs no training."""
+    """Frozen image Transformer that teaches `ACTStudentForPreTraining` what it sees of clouds. It needs no training."""
 
     config: ACTViewTeacherConfig
     config_class = ACTViewTeacherConfig

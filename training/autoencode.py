@@ -12,10 +12,9 @@ from typing import Literal
 
 import torch
 from act_training.report.run_folder import finish_run, save_pictures
-from act_training.run.arguments import ACTTrainingArguments, parse_arguments, parse_mapping
-from act_training.run.optimization import calibrate_batch_norm, cosine_between
-from act_training.run.process import errors_of, run_script, warn
+from act_training.run.script import ACTTrainingArguments, errors_of, parse_arguments, parse_mapping, run_script, warn
 from act_training.run.training_run import TrainingRun
+from act_training.run.training_state import calibrate_batch_norm, cosine_between
 from act_training.tasks.pretraining import code_use, evaluate_autoencoder, is_collapsed
 from torch import Tensor
 

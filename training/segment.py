@@ -15,11 +15,10 @@ from typing import Literal
 
 from act_training.data.schema import BLOCK_SIZE
 from act_training.report.run_folder import finish_run
-from act_training.run.arguments import parse_arguments, parse_mapping
-from act_training.run.checkpoints import digest_of
-from act_training.run.process import run_script
 from act_training.run.run_data import LabelColumn, RunData
+from act_training.run.script import parse_arguments, parse_mapping, run_script
 from act_training.run.training_run import TrainingRun
+from act_training.run.training_state import digest_of
 from act_training.tasks.segmentation import (
     SegmentationMetrics,
     category_column,

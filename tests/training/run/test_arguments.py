@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from act_training.run.arguments import ACTTrainingArguments, as_recipe, parse_arguments, parse_mapping
+from act_training.run.script import ACTTrainingArguments, as_recipe, parse_arguments, parse_mapping
 
 from modeling_act.errors import InputError
 

@@ -1,7 +1,7 @@
 """Batch statistics of layers that never trained are measured; those that came with weights stay as they are."""
 
 import torch
-from act_training.run.optimization import calibrate_batch_norm
+from act_training.run.training_state import calibrate_batch_norm
 from torch import nn
 
 from modeling_act import ACTStudentForPointCloudClassification

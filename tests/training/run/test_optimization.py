@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from act_training.run.optimization import (
+from act_training.run.training_state import (
     RunLength,
     cosine_between,
     learning_rate_at,

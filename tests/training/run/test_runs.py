@@ -4,7 +4,7 @@ import pytest
 
 FAULTS = """
 import resource, torch
-from act_training.run.process import keep_freed_memory
+from act_training.run.script import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -30,7 +30,7 @@ def test_bars_of_weights_are_hidden_and_those_of_downloads_stay(run_python):
     code = """if True:
         from huggingface_hub.utils import are_progress_bars_disabled
         from transformers.utils import logging
-        from act_training.run.process import hide_progress_bars_of_weights
+        from act_training.run.script import hide_progress_bars_of_weights
         hide_progress_bars_of_weights()
         print(logging.is_progress_bar_enabled(), are_progress_bars_disabled())"""
     for hidden in ("0", "1"):

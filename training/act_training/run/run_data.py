@@ -13,16 +13,17 @@ from torch import Tensor
 
 from act_training.data.batches import (
     VALIDATION_EPOCH,
+    Sampling,
     ShuffledRows,
     StreamedRows,
+    augment,
     iterate_batches,
+    sample_points,
     validation_batches,
 )
-from act_training.data.keyed_random import Sampling, augment, sample_points
 from act_training.data.point_sets import PointSet, StreamedPointSet, open_point_set
 from act_training.data.schema import IGNORED, check_point_set
-from act_training.run.arguments import ACTTrainingArguments
-from act_training.run.process import on_main_process, warn
+from act_training.run.script import ACTTrainingArguments, on_main_process, warn
 from modeling_act.errors import InputError
 
 CALIBRATION_BATCHES, CALIBRATION_BATCH_SIZE = 8, 32

@@ -13,8 +13,10 @@ optimizer and a step, and a resumed run repeats the uninterrupted one bit for bi
 """
 
 import itertools
+import json
 import math
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -22,28 +24,19 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast, gather_object
 from safetensors.torch import load_model
 from torch import Tensor, nn
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from act_training.data.keyed_random import step_seed
+from act_training.data.batches import step_seed
 from act_training.data.point_sets import PointSet
-from act_training.run import checkpoints
-from act_training.run.arguments import ACTTrainingArguments
-from act_training.run.log import RunLog, check_tracker
-from act_training.run.optimization import (
-    RunLength,
-    calibrate_batch_norm,
-    learning_rate_at,
-    make_optimizer,
-    set_learning_rate,
-    trained_state,
-    update_average,
-    use_deterministic_algorithms,
-)
-from act_training.run.process import Stopped, StopSignal, on_main_process, warn
+from act_training.run import training_state
 from act_training.run.run_data import RunData, open_run_data
+from act_training.run.script import ACTTrainingArguments, Stopped, StopSignal, on_main_process, warn
+from act_training.run.training_state import RunLength
 from modeling_act.errors import InputError
 from modeling_act.hub.publishing import create_repository
 
@@ -78,7 +71,7 @@ class TrainingRun:
         self.stop_number = 0  # of the signal that all processes stop at
         self._losses, self._keys = [], []  # of the batches of the present step
         if self.device.type == "cuda":
-            use_deterministic_algorithms()
+            training_state.use_deterministic_algorithms()
         elif options.mixed_precision == "bf16" and not torch.cpu._is_avx512_bf16_supported():
             warn("this CPU has no bf16 instructions: --mixed_precision no is many times as fast here")
         torch.manual_seed(options.seed)
@@ -87,7 +80,7 @@ class TrainingRun:
     def _prepare_folder(self) -> None:
         folder = self.checkpoint_folder
         folder.mkdir(parents=True, exist_ok=True)
-        if not self.options.resume_from_checkpoint and checkpoints.list_checkpoints(folder):
+        if not self.options.resume_from_checkpoint and training_state.list_checkpoints(folder):
             if not self.options.overwrite_output_dir:
                 raise InputError(
                     f"{self.folder} holds checkpoints; pass --resume_from_checkpoint latest to continue, or "
@@ -97,7 +90,7 @@ class TrainingRun:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
             (self.folder / "model.safetensors").unlink(missing_ok=True)
             folder.mkdir()
-        checkpoints.remove_leftovers(folder)
+        training_state.remove_leftovers(folder)
 
     @property
     def checkpoint_folder(self) -> Path:
@@ -129,8 +122,8 @@ class TrainingRun:
         checkpoint = on_main_process(self.accelerator, self._find_checkpoint)
         self.weights = model.to(self.device).train()
         self.model = self._wrap(self.weights)
-        self.optimizer = make_optimizer(self.weights, options.weight_decay)
-        self.average = trained_state(self.weights) if options.ema_decay else None
+        self.optimizer = training_state.make_optimizer(self.weights, options.weight_decay)
+        self.average = training_state.trained_state(self.weights) if options.ema_decay else None
         if checkpoint:
             self._resume(Path(checkpoint))
         self.log = RunLog(options, self.accelerator, self.length, self.start)
@@ -147,11 +140,11 @@ class TrainingRun:
         wanted = self.options.resume_from_checkpoint
         if not wanted:
             return None
-        checkpoint = checkpoints.find_checkpoint(self.checkpoint_folder, wanted, warn)
+        checkpoint = training_state.find_checkpoint(self.checkpoint_folder, wanted, warn)
         if checkpoint is None:
             warn(f"no checkpoint in {self.checkpoint_folder} yet: starting at step 0")
             return None
-        if changes := checkpoints.differences(checkpoints.read_state(checkpoint)["run"], self.description):
+        if changes := training_state.differences(training_state.read_state(checkpoint)["run"], self.description):
             raise InputError(f"{checkpoint} belongs to another run: {'; '.join(changes)}")
         return str(checkpoint)
 
@@ -167,12 +160,12 @@ class TrainingRun:
         return self.accelerator.prepare_model(model)
 
     def _resume(self, checkpoint: Path) -> None:
-        state = checkpoints.read_training_state(checkpoint, self.weights, self.optimizer)
+        state = training_state.read_training_state(checkpoint, self.weights, self.optimizer)
         self.start = self.global_step = state["step"]
         self.best = state["best"]
         on_main_process(self.accelerator, lambda: self._copy_best(checkpoint))
         if self.options.ema_decay:
-            self.average = checkpoints.read_tensors(checkpoint, "ema", self.device)
+            self.average = training_state.read_tensors(checkpoint, "ema", self.device)
 
     def _copy_best(self, checkpoint: Path) -> None:
         """Copy the best weights so far, if the run continues in another folder."""
@@ -185,7 +178,7 @@ class TrainingRun:
     def calibrate_batch_norm(self, forward: Callable[[dict[str, Tensor]], object]) -> None:
         """Measure batch statistics of layers that never trained on the first rows, before the first step."""
         if self.start == 0:
-            calibrate_batch_norm(self.weights, forward, self.data.calibration_batches())
+            training_state.calibrate_batch_norm(self.weights, forward, self.data.calibration_batches())
 
     # The loop --------------------------------------------------------------------------------------------------------
 
@@ -198,8 +191,8 @@ class TrainingRun:
         batches = self.data.train_batches(self.start * accumulation, total * accumulation, sampled)
         for step in range(self.start, total):
             torch.manual_seed(step_seed(options.seed, step, self.accelerator.process_index))
-            self.learning_rate = learning_rate_at(step, self.length, *schedule)
-            set_learning_rate(self.optimizer, self.learning_rate)
+            self.learning_rate = training_state.learning_rate_at(step, self.length, *schedule)
+            training_state.set_learning_rate(self.optimizer, self.learning_rate)
             self._losses, self._keys = [], []
             for part in range(accumulation):
                 batch = next(batches)
@@ -246,7 +239,7 @@ class TrainingRun:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
-            update_average(self.average, self.weights, self.options.ema_decay)
+            training_state.update_average(self.average, self.weights, self.options.ema_decay)
         self.global_step += 1
         self.log.update(loss=f"{self.loss:.4f}", lr=f"{self.learning_rate:.2e}")
 
@@ -300,7 +293,7 @@ class TrainingRun:
         sign = -1 if highest else 1
         if best_by and self.global_step and sign * metrics[best_by] < sign * self.best.get(best_by, sign * math.inf):
             self.best = metrics | {"step": self.global_step}
-            on_main_process(self.accelerator, lambda: checkpoints.save_weights(self.folder / "best", self.weights))
+            on_main_process(self.accelerator, lambda: training_state.save_weights(self.folder / "best", self.weights))
 
     def _save_or_stop(self) -> None:
         """Save a checkpoint where one is due, at the end and after a signal, which stops the run."""
@@ -323,10 +316,10 @@ class TrainingRun:
                 )
 
         def write(path: Path) -> None:
-            checkpoints.write_training_state(path, self.weights, self.optimizer, state, extra)
+            training_state.write_training_state(path, self.weights, self.optimizer, state, extra)
 
         limit = self.options.checkpoints_total_limit
-        checkpoints.write_checkpoint(self.checkpoint_folder, self.global_step, write, limit)
+        training_state.write_checkpoint(self.checkpoint_folder, self.global_step, write, limit)
 
     def load_final_weights(self) -> None:
         """Load the weights that --final_weights names into the model."""
@@ -334,3 +327,70 @@ class TrainingRun:
             load_model(self.weights, str(self.folder / "best" / "model.safetensors"))
         elif self.options.final_weights == "ema":
             self.weights.load_state_dict(self.average, strict=False)
+
+
+def check_tracker(name: str) -> None:
+    """Check that the tracker of --report_to is installed; Accelerate silently ignores one that is not."""
+    trackers = [str(tracker) for tracker in get_available_trackers()]
+    if name == "all" and not trackers:
+        raise InputError("--report_to all: no tracker is installed; pip install tensorboard, wandb or trackio")
+    if name not in ("none", "all", *trackers):
+        raise InputError(f"--report_to {name}: not installed here; pip install {name}")
+
+
+class RunLog:
+    """Progress bar, `log.jsonl` and trackers. A resumed run's log continues from its checkpoint."""
+
+    def __init__(self, options: ACTTrainingArguments, accelerator: Accelerator, length: RunLength, start: int):
+        self.path = Path(options.output_dir) / "log.jsonl"
+        self.accelerator, self.length = accelerator, length
+        self._time, self._timed_step = time.perf_counter(), start
+        if accelerator.is_main_process:
+            lines = []
+            if start and self.path.is_file():
+                lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+            training_state.write_text(self.path, "".join(f"{line}\n" for line in lines if _step_of(line) <= start))
+        if options.report_to != "none":
+            try:
+                accelerator.init_trackers("act")
+            except Exception as error:  # trackers have errors of their own, such as a missing login
+                raise InputError(f"--report_to {options.report_to}: {' '.join(str(error).split())}") from error
+        looks = {"unit": "step", "dynamic_ncols": True, "smoothing": 0.05}
+        self.bar = tqdm(total=length.total_steps, initial=start, disable=not accelerator.is_main_process, **looks)
+
+    def update(self, **values: str) -> None:
+        """Advance the bar by a step and show `values` beside it."""
+        self.bar.set_postfix(values, refresh=False)
+        self.bar.update()
+
+    def clouds_per_second(self, step: int) -> float:
+        """Return the speed since the last call."""
+        now = time.perf_counter()
+        rate = (step - self._timed_step) * self.length.global_batch_size / (now - self._time)
+        self._time, self._timed_step = now, step
+        return rate
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Write a line of `log.jsonl`, and to the trackers."""
+        if self.accelerator.is_main_process:
+            record = {"step": step, "epoch": round(self.length.epoch(step), 4), **values}
+            with training_state.name_in_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        self.accelerator.log(values, step=step)
+
+    def records(self) -> list[dict]:
+        """Read all lines of `log.jsonl`."""
+        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+
+    def close(self) -> None:
+        """Close the bar and the trackers, not Accelerate: other runs of this process may follow."""
+        self.bar.close()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):  # the last line of a killed run may be incomplete
+        return float("inf")

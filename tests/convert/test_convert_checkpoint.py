@@ -6,13 +6,13 @@ import re
 import numpy as np
 import pytest
 import torch
-from act_training.run.training_state import read_state
 from safetensors.torch import save_file
 
 from golden_weights import golden_tensors, official_state, save_official
 from hostile_cases import Payload
 from modeling_act import ACTStudent, ACTStudentConfig, ACTStudentForPointCloudClassification, ACTTeacher
 from modeling_act.convert.official_checkpoint import main as convert
+from modeling_act.convert.read_checkpoint import read_state
 from modeling_act.errors import InputError
 
 POINTS = golden_tensors()["points"]

@@ -4,7 +4,6 @@ import hashlib
 
 import numpy as np
 import pytest
-from act_training.data.batches import sample_points
 from act_training.synthetic.everyday_shapes import (
     BOX,
     CLASS_NAMES,
@@ -13,6 +12,7 @@ from act_training.synthetic.everyday_shapes import (
     PART_NAMES,
     generate_shapes,
     plate,
+    sample_points,
     tube,
 )
 

@@ -12,7 +12,6 @@ at overlaps (IoU) of 0.25 and 0.5.
 
 from dataclasses import dataclass, field
 
-from act_training.data.batches import AUGMENTATIONS
 from act_training.measure.detection_metrics import detection_metrics
 from act_training.report.pictures import save_scenes
 from act_training.report.run_folder import finish_run
@@ -20,7 +19,7 @@ from act_training.run.run_data import LabelColumn, hold_out_any
 from act_training.run.script import parse_arguments, parse_mapping, run_script
 from act_training.run.training_run import TrainingRun
 from act_training.run.training_state import digest_of
-from act_training.tasks.detection import augment_scenes, boxes_to_learn, check_boxes, detect, detect_all
+from act_training.tasks.detection import AUGMENTATIONS, augment_scenes, boxes_to_learn, check_boxes, detect, detect_all
 from act_training.tasks.transfer import (
     TransferArguments,
     describe_student,

@@ -10,7 +10,7 @@ A set has columns points, boxes and box_labels; z is up. Metrics are the mean ov
 at overlaps (IoU) of 0.25 and 0.5.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from act_training.measure.detection_metrics import detection_metrics
 from act_training.report.pictures import save_scenes
@@ -29,6 +29,7 @@ from act_training.tasks.transfer import (
     required_points,
     run_seeds,
 )
+from transformers.hf_argparser import HfArg
 
 from modeling_act import ACTStudentConfig, ACTStudentForObjectDetection
 from modeling_act.errors import InputError
@@ -44,9 +45,9 @@ names = [model.config.id2label[label] for label in detections[0]["labels"].tolis
 
 @dataclass
 class DetectArguments(TransferArguments):
-    normalize: bool = field(default=False, metadata={"help": "must be false: sizes count"})
-    scene_augmentation: list[str] = field(
-        default_factory=list, metadata={"help": f"any of {', '.join(AUGMENTATIONS)}; moves boxes with their scenes"}
+    normalize: bool = HfArg(default=False, help="must be false: sizes count")
+    scene_augmentation: list[str] = HfArg(
+        default_factory=list, help=f"any of {', '.join(AUGMENTATIONS)}; moves boxes with their scenes"
     )
 
     def __post_init__(self):

@@ -10,7 +10,6 @@ from act_training.run.training_state import (
     cosine_between,
     learning_rate_at,
     make_optimizer,
-    set_learning_rate,
     trained_state,
     update_average,
 )
@@ -117,12 +116,6 @@ def test_what_decays(model, decayed, plain):
     assert decayed <= found[0] and plain <= found[1]
     assert {name for name in named if named[name].ndim == 1 or name.endswith("bias")} <= found[1]
     assert {name for name in named if name.endswith("weight") and named[name].ndim > 1} <= found[0]
-
-
-def test_a_learning_rate_holds_for_all_groups():
-    optimizer = make_optimizer(torch.nn.Linear(2, 2), 0.1)
-    set_learning_rate(optimizer, 0.5)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
 
 
 def test_the_average_follows_trained_weights_and_copies_counts():

@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -27,6 +27,7 @@ from accelerate.utils import broadcast_object_list
 from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
 from modeling_act.errors import InputError
@@ -36,75 +37,68 @@ from modeling_act.errors import InputError
 class ACTTrainingArguments:
     """Flags of every training script."""
 
-    dataset_name: str = field(metadata={"help": "everyday_shapes, a Hub id, a folder, or a parquet, npz or h5 file"})
-    output_dir: str = field(metadata={"help": "folder for model, checkpoints, curves and report"})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "configuration of a Hub dataset"})
-    train_split: str = field(default="train", metadata={"help": "split to train on"})
-    validation_split: str | None = field(
-        default=None, metadata={"help": "split to validate on; default: a part of train"}
+    dataset_name: str = HfArg(help="everyday_shapes, a Hub id, a folder, or a parquet, npz or h5 file")
+    output_dir: str = HfArg(help="folder for model, checkpoints, curves and report")
+    dataset_config_name: str | None = HfArg(default=None, help="configuration of a Hub dataset")
+    train_split: str = HfArg(default="train", help="split to train on")
+    validation_split: str | None = HfArg(default=None, help="split to validate on; default: a part of train")
+    validation_share: float = HfArg(default=0.1, help="part of train held out without validation_split")
+    max_train_samples: int | None = HfArg(default=None, help="use only the first rows")
+    streaming: bool = HfArg(default=False, help="read parquet shards during training, one part at a time")
+    skip_bad: bool = HfArg(default=False, help="leave out rows that cannot be trained on, and list them")
+    num_points: int = HfArg(default=1024, help="points sampled from each cloud at every step")
+    fixed_points: bool = HfArg(default=False, help="sample the same points of a cloud in every epoch")
+    point_sampling: Literal["random", "farthest"] = HfArg(
+        default="random", help="farthest: a random subset of points far from one another"
     )
-    validation_share: float = field(default=0.1, metadata={"help": "part of train held out without validation_split"})
-    max_train_samples: int | None = field(default=None, metadata={"help": "use only the first rows"})
-    streaming: bool = field(
-        default=False, metadata={"help": "read parquet shards during training, one part at a time"}
+    normalize: bool = HfArg(default=True, help="center each cloud and scale it into the unit sphere")
+    already_normalized: bool = HfArg(
+        default=False, help="the clouds lie in the unit sphere already; the saved processor puts others there"
     )
-    skip_bad: bool = field(default=False, metadata={"help": "leave out rows that cannot be trained on, and list them"})
-    num_points: int = field(default=1024, metadata={"help": "points sampled from each cloud at every step"})
-    fixed_points: bool = field(default=False, metadata={"help": "sample the same points of a cloud in every epoch"})
-    point_sampling: Literal["random", "farthest"] = field(
-        default="random", metadata={"help": "farthest: a random subset of points far from one another"}
+    up_axis: Literal["y", "z"] | None = HfArg(default=None, help="up axis, for the saved processor")
+    unit: Literal["m", "dm", "cm", "mm", "in", "ft"] | None = HfArg(
+        default=None, help="unit of clouds that are not normalized, for the saved processor"
     )
-    normalize: bool = field(default=True, metadata={"help": "center each cloud and scale it into the unit sphere"})
-    already_normalized: bool = field(
-        default=False,
-        metadata={"help": "the clouds lie in the unit sphere already; the saved processor puts others there"},
-    )
-    up_axis: Literal["y", "z"] | None = field(default=None, metadata={"help": "up axis, for the saved processor"})
-    unit: Literal["m", "dm", "cm", "mm", "in", "ft"] | None = field(
-        default=None, metadata={"help": "unit of clouds that are not normalized, for the saved processor"}
-    )
-    augmentation: list[str] = field(default_factory=list, metadata={"help": "any of scale_shift, rotate_y, rotate_z"})
-    model: str | None = field(default=None, metadata={"help": "fields of the model's configuration, {name: value}"})
+    augmentation: list[str] = HfArg(default_factory=list, help="any of scale_shift, rotate_y, rotate_z")
+    model: str | None = HfArg(default=None, help="fields of the model's configuration, {name: value}")
 
     per_device_train_batch_size: int = 64
     per_device_eval_batch_size: int = 64
     gradient_accumulation_steps: int = 1
     num_train_epochs: float = 300
-    max_train_steps: int | None = field(default=None, metadata={"help": "overrides num_train_epochs"})
+    max_train_steps: int | None = HfArg(default=None, help="overrides num_train_epochs")
     learning_rate: float = 5e-4
     min_learning_rate: float = 1e-7
     weight_decay: float = 5e-4
-    warmup_epochs: float = field(default=10, metadata={"help": "epochs of linear warm-up from 1e-6"})
-    lr_per_epoch: bool = field(default=True, metadata={"help": "change the learning rate every epoch, not every step"})
-    max_grad_norm: float | None = field(default=None, metadata={"help": "clip the gradient's norm to this value"})
-    ema_decay: float | None = field(default=None, metadata={"help": "also keep an exponential average of the weights"})
-    final_weights: Literal["last", "best", "ema"] = field(default="last", metadata={"help": "weights of the result"})
+    warmup_epochs: float = HfArg(default=10, help="epochs of linear warm-up from 1e-6")
+    lr_per_epoch: bool = HfArg(default=True, help="change the learning rate every epoch, not every step")
+    max_grad_norm: float | None = HfArg(default=None, help="clip the gradient's norm to this value")
+    ema_decay: float | None = HfArg(default=None, help="also keep an exponential average of the weights")
+    final_weights: Literal["last", "best", "ema"] = HfArg(default="last", help="weights of the result")
 
-    mixed_precision: Literal["no", "bf16"] | None = field(
-        default=None, metadata={"help": "default: what the launcher was given"}
-    )
+    mixed_precision: Literal["no", "bf16"] | None = HfArg(default=None, help="default: what the launcher was given")
     gradient_checkpointing: bool = False
-    sync_batch_norm: bool = field(default=False, metadata={"help": "batch statistics over all GPUs"})
-    compile: bool = field(default=False, metadata={"help": "torch.compile the model"})
-    cpu: bool = field(default=False, metadata={"help": "ignore accelerators"})
+    sync_batch_norm: bool = HfArg(default=False, help="batch statistics over all GPUs")
+    compile: bool = HfArg(default=False, help="torch.compile the model")
+    cpu: bool = HfArg(default=False, help="ignore accelerators")
     dataloader_num_workers: int = 0
     seed: int = 0
 
-    checkpointing_steps: str = field(default="epoch", metadata={"help": "a number of steps, or epoch"})
-    checkpoints_total_limit: int = field(default=2, metadata={"help": "complete checkpoints to keep"})
-    resume_from_checkpoint: str | None = field(default=None, metadata={"help": "latest, or a checkpoint's folder"})
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "delete the checkpoints of an earlier run"})
+    checkpointing_steps: str = HfArg(default="epoch", help="a number of steps, or epoch")
+    checkpoints_total_limit: int = HfArg(default=2, help="complete checkpoints to keep")
+    resume_from_checkpoint: str | None = HfArg(default=None, help="latest, or a checkpoint's folder")
+    overwrite_output_dir: bool = HfArg(default=False, help="delete the checkpoints of an earlier run")
     logging_steps: int = 10
-    validation_epochs: float = field(default=1, metadata={"help": "epochs between validations"})
-    picture_epochs: float = field(default=10, metadata={"help": "epochs between pictures"})
+    validation_epochs: float = HfArg(default=1, help="epochs between validations")
+    picture_epochs: float = HfArg(default=10, help="epochs between pictures")
     report_to: Literal["none", "tensorboard", "wandb", "trackio", "all"] = "none"
-    push_to_hub: bool = field(default=False, metadata={"help": "upload the finished model"})
-    license: str | None = field(
-        default=None, metadata={"help": "license of the weights, for the card; depends on data, backbone and student"}
+    push_to_hub: bool = HfArg(default=False, help="upload the finished model")
+    license: str | None = HfArg(
+        default=None, help="license of the weights, for the card; depends on data, backbone and student"
     )
-    hub_model_id: str | None = field(default=None, metadata={"help": "repository to upload to, organization/name"})
-    hub_private: bool = field(default=False, metadata={"help": "create a private repository"})
-    hub_revision: str | None = field(default=None, metadata={"help": "branch to upload to, created if missing"})
+    hub_model_id: str | None = HfArg(default=None, help="repository to upload to, organization/name")
+    hub_private: bool = HfArg(default=False, help="create a private repository")
+    hub_revision: str | None = HfArg(default=None, help="branch to upload to, created if missing")
 
     def __post_init__(self):
         """Check rules on values; what depends on data or model is checked where that is known."""

@@ -26,7 +26,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast, gather_object
-from safetensors.torch import load_model
+from safetensors.torch import load_file, load_model
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -56,6 +56,7 @@ class TrainingRun:
 
     def __init__(self, options: ACTTrainingArguments):
         self.options, self.folder = options, Path(options.output_dir)
+        self.checkpoint_folder = self.folder / "checkpoints"
         check_tracker(options.report_to)
         # Autocast is entered by the scripts: Accelerate's own wrapper copies every output to float32.
         self.accelerator = Accelerator(
@@ -90,11 +91,8 @@ class TrainingRun:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
             (self.folder / "model.safetensors").unlink(missing_ok=True)
             folder.mkdir()
-        training_state.remove_leftovers(folder)
-
-    @property
-    def checkpoint_folder(self) -> Path:
-        return self.folder / "checkpoints"
+        for leftover in folder.glob(".*-step-*"):  # of an interrupted save
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def open_data(self, min_points: int, **target) -> RunData:
         """Open and check the rows; `target` are the arguments `target` and `test_split` of `open_run_data`."""
@@ -165,7 +163,7 @@ class TrainingRun:
         self.best = state["best"]
         on_main_process(self.accelerator, lambda: self._copy_best(checkpoint))
         if self.options.ema_decay:
-            self.average = training_state.read_tensors(checkpoint, "ema", self.device)
+            self.average = load_file(checkpoint / "ema.safetensors", device=str(self.device))
 
     def _copy_best(self, checkpoint: Path) -> None:
         """Copy the best weights so far, if the run continues in another folder."""
@@ -192,7 +190,8 @@ class TrainingRun:
         for step in range(self.start, total):
             torch.manual_seed(step_seed(options.seed, step, self.accelerator.process_index))
             self.learning_rate = training_state.learning_rate_at(step, self.length, *schedule)
-            training_state.set_learning_rate(self.optimizer, self.learning_rate)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.learning_rate
             self._losses, self._keys = [], []
             for part in range(accumulation):
                 batch = next(batches)
@@ -241,7 +240,8 @@ class TrainingRun:
         if self.average is not None:
             training_state.update_average(self.average, self.weights, self.options.ema_decay)
         self.global_step += 1
-        self.log.update(loss=f"{self.loss:.4f}", lr=f"{self.learning_rate:.2e}")
+        self.log.bar.set_postfix(loss=f"{self.loss:.4f}", lr=f"{self.learning_rate:.2e}", refresh=False)
+        self.log.bar.update()
 
     @property
     def _is_updated(self) -> bool:
@@ -307,7 +307,6 @@ class TrainingRun:
 
     def _save(self) -> None:
         state = {"step": self.global_step, "best": self.best, "run": self.description}
-        extra = {} if self.average is None else {"ema": self.average}
         for name, value in self.weights.state_dict().items():  # a finite update can overflow weights or statistics
             if value.is_floating_point() and not value.isfinite().all():
                 hint = self._hint(torch.cat(self._keys).tolist())
@@ -316,7 +315,7 @@ class TrainingRun:
                 )
 
         def write(path: Path) -> None:
-            training_state.write_training_state(path, self.weights, self.optimizer, state, extra)
+            training_state.write_training_state(path, self.weights, self.optimizer, state, self.average)
 
         limit = self.options.checkpoints_total_limit
         training_state.write_checkpoint(self.checkpoint_folder, self.global_step, write, limit)
@@ -346,9 +345,8 @@ class RunLog:
         self.accelerator, self.length = accelerator, length
         self._time, self._timed_step = time.perf_counter(), start
         if accelerator.is_main_process:
-            lines = []
-            if start and self.path.is_file():
-                lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+            resumed = start and self.path.is_file()
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if resumed else []
             training_state.write_text(self.path, "".join(f"{line}\n" for line in lines if _step_of(line) <= start))
         if options.report_to != "none":
             try:
@@ -357,11 +355,6 @@ class RunLog:
                 raise InputError(f"--report_to {options.report_to}: {' '.join(str(error).split())}") from error
         looks = {"unit": "step", "dynamic_ncols": True, "smoothing": 0.05}
         self.bar = tqdm(total=length.total_steps, initial=start, disable=not accelerator.is_main_process, **looks)
-
-    def update(self, **values: str) -> None:
-        """Advance the bar by a step and show `values` beside it."""
-        self.bar.set_postfix(values, refresh=False)
-        self.bar.update()
 
     def clouds_per_second(self, step: int) -> float:
         """Return the speed since the last call."""

@@ -64,12 +64,7 @@ class RunLength:
 
 
 def learning_rate_at(
-    step: int,
-    length: RunLength,
-    peak: float,
-    lowest: float,
-    warmup_epochs: float,
-    per_epoch: bool,
+    step: int, length: RunLength, peak: float, lowest: float, warmup_epochs: float, per_epoch: bool
 ) -> float:
     """Linear warm-up, then the paper's cosine over the whole run, whose beginning the warm-up replaces."""
     start = 1e-6
@@ -98,21 +93,12 @@ def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=0.0, fused=True)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
 @torch.no_grad()
 def update_average(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
     """Update the exponential average of all trained weights; buffers such as batch statistics are copied."""
     for name, value in model.state_dict().items():
-        if name not in average:
-            continue
-        if value.is_floating_point():
-            average[name].lerp_(value, 1 - decay)
-        else:
-            average[name].copy_(value)
+        if name in average:
+            average[name].lerp_(value, 1 - decay) if value.is_floating_point() else average[name].copy_(value)
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
@@ -147,7 +133,6 @@ def calibrate_batch_norm(model: nn.Module, forward: Callable, batches: Iterable)
 
 
 MANIFEST = "manifest.json"
-_NAME = re.compile(r"step-(\d{8,})")
 
 
 @contextmanager
@@ -192,8 +177,8 @@ def save_weights(folder: Path, model: PreTrainedModel, weights: dict[str, Tensor
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """List the checkpoints in `folder`, newest first."""
-    paths = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)] if folder.is_dir() else []
-    return sorted(paths, key=lambda path: int(_NAME.fullmatch(path.name)[1]), reverse=True)
+    paths = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
+    return sorted(paths, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
 def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], limit: int) -> Path:
@@ -222,12 +207,6 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], lim
             doomed = path if path.name.startswith(".") else path.rename(folder / f".old-{path.name}")
             shutil.rmtree(doomed, ignore_errors=True)
     return final
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary folders of an interrupted save."""
-    for path in folder.glob(".*-step-*"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def seal(folder: Path) -> None:
@@ -266,15 +245,13 @@ def find_checkpoint(folder: Path, wanted: str, warn: Callable[[str], None]) -> P
         if damage := find_damage(path):
             raise InputError(f"--resume_from_checkpoint {wanted}: {damage}")
         return path
-    candidates = list_checkpoints(folder)
     damages = []
-    for path in candidates:
-        damage = find_damage(path)
-        if damage is None:
+    for path in list_checkpoints(folder):
+        if not (damage := find_damage(path)):
             return path
         damages.append(damage)
         warn(f"{damage}; trying the checkpoint before it")
-    if candidates:
+    if damages:
         raise InputError(
             f"no whole checkpoint in {folder} ({'; '.join(damages)}); to train anew, pass --overwrite_output_dir"
         )
@@ -282,15 +259,13 @@ def find_checkpoint(folder: Path, wanted: str, warn: Callable[[str], None]) -> P
 
 
 def write_training_state(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    state: dict,
-    extra: dict[str, dict[str, Tensor]],
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict, average: dict[str, Tensor] | None
 ) -> None:
-    """Write the model, loadable by `from_pretrained`, optimizer, `state` as JSON, and further tensors by file name."""
+    """Write the model, loadable by `from_pretrained`, optimizer, `state` as JSON, and the average of the weights."""
     model.config.save_pretrained(folder)
-    tensors = {"model": model.state_dict(), "optimizer": _optimizer_tensors(model, optimizer), **extra}
+    names, states = _parameter_names(model, optimizer), optimizer.state_dict()["state"]
+    parts = {f"{names[index]}/{part}": value for index, parts in states.items() for part, value in parts.items()}
+    tensors = {"model": model.state_dict(), "optimizer": parts} | ({"ema": average} if average else {})
     for name, values in tensors.items():
         values = {key: value.detach().cpu().contiguous() for key, value in values.items()}
         save_file(values, folder / f"{name}.safetensors", metadata={"format": "pt"})
@@ -311,16 +286,6 @@ def read_training_state(folder: Path, model: nn.Module, optimizer: torch.optim.O
         state.setdefault(names.index(name), {})[part] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return read_state(folder)
-
-
-def read_tensors(folder: Path, name: str, device: torch.device) -> dict[str, Tensor]:
-    return {key: value.to(device) for key, value in load_file(folder / f"{name}.safetensors").items()}
-
-
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    names = _parameter_names(model, optimizer)
-    states = optimizer.state_dict()["state"]
-    return {f"{names[index]}/{part}": value for index, parts in states.items() for part, value in parts.items()}
 
 
 def _parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
@@ -355,7 +320,7 @@ def digest_of(model: torch.nn.Module) -> str:
 
 
 def differences(saved: dict, now: dict, prefix: str = "") -> list[str]:
-    """Describe what differs between two descriptions of a run."""
+    """List what differs between two descriptions of a run."""
     changes = []
     for name in sorted(saved.keys() | now.keys()):
         before, after = saved.get(name), now.get(name)

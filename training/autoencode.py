@@ -36,22 +36,16 @@ COLLAPSED = (
 
 @dataclass
 class AutoencodeArguments(ACTTrainingArguments):
-    backbone: str = HfArg(
-        default="google/vit-base-patch16-384", help="Hub id, folder or timm name of a ViT, BERT, CLIP ..."
-    )
+    backbone: str = HfArg(default="google/vit-base-patch16-384", help="Hub id, folder or timm name of a ViT, BERT ...")
     pretrained_backbone: bool = HfArg(default=True, help="false: random weights, the control")
     logit_scale: float = HfArg(default=1.0, help="initial scale of the logits; the paper's is 1")
-    calibrate_logits: bool = HfArg(
-        default=False, help="start with logits of mean 0 and standard deviation logit_scale, code by code"
-    )
+    calibrate_logits: bool = HfArg(default=False, help="start each code's logits with mean 0 and std logit_scale")
     code_mode: Literal["gumbel", "soft"] = HfArg(default="gumbel", help="soft: without noise")
     temperature_start: float = 1.0
     temperature_end: float = 0.0625
     temperature_steps: float = HfArg(default=100_000, help="at most 1: a share of the run")
     kl_weight: float = 0.1
-    kl_over: Literal["cloud", "batch"] = HfArg(
-        default="cloud", help="cloud: each uses all codes; batch: all clouds together do"
-    )
+    kl_over: Literal["cloud", "batch"] = HfArg(default="cloud", help="cloud: each uses all codes; batch: all together")
     kl_start: float = HfArg(default=10_000, help="steps without KL; at most 1: a share of the run")
     kl_steps: float = HfArg(default=100_000, help="steps to the full weight; at most 1: a share")
 
@@ -115,10 +109,9 @@ def main(arguments: list[str]) -> None:
         run.length.share(length) for length in (options.temperature_steps, options.kl_start, options.kl_steps)
     )
     for batch in run.batches():
-        temperature = cosine_between(
-            run.global_step, 0, temperature_steps, options.temperature_start, options.temperature_end
-        )
-        kl_weight = cosine_between(run.global_step, kl_start, kl_steps, 0.0, options.kl_weight)
+        step = run.global_step
+        temperature = cosine_between(step, 0, temperature_steps, options.temperature_start, options.temperature_end)
+        kl_weight = cosine_between(step, kl_start, kl_steps, 0.0, options.kl_weight)
         with run.autocast():
             kl = {"kl_weight": kl_weight, "kl_over": options.kl_over}
             output = run.model(batch["points"], temperature=temperature, code_mode=options.code_mode, **kl)

@@ -97,20 +97,15 @@ def sample_points(batch: dict[str, Tensor], sampling: Sampling, training: bool =
         chosen = _sample_uniform(batch["lengths"], batch["keys"], batch["points"].shape[1], sampling)
     points = gather_points(batch["points"], chosen)
     if sampling.normalize == "cloud":
-        center, radius = _center_and_radius(batch["points"], batch["lengths"])
-        points = (points - center) / radius
+        clouds, lengths = batch["points"], batch["lengths"]
+        is_point = (torch.arange(clouds.shape[1], device=clouds.device) < lengths.unsqueeze(1)).unsqueeze(2)
+        center = (clouds * is_point).sum(1, keepdim=True) / lengths[:, None, None]
+        radius = torch.linalg.vector_norm((clouds - center) * is_point, dim=2, keepdim=True).amax(1, keepdim=True)
+        points = (points - center) / radius.clamp_min(torch.finfo(clouds.dtype).tiny)
     sampled = {"points": to_unit_sphere(points) if sampling.normalize is True else points}
     if "point_labels" in batch:
         sampled["point_labels"] = batch["point_labels"].gather(1, chosen)
     return {name: values for name, values in batch.items() if name != "lengths"} | sampled
-
-
-def _center_and_radius(points: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Center (batch, 1, 3) and radius (batch, 1, 1) of padded clouds (batch, max_points, 3)."""
-    is_point = (torch.arange(points.shape[1], device=points.device) < lengths.unsqueeze(1)).unsqueeze(2)
-    center = (points * is_point).sum(1, keepdim=True) / lengths[:, None, None]
-    radius = torch.linalg.vector_norm((points - center) * is_point, dim=2, keepdim=True).amax(1, keepdim=True)
-    return center, radius.clamp_min(torch.finfo(points.dtype).tiny)
 
 
 def _sample_uniform(lengths: Tensor, row_ids: Tensor, max_points: int, sampling: Sampling) -> Tensor:
@@ -136,11 +131,8 @@ def _sample_farthest(batch: dict[str, Tensor], sampling: Sampling, training: boo
 
 
 def augment(points: Tensor, row_ids: Tensor, seed: int, augmentation: tuple[str, ...] | list[str]) -> Tensor:
-    """Augment clouds (batch, points, 3).
-
-    `scale_shift`: multiply each axis by U[2/3, 3/2] and add U[-0.2, 0.2]; `rotate_y`, `rotate_z`: rotate about the
-    axis by a random angle.
-    """
+    """Augment clouds (batch, points, 3): `scale_shift` multiplies each axis by U[2/3, 3/2] and adds U[-0.2, 0.2];
+    `rotate_y` and `rotate_z` rotate about the axis by a random angle."""
     for name in augmentation:
         if name == "scale_shift":
             scale = keyed_uniform(row_ids, 3, seed, RandomStream.SCALE, 2 / 3, 3 / 2).unsqueeze(1)

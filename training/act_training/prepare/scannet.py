@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from act_training.prepare.objects import Choices, Item, Plan, Row, need_root, read_list, read_matrix
+from act_training.prepare.objects import Choices, Item, Plan, Row, find_root, read_list, read_matrix
 
 SCANS, LISTS = "scannet_train_detection_data", "meta_data"
 # The classes that are detected, by their number in NYU40.
@@ -16,7 +16,7 @@ BOX_CLASSES = {
 
 
 def plan_scannet(raw: Path, choices: Choices) -> Plan:
-    root = need_root(raw, SCANS, f"{LISTS}/scannetv2_train.txt", f"{LISTS}/scannetv2_val.txt")
+    root = find_root(raw, SCANS, f"{LISTS}/scannetv2_train.txt", f"{LISTS}/scannetv2_val.txt")
     splits = {}
     for split, short in (("train", "train"), ("validation", "val")):
         names = read_list(root / LISTS / f"scannetv2_{short}.txt")

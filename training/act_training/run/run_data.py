@@ -52,23 +52,18 @@ class RunData:
         """Yield batches `start` to `stop` of this process: points (batch, num_points, 3), keys (batch, 2) of (epoch,
         row), and the labels that the set has; points as they are stored unless `sampled`."""
         device = self.accelerator.device
-        batches = iterate_batches(
-            self.train, self._row_order(), start, stop, self.options.dataloader_num_workers, device.type == "cuda"
-        )
-        for batch in batches:
+        workers, pin_memory = self.options.dataloader_num_workers, device.type == "cuda"
+        for batch in iterate_batches(self.train, self._row_order(), start, stop, workers, pin_memory):
             batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
             yield self._sample(batch) if sampled else batch
 
     def _row_order(self) -> ShuffledRows | StreamedRows:
-        common = {
-            "batch_size": self.options.per_device_train_batch_size,
-            "rank": self.accelerator.process_index,
-            "world_size": self.accelerator.num_processes,
-            "seed": self.options.seed,
-        }
+        options, accelerator = self.options, self.accelerator
+        process = accelerator.process_index, accelerator.num_processes, options.seed
         if isinstance(self.train, StreamedPointSet):
-            return StreamedRows(self.train.block_sizes, window=self.train.window, **common)
-        return ShuffledRows(len(self.train), **common)
+            sizes, window = self.train.block_sizes, self.train.window
+            return StreamedRows(sizes, window, options.per_device_train_batch_size, *process)
+        return ShuffledRows(len(self.train), options.per_device_train_batch_size, *process)
 
     def _sample(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         options, keys = self.options, batch["keys"]
@@ -123,10 +118,7 @@ def hold_out_by_class(point_set: PointSet, share: float, seed: int) -> tuple[np.
 
 
 def split_rows(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split off about `share` of each class, at least one row of each class of two or more.
-
-    Returns train and validation rows.
-    """
+    """Split off about `share` of each class, at least one of two rows. Returns train and validation rows."""
     random, held_out = np.random.default_rng([seed, 7]), []
     for label in np.unique(labels):
         rows = random.permutation((labels == label).nonzero()[0])
@@ -191,7 +183,9 @@ def open_run_data(
     if not options.validation_split:
         train, opened["validation"] = hold_out_validation(train, options, target)
         if target and target.column == "label" and accelerator.is_main_process:
-            warn_of_missing_classes(train.labels(), opened["validation"].labels(), names)
+            missing = [names[label] for label in np.setdiff1d(train.labels(), opened["validation"].labels())]
+            if missing:
+                warn(f"validation has no row of {', '.join(missing)}: its figures do not cover classes of one row")
     return RunData(options, accelerator, train, opened["validation"], ", ".join(digests), opened.get("test"), names)
 
 
@@ -219,16 +213,25 @@ def class_names(column: str, *point_sets: PointSet) -> list[str]:
         if (other_names := other.names_of(column)) != names:
             raise InputError(f"{first.source} and {other.source} name different classes, {names} and {other_names}")
     if names is None:
-        largest = max(_values_of(column, point_set).max(initial=0) for point_set in point_sets)
+        if column == "label":
+            largest = max(point_set.labels().max(initial=0) for point_set in point_sets)
+        else:
+            batches = itertools.chain(*(point_set.iterate_columns() for point_set in point_sets))
+            largest = max(_values_and_counts(columns[column])[0].max(initial=0) for _, columns in batches)
         names = [str(number) for number in range(int(largest) + 1)]
     return names
+
+
+def _values_and_counts(values: np.ndarray | tuple) -> tuple[np.ndarray, np.ndarray | None]:
+    """Values of a column, and their number in each row if rows have many."""
+    return values if isinstance(values, tuple) else (values, None)
 
 
 def check_targets(column: str, point_set: PointSet, num_classes: int) -> str:
     """Check that all values of a column name one of the classes (or are ignored points); return their digest."""
     digest = hashlib.blake2b(digest_size=8)
     for rows, columns in point_set.iterate_columns():
-        values, counts = columns[column] if isinstance(columns[column], tuple) else (columns[column], None)
+        values, counts = _values_and_counts(columns[column])
         if column == "point_labels" and (wrong := (counts != columns["points"][1]).nonzero()[0]).size:
             place = wrong[0]
             raise InputError(
@@ -240,23 +243,10 @@ def check_targets(column: str, point_set: PointSet, num_classes: int) -> str:
         if not allowed.all():
             place = (~allowed).nonzero()[0][0]
             row = rows[place if counts is None else np.searchsorted(counts.cumsum(), place, side="right")]
-            what = f"{column} {values[place]} where 0 to {num_classes - 1} were expected"
-            raise InputError(f"{point_set.where(row)}: {what}")
+            expected = f"where 0 to {num_classes - 1} were expected"
+            raise InputError(f"{point_set.where(row)}: {column} {values[place]} {expected}")
         digest.update(np.ascontiguousarray(values))
     return digest.hexdigest()
-
-
-def _values_of(column: str, point_set: PointSet) -> np.ndarray:
-    if column == "label":
-        return point_set.labels()
-    parts = (columns[column] for _, columns in point_set.iterate_columns())
-    return np.concatenate([part[0] if isinstance(part, tuple) else part for part in parts])
-
-
-def warn_of_missing_classes(train: np.ndarray, validation: np.ndarray, names: list[str]) -> None:
-    """Warn of classes with one row, which stays in train: validation says nothing about them."""
-    if missing := [names[label] for label in np.setdiff1d(train, validation)]:
-        warn(f"validation has no row of {', '.join(missing)}: its figures do not cover classes with a single row")
 
 
 def report_skipped(problems: list[str], path: Path) -> None:

@@ -48,13 +48,9 @@ class ACTTrainingArguments:
     skip_bad: bool = HfArg(default=False, help="leave out rows that cannot be trained on, and list them")
     num_points: int = HfArg(default=1024, help="points sampled from each cloud at every step")
     fixed_points: bool = HfArg(default=False, help="sample the same points of a cloud in every epoch")
-    point_sampling: Literal["random", "farthest"] = HfArg(
-        default="random", help="farthest: a random subset of points far from one another"
-    )
+    point_sampling: Literal["random", "farthest"] = HfArg(default="random", help="farthest: among points far apart")
     normalize: bool = HfArg(default=True, help="center each cloud and scale it into the unit sphere")
-    already_normalized: bool = HfArg(
-        default=False, help="the clouds lie in the unit sphere already; the saved processor puts others there"
-    )
+    already_normalized: bool = HfArg(default=False, help="clouds lie in the unit sphere, as the processor puts others")
     up_axis: Literal["y", "z"] | None = HfArg(default=None, help="up axis, for the saved processor")
     unit: Literal["m", "dm", "cm", "mm", "in", "ft"] | None = HfArg(
         default=None, help="unit of clouds that are not normalized, for the saved processor"

@@ -68,26 +68,24 @@ def finish_run(
         return run.log.close()
     options = run.options
     # The recipe repeats the run from step 0, and neither deletes nor publishes anything.
-    restart = {"resume_from_checkpoint": None, "overwrite_output_dir": False}
-    upload = {"push_to_hub": False, "hub_model_id": None, "hub_private": False, "hub_revision": None}
-    recipe = replace(options, **restart, **upload)
+    unset = dict.fromkeys(("resume_from_checkpoint", "hub_model_id", "hub_revision"))
+    recipe = replace(options, **unset, overwrite_output_dir=False, push_to_hub=False, hub_private=False)
     public = replace(recipe, **without_local_paths(asdict(recipe)))
     for name, value in asdict(public).items():
         text = text.replace(f"`{getattr(options, name)}`", f"`{value}`")
     # Without a single finite validation there is no best.
     kind = "last" if options.final_weights == "best" and not run.best else options.final_weights
     summary = {name: value for name, value in (run.best if kind == "best" else metrics).items() if name != "step"}
-    card = make_card(
-        title, text, usage, summary, MEASURED[kind].format(step=run.best.get("step")), test, options.license
-    )
+    measured = MEASURED[kind].format(step=run.best.get("step"))
+    card = make_card(title, text, usage, summary, measured, test, options.license)
     with name_in_errors(run.folder):
         _fill_folder(run, kind, {"metrics": metrics, "test": test}, recipe, card, processor or {})
     test_metrics = {f"test {name}": value for name, value in (test or {}).items()}
     images = {path.stem: path for path in sorted((run.folder / "pictures").glob("step-*.png"))[-1:]} | (images or {})
-    report = run.folder / "report.html"
+    report, records = run.folder / "report.html", run.log.records()
     with name_in_errors(report):
-        shown = {"summary": summary | test_metrics, "records": run.log.records(), "clouds": _as_arrays(clouds)}
-        write_report(report, title, **shown, tables=tables, images=images, recipe=as_recipe(public))
+        content = summary | test_metrics, records, _as_arrays(clouds), tables, images, as_recipe(public)
+        write_report(report, title, *content)
     run.log.close()
     print(json.dumps(metrics | test_metrics))
     where = f"; published as {_push(run.folder, options)}" if options.push_to_hub else ""
@@ -105,7 +103,11 @@ def _fill_folder(
         save_weights(staged, run.weights, run.average if kind == "ema" else None)
     if run.average is not None:
         save_weights(run.folder / "ema", run.weights, run.average)
-    make_processor(run, **processor).save_pretrained(staged)
+    options, sampling = run.options, run.data.sampling
+    settings = {"num_points": sampling.num_points, "point_sampling": sampling.method}
+    settings["normalize"] = "cloud" if options.already_normalized else sampling.normalize
+    settings |= {"up_axis": options.up_axis, "unit": options.unit} | processor
+    ACTPointCloudProcessor(**settings).save_pretrained(staged)
     write_text(staged / "recipe.yaml", yaml.safe_dump(as_recipe(recipe), sort_keys=False))
     record = metrics | {"best": run.best, "steps": run.global_step, "versions": describe_versions()}
     write_text(staged / "metrics.json", json.dumps(record, indent=1))
@@ -124,27 +126,11 @@ def _as_arrays(clouds: list[dict[str, Tensor]] | tuple) -> list[dict[str, np.nda
 
 def _push(folder: Path, options: ACTTrainingArguments) -> str:
     """Publish a finished folder; return the commit's address."""
-    name = options.hub_model_id
     try:
-        return publish(folder, name, options.hub_private, options.hub_revision)
+        return publish(folder, options.hub_model_id, options.hub_private, options.hub_revision)
     except InputError as error:
-        raise InputError(
-            f"{folder} holds the finished model, but {error}; the same command with --resume_from_checkpoint "
-            "latest uploads it without training"
-        ) from error
-
-
-def make_processor(run: TrainingRun, **settings) -> ACTPointCloudProcessor:
-    """Make the processor that prepares a user's clouds as the run prepared its own."""
-    options, sampling = run.options, run.data.sampling
-    settings = {
-        "num_points": sampling.num_points,
-        "point_sampling": sampling.method,
-        "normalize": "cloud" if options.already_normalized else sampling.normalize,
-        "up_axis": options.up_axis,
-        "unit": options.unit,
-    } | settings
-    return ACTPointCloudProcessor(**settings)
+        advice = "the same command with --resume_from_checkpoint latest uploads it without training"
+        raise InputError(f"{folder} holds the finished model, but {error}; {advice}") from error
 
 
 def write_report(

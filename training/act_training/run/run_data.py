@@ -26,8 +26,6 @@ from act_training.data.schema import IGNORED, check_point_set
 from act_training.run.script import ACTTrainingArguments, on_main_process, warn
 from modeling_act.errors import InputError
 
-CALIBRATION_BATCHES, CALIBRATION_BATCH_SIZE = 8, 32
-
 
 @dataclass
 class RunData:
@@ -84,11 +82,6 @@ class RunData:
     def all_train_batches(self, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Yield all training rows in their order, with the points of --fixed_points."""
         return validation_batches(self.train, batch_size, self.sampling, self.accelerator.device)
-
-    def calibration_batches(self) -> Iterator[dict[str, Tensor]]:
-        """Yield the first training rows, for batch statistics, which need two rows."""
-        batches = itertools.islice(self.all_train_batches(CALIBRATION_BATCH_SIZE), CALIBRATION_BATCHES)
-        return (batch for batch in batches if len(batch["points"]) > 1)
 
     def sample_clouds(self, count: int) -> dict[str, Tensor]:
         """Return the first validation rows in one batch."""

@@ -40,6 +40,7 @@ from act_training.run.training_state import RunLength
 from modeling_act.errors import InputError
 from modeling_act.hub.publishing import create_repository
 
+CALIBRATION_BATCHES, CALIBRATION_BATCH_SIZE = 8, 32
 # Flags that may differ between the run that wrote a checkpoint and the one that resumes from it.
 FREE_FLAGS = {
     "output_dir", "resume_from_checkpoint", "overwrite_output_dir", "checkpointing_steps", "checkpoints_total_limit",
@@ -176,7 +177,9 @@ class TrainingRun:
     def calibrate_batch_norm(self, forward: Callable[[dict[str, Tensor]], object]) -> None:
         """Measure batch statistics of layers that never trained on the first rows, before the first step."""
         if self.start == 0:
-            training_state.calibrate_batch_norm(self.weights, forward, self.data.calibration_batches())
+            batches = itertools.islice(self.data.all_train_batches(CALIBRATION_BATCH_SIZE), CALIBRATION_BATCHES)
+            batches = (batch for batch in batches if len(batch["points"]) > 1)  # statistics need two rows
+            training_state.calibrate_batch_norm(self.weights, forward, batches)
 
     # The loop --------------------------------------------------------------------------------------------------------
 
@@ -271,9 +274,8 @@ class TrainingRun:
 
     def log_training(self, **values: float) -> None:
         """Log loss, gradient norm, learning rate, speed and `values` of this step."""
-        speed = self.log.clouds_per_second(self.global_step)
         step = {"loss": self.loss, "gradient_norm": self.gradient_norm, "learning_rate": self.learning_rate}
-        values = step | {"clouds_per_second": speed} | values
+        values = step | {"clouds_per_second": self.log.clouds_per_second(self.global_step)} | values
         self.log.write(self.global_step, {f"train/{name}": value for name, value in values.items()})
 
     def validation_batches(self, point_set: PointSet | None = None) -> Iterator[dict[str, Tensor]]:

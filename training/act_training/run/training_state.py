@@ -157,7 +157,7 @@ def write_text(path: Path, text: str) -> None:
 
 def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a new folder, then put it in place of the old one."""
-    new, old = path.with_name(f".{path.name}.writing"), path.with_name(f".{path.name}.old")
+    new, old = path.with_name(f".writing-{path.name}"), path.with_name(f".old-{path.name}")
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
     new.mkdir(parents=True)
@@ -166,6 +166,7 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
     if path.exists():
         path.rename(old)
     new.rename(path)
+    _flush(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -187,25 +188,20 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], lim
     Newer checkpoints, which are damaged or from a part of the run that is repeated, neither count nor are removed.
     """
     final = folder / f"step-{step:08d}"
-    unfinished = folder / f".writing-{final.name}"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        write(unfinished)
-        seal(unfinished)
-        if final.exists():  # damaged, or from a part of the run that is repeated
-            final.rename(folder / f".old-{final.name}")
-        unfinished.rename(final)
-        _flush(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{final}: cannot be written ({reason}); earlier checkpoints are whole") from error
+
+    def write_sealed(path: Path) -> None:
+        try:
+            write(path)
+            seal(path)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(path, ignore_errors=True)
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError(f"{final}: cannot be written ({reason}); earlier checkpoints are whole") from error
+
+    replace_folder(final, write_sealed)
     checkpoints = list_checkpoints(folder)
-    for path in [*checkpoints[checkpoints.index(final) + limit :], folder / f".old-{final.name}"]:
-        if path.exists():
-            doomed = path if path.name.startswith(".") else path.rename(folder / f".old-{path.name}")
-            shutil.rmtree(doomed, ignore_errors=True)
+    for path in checkpoints[checkpoints.index(final) + limit :]:
+        shutil.rmtree(path.rename(folder / f".old-{path.name}"), ignore_errors=True)
     return final
 
 

@@ -3,7 +3,9 @@
 A `Plan` comes from listings alone; `prepare_splits` reads its items later, in other processes.
 """
 
+import io
 import json
+import pickle
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -14,7 +16,14 @@ import numpy as np
 
 from act_training.data.schema import open_h5
 from modeling_act.errors import InputError
-from modeling_act.readers.cloud import CLOUD_SUFFIXES, read_array, read_cloud, read_table, translate_errors
+from modeling_act.readers.cloud import (
+    CLOUD_SUFFIXES,
+    check_numbers,
+    read_array,
+    read_cloud,
+    read_table,
+    translate_errors,
+)
 
 Row = dict[str, np.ndarray | int | str]
 
@@ -32,6 +41,8 @@ NUM_PARTS = {
     "Airplane": 4, "Bag": 2, "Cap": 2, "Car": 4, "Chair": 4, "Earphone": 3, "Guitar": 3, "Knife": 2,
     "Lamp": 4, "Laptop": 2, "Motorbike": 6, "Mug": 2, "Pistol": 3, "Rocket": 3, "Skateboard": 3, "Table": 3,
 }  # fmt: skip
+# Point-BERT's few-shot folds are pickles, which are programs: only these parts of them, which build arrays, run.
+PICKLE_PARTS = {"multiarray._reconstruct", "multiarray.scalar", "numpy.ndarray", "numpy.dtype", "_codecs.encode"}
 SPLIT_FOLDERS = {"train": "train", "test": "test", "val": "validation", "validation": "validation"}
 ROWS_PER_ITEM = 256
 
@@ -277,3 +288,42 @@ def read_file(item: Item, choices: Choices) -> list[Row]:
     cloud = read_cloud(item.file, choices.num_points, seed=zlib.crc32(item.name.encode()) + choices.seed)
     columns = vars(cloud) | {"label": item.label, "name": item.name}
     return [{name: values for name, values in columns.items() if values is not None}]
+
+
+def plan_few_shot(raw: Path, choices: Choices) -> Plan:
+    """Plan splits fold_0_train, fold_0_test, ... of `--way` classes of `--shot` clouds; each fold labels from 0."""
+    names = (f"{choices.way}way{choices.shot}shot", f"{choices.way}way_{choices.shot}shot")
+    files = [file for name in names for file in (raw / name).glob("*.pkl")]
+    if not files:
+        advice = "few_shot.py samples folds of other sets itself"
+        raise InputError(f"{raw}: expected the folder {names[0]} of pickled folds; {advice}")
+    files = sorted(files, key=lambda file: (len(file.stem), file.stem))
+    splits = {f"fold_{file.stem}_{part}": [Item(str(file), part)] for file in files for part in ("train", "test")}
+    about = f"Few-shot ModelNet40, {choices.way} way {choices.shot} shot: Point-BERT's folds, each in the unit sphere."
+    return Plan(splits, read_fold, about, num_points=choices.num_points, normalize=True, items_per_shard=1)
+
+
+def read_fold(item: Item, choices: Choices) -> list[Row]:
+    """Read the train or the test clouds of a fold: a dict of lists of (points, label in the fold, class)."""
+
+    def read(path: Path) -> list[Row]:
+        entries = enumerate(ArrayUnpickler(io.BytesIO(path.read_bytes())).load()[item.name])
+        return [
+            {
+                "points": check_numbers(points)[:, :3],
+                "label": int(label),
+                "name": f"{path.stem}/{item.name}/{number} (class {original})",
+            }
+            for number, (points, label, original) in entries
+        ]
+
+    return translate_errors(item.file, read)
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Unpickler of numpy arrays, numbers, strings, lists, tuples and dicts that refuses everything else."""
+
+    def find_class(self, module: str, name: str):
+        if f"{module}.{name}".removeprefix("numpy.core.").removeprefix("numpy._core.") not in PICKLE_PARTS:
+            raise InputError(f"is a pickle that asks for {module}.{name}, which is not read")
+        return super().find_class(module, name)

@@ -81,10 +81,6 @@ class PointSet:
     def where(self, row: int) -> str:
         return f"row {self.rows[row]} of {self.source}"
 
-    @property
-    def class_names(self) -> list[str] | None:
-        return self._names.get("label")
-
     def row_names(self) -> list[str]:
         """Names of all rows, from the column `name`."""
         columns = self.dataset.column_names

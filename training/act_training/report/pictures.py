@@ -81,9 +81,7 @@ def save_confusion_matrix(
     save_figure(figure, path, bbox_inches="tight", pad_inches=0.2)
 
 
-def save_feature_map(
-    path: str | Path, features: np.ndarray, labels: np.ndarray, class_names: Sequence[str], title: str = ""
-) -> None:
+def save_feature_map(path: str | Path, features: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> None:
     """Save a PNG of features (rows, width), at most `MAX_MAPPED_ROWS`, in two dimensions, colored by class."""
     finite = np.isfinite(features).all(1).nonzero()[0]
     chosen = finite[np.sort(np.random.default_rng(0).permutation(len(finite))[:MAX_MAPPED_ROWS])]
@@ -100,7 +98,6 @@ def save_feature_map(
         axes.spines[:].set_color(LINE)
     style = {"ncols": -(-len(classes) // 26), "frameon": False, "markerscale": 2, "fontsize": 10}
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), **style)
-    figure.text(0.5, 1.03, title, size=14, weight="bold", ha="center", color=INK, parse_math=False)
     save_figure(figure, path, bbox_inches="tight", pad_inches=0.2)
 
 

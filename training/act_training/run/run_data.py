@@ -226,10 +226,9 @@ def check_targets(column: str, point_set: PointSet, num_classes: int) -> str:
     for rows, columns in point_set.iterate_columns():
         values, counts = _values_and_counts(columns[column])
         if column == "point_labels" and (wrong := (counts != columns["points"][1]).nonzero()[0]).size:
-            place = wrong[0]
-            raise InputError(
-                f"{point_set.where(rows[place])}: {counts[place]} point labels of {columns['points'][1][place]} points"
-            )
+            place, lengths = wrong[0], columns["points"][1]
+            where = point_set.where(rows[place])
+            raise InputError(f"{where}: {counts[place]} point labels of {lengths[place]} points")
         allowed = (values >= 0) & (values < num_classes)
         if column == "point_labels":
             allowed |= values == IGNORED

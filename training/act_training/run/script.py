@@ -14,7 +14,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -128,9 +128,7 @@ class ACTTrainingArguments:
         if not self.push_to_hub and (self.hub_private or self.hub_revision):
             raise InputError("--hub_private and --hub_revision need --push_to_hub")
         if self.streaming and self.skip_bad:
-            raise InputError(
-                "--streaming reads rows during training and cannot skip; prepare the set without bad rows"
-            )
+            raise InputError("--streaming reads rows as it trains and cannot skip; prepare the set without bad rows")
         if self.streaming and self.max_train_samples is not None:
             raise InputError("--max_train_samples cannot be combined with --streaming, which reads all shards")
         if self.streaming and self.validation_split is None:
@@ -194,9 +192,8 @@ def parse_mapping(flag: str, text: str | None, fields: set[str]) -> dict:
     if not isinstance(mapping, dict):
         raise InputError(f'{flag} must be a mapping such as "{{num_groups: 64}}", got {text!r}')
     if unknown := sorted(mapping.keys() - fields):
-        raise InputError(
-            f"{flag}: unknown fields {', '.join(unknown)}; the configuration has {', '.join(sorted(fields))}"
-        )
+        listed = ", ".join(sorted(fields))
+        raise InputError(f"{flag}: unknown fields {', '.join(unknown)}; the configuration has {listed}")
     return mapping
 
 
@@ -210,10 +207,8 @@ def check_disjoint(splits: dict[str, str | None]) -> None:
     names = {flag: set(split.split("+")) for flag, split in splits.items() if split}
     for flag, other in itertools.combinations(names, 2):
         if shared := names[flag] & names[other]:
-            raise InputError(
-                f"{flag} and {other} both name {', '.join(sorted(shared))}: data to test on must not be trained on or "
-                "used to choose a model"
-            )
+            rule = "data to test on must not be trained on or used to choose a model"
+            raise InputError(f"{flag} and {other} both name {', '.join(sorted(shared))}: {rule}")
 
 
 class Stopped(Exception):
@@ -332,10 +327,8 @@ def describe_versions() -> dict[str, str]:
     """Return the versions that numbers depend on, and the commit of this clone."""
     versions = {"python": sys.version.split()[0]}
     for name in ("torch", "transformers", "accelerate", "datasets", "timm", "numpy"):
-        try:
+        with suppress(ImportError):  # not installed
             versions[name] = version(name)
-        except ImportError:  # not installed
-            continue
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         versions["commit"] = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()

@@ -84,10 +84,8 @@ class TrainingRun:
         folder.mkdir(parents=True, exist_ok=True)
         if not self.options.resume_from_checkpoint and training_state.list_checkpoints(folder):
             if not self.options.overwrite_output_dir:
-                raise InputError(
-                    f"{self.folder} holds checkpoints; pass --resume_from_checkpoint latest to continue, or "
-                    "--overwrite_output_dir to start anew"
-                )
+                advice = "pass --resume_from_checkpoint latest to continue, or --overwrite_output_dir to start anew"
+                raise InputError(f"{self.folder} holds checkpoints; {advice}")
             for name in ("checkpoints", "best", "ema"):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
             (self.folder / "model.safetensors").unlink(missing_ok=True)
@@ -224,20 +222,17 @@ class TrainingRun:
             return
         parameters = [parameter for parameter in self.weights.parameters() if parameter.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, self.options.max_grad_norm or math.inf).float()
-        summary = torch.stack(
-            [torch.stack(self._losses).mean().float(), norm, torch.full_like(norm, self.stop_signal.number)]
-        )
+        stop = torch.full_like(norm, self.stop_signal.number)
+        summary = torch.stack([torch.stack(self._losses).mean().float(), norm, stop])
         if self.accelerator.num_processes > 1:  # all stop at the same step
             shared = self.accelerator.gather(summary.unsqueeze(0))
             summary = torch.stack([shared[:, 0].mean(), shared[:, 1].max(), shared[:, 2].max()])
         self.loss, self.gradient_norm, signal = summary.tolist()
         self.stop_number = int(signal)
         if not (math.isfinite(self.loss) and math.isfinite(self.gradient_norm)):
-            rows = gather_object(torch.cat(self._keys).tolist())
-            raise InputError(
-                f"step {self.global_step}: loss {self.loss}, gradient norm {self.gradient_norm}; nothing was updated. "
-                f"{self._hint(rows)}"
-            )
+            hint = self._hint(gather_object(torch.cat(self._keys).tolist()))
+            failure = f"loss {self.loss}, gradient norm {self.gradient_norm}; nothing was updated"
+            raise InputError(f"step {self.global_step}: {failure}. {hint}")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
@@ -254,10 +249,8 @@ class TrainingRun:
     def _hint(self, keys: list[list[int]]) -> str:
         """Name the rows (epoch, row) of a step that failed, and what to try."""
         rows = ", ".join(self.data.train.where(row) for _, row in itertools.islice(keys, 16))
-        return (
-            f"The step held {len(keys)} rows: {rows}{', ...' if len(keys) > 16 else ''}. Try a lower --learning_rate, "
-            "--max_grad_norm 1 or --mixed_precision no"
-        )
+        held = f"The step held {len(keys)} rows: {rows}{', ...' if len(keys) > 16 else ''}"
+        return f"{held}. Try a lower --learning_rate, --max_grad_norm 1 or --mixed_precision no"
 
     @property
     def finished(self) -> bool:
@@ -312,9 +305,8 @@ class TrainingRun:
         for name, value in self.weights.state_dict().items():  # a finite update can overflow weights or statistics
             if value.is_floating_point() and not value.isfinite().all():
                 hint = self._hint(torch.cat(self._keys).tolist())
-                raise FloatingPointError(
-                    f"step {self.global_step - 1}: {name} is no longer finite; nothing was saved. {hint}"
-                )
+                failure = f"{name} is no longer finite; nothing was saved"
+                raise FloatingPointError(f"step {self.global_step - 1}: {failure}. {hint}")
 
         def write(path: Path) -> None:
             training_state.write_training_state(path, self.weights, self.optimizer, state, self.average)

@@ -25,10 +25,7 @@ from modeling_act.errors import InputError
 
 
 def use_deterministic_algorithms() -> None:
-    """Make CUDA backward passes deterministic; otherwise a resumed run diverges.
-
-    An operator without a deterministic form warns.
-    """
+    """Make CUDA backward passes deterministic, so that a resumed run does not diverge; warn where that is impossible."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # fills memory to find bugs, which costs time
 
@@ -68,9 +65,7 @@ def learning_rate_at(
 ) -> float:
     """Linear warm-up, then the paper's cosine over the whole run, whose beginning the warm-up replaces."""
     start = 1e-6
-    epoch = length.epoch(step)
-    if per_epoch:
-        epoch = math.floor(epoch + 1e-9)
+    epoch = math.floor(length.epoch(step) + 1e-9) if per_epoch else length.epoch(step)
     if epoch < warmup_epochs:
         return start + (peak - start) * epoch / warmup_epochs
     return lowest + (peak - lowest) * (1 + math.cos(math.pi * min(1.0, epoch / length.num_epochs))) / 2
@@ -248,9 +243,8 @@ def find_checkpoint(folder: Path, wanted: str, warn: Callable[[str], None]) -> P
         damages.append(damage)
         warn(f"{damage}; trying the checkpoint before it")
     if damages:
-        raise InputError(
-            f"no whole checkpoint in {folder} ({'; '.join(damages)}); to train anew, pass --overwrite_output_dir"
-        )
+        listed = "; ".join(damages)
+        raise InputError(f"no whole checkpoint in {folder} ({listed}); to train anew, pass --overwrite_output_dir")
     return None
 
 

@@ -25,7 +25,7 @@ from modeling_act.errors import InputError
 
 
 def use_deterministic_algorithms() -> None:
-    """Make CUDA backward passes deterministic, so that a resumed run does not diverge; warn where that is impossible."""
+    """Make CUDA backward passes deterministic, or a resumed run diverges. Operators that cannot be so warn."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # fills memory to find bugs, which costs time
 

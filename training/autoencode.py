@@ -105,9 +105,8 @@ def main(arguments: list[str]) -> None:
 
     if run.global_step == 0 or run.finished:
         metrics = validate()
-    temperature_steps, kl_start, kl_steps = (
-        run.length.share(length) for length in (options.temperature_steps, options.kl_start, options.kl_steps)
-    )
+    lengths = options.temperature_steps, options.kl_start, options.kl_steps  # as shares of the run, or in steps
+    temperature_steps, kl_start, kl_steps = map(run.length.share, lengths)
     for batch in run.batches():
         step = run.global_step
         temperature = cosine_between(step, 0, temperature_steps, options.temperature_start, options.temperature_end)

@@ -78,10 +78,9 @@ def train(options: DetectArguments) -> dict[str, float]:
     """Train once; return the metrics of the test split, or of validation without a test."""
     fields = parse_mapping("--model", options.model, set(ACTStudentConfig.__dataclass_fields__))
     config = read_config(options, fields)
-    if config.num_queries > config.num_groups:
-        raise InputError(
-            f"--model: num_queries must not exceed num_groups, got {config.num_queries} and {config.num_groups}"
-        )
+    queries, groups = config.num_queries, config.num_groups
+    if queries > groups:
+        raise InputError(f"--model: num_queries must not exceed num_groups, got {queries} and {groups}")
     run = TrainingRun(options)
     target = LabelColumn("box_labels", hold_out_any)
     data = run.open_data(required_points(config), target=target, test_split=options.test_split)

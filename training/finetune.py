@@ -49,7 +49,6 @@ def evaluate_on_test(
     if not run.accelerator.is_main_process:
         return {"test": test}
     pictures = run.folder / "pictures"
-    pictures.mkdir(exist_ok=True)
     save_confusion_matrix(pictures / "confusion_matrix.png", confusion_matrix(labels, predicted, len(names)), names)
     embedded = embed(model.student, data.test, data.sampling, run.options.per_device_eval_batch_size)
     save_feature_map(pictures / "features.png", embedded, labels, names)

@@ -141,8 +141,8 @@ def main(arguments: list[str]) -> None:
         print(f"rejected: {bad['why']}", file=sys.stderr)
     if rejected and not flags.skip_bad:
         raise InputError(f"{len(rejected)} files or clouds are bad; mend them, or leave them out by --skip_bad")
-    summary = {"choices": asdict(choices), "splits": summarize(joined), "rejected": rejected}
-    summary["ignored_files"] = plan.ignored
+    summary = {"choices": asdict(choices), "splits": summarize(joined)}
+    summary |= {"rejected": rejected, "ignored_files": plan.ignored}
     card = render_card(plan.about, summary, joined, flags)
 
     draft = work / "set"  # so that --out appears at once, complete

@@ -111,9 +111,7 @@ def segment(options: SegmentArguments) -> dict[str, float]:
     new_metrics(options, data, model)  # a wrong --ignored ends the run here
     run.prepare(model, student=digest_of(model))
     run.calibrate_batch_norm(lambda batch: model(batch["points"], **extra_inputs(batch, column)))
-    class_weights = None
-    if options.class_weights:
-        class_weights = class_weights_of(data.train, len(data.class_names)).to(run.device)
+    weights = class_weights_of(data.train, len(data.class_names)).to(run.device) if options.class_weights else None
     metrics: dict[str, float] = {}
 
     def validate() -> None:
@@ -126,7 +124,7 @@ def segment(options: SegmentArguments) -> dict[str, float]:
         validate()
     for batch in run.batches():
         with run.autocast():
-            targets = {"labels": batch["point_labels"], "class_weights": class_weights}
+            targets = {"labels": batch["point_labels"], "class_weights": weights}
             output = run.model(batch["points"], **extra_inputs(batch, column), **targets)
         run.step(output.loss)
 

@@ -73,7 +73,7 @@ def test_a_schedule_of_no_length_is_a_step():
 
 def test_lengths_are_shares_or_steps():
     length = RunLength(1000, 10, 2)
-    assert length.total_steps == 200 and length.num_epochs == 2
+    assert length.total_steps == 200 and length.epoch(200) == 2
     assert [length.share(value) for value in (0.25, 1, 2, 10_000)] == [50, 200, 2, 10_000]
     assert RunLength(1000, 10, 2, max_train_steps=30).total_steps == 30
     assert RunLength(3, 64, 1).total_steps == 1

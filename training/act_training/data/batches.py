@@ -151,10 +151,8 @@ def augment(points: Tensor, row_ids: Tensor, seed: int, augmentation: tuple[str,
 
 
 def keyed_mask(row_ids: Tensor, centers: Tensor, num_masked: int, mask_type: str, seed: int) -> Tensor:
-    """Random mask of groups (batch, groups), True = masked.
-
-    `mask_type` "random" masks any groups, "block" those nearest to a random one; `centers` is (batch, groups, 3).
-    """
+    """Random mask (batch, groups), True = masked, of groups with centers (batch, groups, 3): of any ("random"), or of
+    those nearest to a random one ("block")."""
     scores = keyed_uniform(row_ids, centers.shape[1], seed, RandomStream.MASK)
     if mask_type == "block":
         rows = torch.arange(len(centers), device=centers.device)

@@ -69,10 +69,8 @@ def make_features(num_points: int | None, columns: Sequence[str], **names: Seque
 
 
 def build_dataset(columns: dict[str, Sequence], **names: Sequence[str] | None) -> Dataset:
-    """Build a set from columns of the schema; `names` are those of `make_features`.
-
-    Columns with an entry per point are (clouds, n, ...) arrays or lists of (n, ...) arrays.
-    """
+    """Build a set from columns of the schema; `names` are those of `make_features`. Columns with an entry per point
+    are (clouds, n, ...) arrays or lists of (n, ...) arrays."""
     sizes = list({len(cloud) for cloud in columns["points"]})
     schema = make_features(sizes[0] if len(sizes) == 1 else None, list(columns), **names).arrow_schema
     chunk = 2**27 // max([1, *sizes]) or 1  # clouds whose values 32-bit offsets can count
@@ -164,10 +162,8 @@ def as_lists(table: pa.Table) -> pa.Table:
 
 
 def read_rows(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read the flat values of a list column of any nesting, and the number of entries of each row.
-
-    Nulls become empty rows and NaN values, which the checks report.
-    """
+    """Read the flat values of a list column of any nesting, and the number of entries of each row. Nulls become empty
+    rows and NaN values, which the checks report."""
     array = table.column(column).combine_chunks()
     entries = array.flatten()
     values = entries.flatten() if _is_list(entries.type) else entries

@@ -32,10 +32,8 @@ CLOUDS_PER_SAMPLING = 8  # in one call of farthest point sampling; twice as fast
 
 
 def prepare_splits(plan: Plan, choices: Choices, work: Path, num_workers: int = 1) -> tuple[DatasetDict, list[dict]]:
-    """Read all items of a plan, with finished shards kept in `work`.
-
-    Returns the set, and a dict of split, name and reason for each file or cloud that was rejected.
-    """
+    """Read all items of a plan; `work` holds finished shards. Returns the set, and a dict of split, name and reason
+    for each file or cloud that was rejected."""
     work.mkdir(parents=True, exist_ok=True)
     shards = []
     for split, items in plan.splits.items():

@@ -148,9 +148,8 @@ def write_report(
     `records` are the lines of the log: "step", "epoch" and any "group/name" with its number. A cloud is a dict of its
     panels' points (points, 3) with y up, drawn side by side and rotated together. `images` are PNG files by caption.
     """
-    environment = Environment(
-        autoescape=True, loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True
-    )
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(autoescape=True, loader=loader, undefined=StrictUndefined, trim_blocks=True)
     environment.filters["number"] = format_number
     page = environment.get_template("report_template.html").render(
         title=title,

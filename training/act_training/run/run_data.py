@@ -29,10 +29,8 @@ from modeling_act.errors import InputError
 
 @dataclass
 class RunData:
-    """Point sets of a run and the batches made of them, which depend on (seed, step, rank) alone.
-
-    `class_names` are those of the column to learn. `fingerprint` identifies the rows, for checkpoints.
-    """
+    """Point sets of a run and the batches made of them, which depend on (seed, step, rank) alone. `class_names` are
+    those of the column to learn; `fingerprint` identifies the rows, for checkpoints."""
 
     options: ACTTrainingArguments
     accelerator: Accelerator
@@ -127,10 +125,8 @@ def open_run_data(
     target: LabelColumn | None = None,
     test_split: str | None = None,
 ) -> RunData:
-    """Open and check all splits. Validation is a split of its own or a seeded part of train.
-
-    The test split is opened and checked with the others, so that a damaged one is reported before training.
-    """
+    """Open and check all splits, the test split too, so that damage is reported before training. Validation is a split
+    of its own or a seeded part of train."""
     if options.num_points < min_points:
         raise InputError(f"--num_points {options.num_points} is fewer than the {min_points} that the groups need")
 

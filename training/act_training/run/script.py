@@ -52,9 +52,7 @@ class ACTTrainingArguments:
     normalize: bool = HfArg(default=True, help="center each cloud and scale it into the unit sphere")
     already_normalized: bool = HfArg(default=False, help="clouds lie in the unit sphere, as the processor puts others")
     up_axis: Literal["y", "z"] | None = HfArg(default=None, help="up axis, for the saved processor")
-    unit: Literal["m", "dm", "cm", "mm", "in", "ft"] | None = HfArg(
-        default=None, help="unit of clouds that are not normalized, for the saved processor"
-    )
+    unit: Literal["m", "dm", "cm", "mm", "in", "ft"] | None = HfArg(default=None, help="unit, for the saved processor")
     augmentation: list[str] = HfArg(default_factory=list, help="any of scale_shift, rotate_y, rotate_z")
     model: str | None = HfArg(default=None, help="fields of the model's configuration, {name: value}")
 
@@ -89,9 +87,7 @@ class ACTTrainingArguments:
     picture_epochs: float = HfArg(default=10, help="epochs between pictures")
     report_to: Literal["none", "tensorboard", "wandb", "trackio", "all"] = "none"
     push_to_hub: bool = HfArg(default=False, help="upload the finished model")
-    license: str | None = HfArg(
-        default=None, help="license of the weights, for the card; depends on data, backbone and student"
-    )
+    license: str | None = HfArg(default=None, help="license of the weights; depends on data, backbone and student")
     hub_model_id: str | None = HfArg(default=None, help="repository to upload to, organization/name")
     hub_private: bool = HfArg(default=False, help="create a private repository")
     hub_revision: str | None = HfArg(default=None, help="branch to upload to, created if missing")
@@ -212,11 +208,7 @@ def check_disjoint(splits: dict[str, str | None]) -> None:
 
 
 class Stopped(Exception):
-    """Raised after a signal, when the last checkpoint is written."""
-
-    def __init__(self, number: int):
-        super().__init__(number)
-        self.exit_code = 128 + number
+    """Raised with the number of a signal, when the last checkpoint is written."""
 
 
 class StopSignal:
@@ -245,7 +237,7 @@ def run_script(main: Callable[[list[str]], None]) -> None:
     except Stopped as stop:
         if rank == 0:
             print(f"{script}: stopped by a signal; resume with --resume_from_checkpoint latest", file=sys.stderr)
-        _exit(stop.exit_code)
+        _exit(128 + stop.args[0])
     except KeyboardInterrupt:
         _exit(130)
     except (InputError, StrictDataclassError, OSError, FloatingPointError) as error:
@@ -271,10 +263,7 @@ def hide_progress_bars_of_weights() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep the memory that tensors free for the next step.
-
-    By default it returns large blocks to the system, and a step on a CPU spends a tenth of its time on page faults.
-    """
+    """Let glibc keep the memory that tensors free: page faults would take a tenth of a step's time on a CPU."""
     try:
         libc = ctypes.CDLL("libc.so.6")
     except OSError:  # another C library

@@ -8,8 +8,8 @@
             loss = run.model(**batch).loss
         run.step(loss)                            # backward, and for the last batch of a step clip and update
 
-Row order, subsets, augmentation, masks and torch's seeds are functions of (seed, step), so a checkpoint holds weights,
-optimizer and a step, and a resumed run repeats the uninterrupted one bit for bit.
+All randomness is a function of (seed, step): a checkpoint holds weights, optimizer and a step, and a resumed run
+repeats the uninterrupted one bit for bit.
 """
 
 import itertools
@@ -50,10 +50,8 @@ FREE_FLAGS = {
 
 
 class TrainingRun:
-    """Data, model, optimizer, log and checkpoints of a run, and its step.
-
-    `weights` is the model, `model` the same as Accelerate wraps it for this process; `global_step` counts updates.
-    """
+    """Data, model, optimizer, log and checkpoints of a run, and its step. `weights` is the model, `model` the same as
+    Accelerate wraps it for this process; `global_step` counts updates."""
 
     def __init__(self, options: ACTTrainingArguments):
         self.options, self.folder = options, Path(options.output_dir)
@@ -212,10 +210,8 @@ class TrainingRun:
             raise FloatingPointError(f"step {self.global_step}: {error}; nothing was updated. {hint}") from error
 
     def step(self, loss: Tensor) -> None:
-        """Compute gradients; after the last batch of a step clip, check and apply them.
-
-        If the loss or a gradient is not finite, nothing is applied and the run ends, naming the rows.
-        """
+        """Compute gradients; after the last batch of a step clip and apply them. A loss or gradient that is not finite
+        ends the run before, naming the rows."""
         self._losses.append(loss.detach())
         self.accelerator.backward(loss / self.options.gradient_accumulation_steps)
         if not self._is_updated:

@@ -43,10 +43,6 @@ class RunLength:
     def total_steps(self) -> int:
         return self.max_train_steps or max(1, round(self.num_train_epochs * self.num_rows / self.global_batch_size))
 
-    @property
-    def num_epochs(self) -> float:
-        return self.total_steps * self.global_batch_size / self.num_rows
-
     def epoch(self, step: int) -> float:
         return step * self.global_batch_size / self.num_rows
 
@@ -68,7 +64,7 @@ def learning_rate_at(
     epoch = math.floor(length.epoch(step) + 1e-9) if per_epoch else length.epoch(step)
     if epoch < warmup_epochs:
         return start + (peak - start) * epoch / warmup_epochs
-    return lowest + (peak - lowest) * (1 + math.cos(math.pi * min(1.0, epoch / length.num_epochs))) / 2
+    return lowest + (peak - lowest) * (1 + math.cos(math.pi * min(1.0, epoch / length.epoch(length.total_steps)))) / 2
 
 
 def cosine_between(step: float, start: float, length: float, first: float, last: float) -> float:
@@ -178,10 +174,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], limit: int) -> Path:
-    """Let `write` fill a folder, seal and rename it, and only then remove the oldest checkpoints beyond `limit`.
-
-    Newer checkpoints, which are damaged or from a part of the run that is repeated, neither count nor are removed.
-    """
+    """Let `write` fill a folder, seal and rename it, then remove the oldest checkpoints beyond `limit`. Newer ones are
+    damaged, or of a part of the run that is repeated, and are neither counted nor removed."""
     final = folder / f"step-{step:08d}"
 
     def write_sealed(path: Path) -> None:

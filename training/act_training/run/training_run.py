@@ -160,7 +160,8 @@ class TrainingRun:
         self.best = state["best"]
         on_main_process(self.accelerator, lambda: self._copy_best(checkpoint))
         if self.options.ema_decay:
-            self.average = load_file(checkpoint / "ema.safetensors", device=str(self.device))
+            average = load_file(checkpoint / "ema.safetensors")
+            self.average = {name: value.to(self.device) for name, value in average.items()}
 
     def _copy_best(self, checkpoint: Path) -> None:
         """Copy the best weights so far, if the run continues in another folder."""

@@ -11,16 +11,22 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from act_training.data.keyed_random import keyed_mask
+from act_training.data.batches import keyed_mask
 from act_training.data.point_sets import open_point_set
 from act_training.data.schema import check_point_set
 from act_training.measure.frozen_features import embed, probe_accuracy
 from act_training.report.run_folder import finish_run, save_pictures
-from act_training.run.arguments import ACTTrainingArguments, parse_arguments, parse_mapping
-from act_training.run.checkpoints import digest_of
-from act_training.run.process import errors_of, on_main_process, run_script
 from act_training.run.run_data import report_skipped, split_rows
+from act_training.run.script import (
+    ACTTrainingArguments,
+    errors_of,
+    on_main_process,
+    parse_arguments,
+    parse_mapping,
+    run_script,
+)
 from act_training.run.training_run import TrainingRun
+from act_training.run.training_state import digest_of
 from act_training.tasks.pretraining import TeacherTargets, evaluate_distillation, load_teacher
 from torch import Tensor
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from act_training.data.keyed_random import Sampling
+from act_training.data.batches import Sampling
 from act_training.data.point_sets import open_point_set
 from act_training.measure.frozen_features import embed, probe_accuracy
 from act_training.run.run_data import split_rows

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from act_training.run.process import errors_of
+from act_training.run.script import errors_of
 from act_training.run.training_run import TrainingRun
 from modeling_act import ACTStudentConfig, ACTStudentForPreTraining, ACTTeacher
 from modeling_act.hub.load_model import load_model

@@ -21,9 +21,9 @@ from modeling_act import ACTStudent, ACTStudentConfig
 from peers import cluster_group
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from act_training.data.batches import pad_rows  # noqa: E402
-from act_training.data.keyed_random import Sampling, sample_points, to_unit_sphere  # noqa: E402
+from act_training.data.batches import Sampling, pad_rows, sample_points  # noqa: E402
 
+from modeling_act.processing_act import to_unit_sphere  # noqa: E402
 from modeling_act.readers.cloud import read_cloud  # noqa: E402
 from stored_clouds import write_off, write_ply  # noqa: E402
 

@@ -44,9 +44,8 @@ except ImportError:
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from act_training.data.batches import ShuffledRows, iterate_batches  # noqa: E402
-from act_training.data.keyed_random import Sampling, augment, sample_points  # noqa: E402
-from act_training.run.optimization import use_deterministic_algorithms  # noqa: E402
+from act_training.data.batches import Sampling, ShuffledRows, augment, iterate_batches, sample_points  # noqa: E402
+from act_training.run.training_state import use_deterministic_algorithms  # noqa: E402
 
 SHAPENET55 = {"autoencode": 41_952, "distill": 52_470}  # shapes of train; of train and test, without labels
 EPOCHS = 300  # of either stage

@@ -32,7 +32,7 @@ from modeling_act import (
 from modeling_act.modeling_act_student import sample_mask
 
 sys.path.append(str(Path(__file__).parents[1] / "training"))
-from act_training.run.process import keep_freed_memory  # noqa: E402
+from act_training.run.script import keep_freed_memory  # noqa: E402
 
 TINY_TEACHER = {
     "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96, "num_prompts": 4,

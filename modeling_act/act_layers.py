@@ -240,3 +240,82 @@ def init_torch_linears(*modules: nn.Module) -> None:
             if linear.bias is not None:
                 bound = 1 / math.sqrt(linear.in_features)
                 init.uniform_(linear.bias, -bound, bound)
+
+
+class ACTTargetNorm(nn.Module):
+    """Normalization of the features (..., sum of `dims`) of teachers whose widths are `dims`, each by itself.
+
+    "standardize" shifts and scales each dimension to mean 0 and deviation 1. "phi_s" (RADIO's PHI-S) rotates a
+    teacher's features so that all dimensions have the same variance, and scales them by one number: directions keep
+    their share. Both are measured once. "layer_norm" normalizes each feature vector, without weights.
+    """
+
+    def __init__(self, kind: str, dims: list[int]):
+        super().__init__()
+        self.kind, self.dims = kind, dims
+        if kind in ("standardize", "phi_s"):
+            self.register_buffer("mean", torch.zeros(sum(dims)))
+            self.register_buffer("std", torch.ones(sum(dims)))
+        if kind == "phi_s":
+            self.register_buffer("rotation", torch.eye(sum(dims)))
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Initialize buffers that no checkpoint holds."""
+        for name, buffer in self.named_buffers():
+            init.copy_(buffer, {"mean": torch.zeros, "std": torch.ones, "rotation": torch.eye}[name](len(buffer)))
+
+    @torch.no_grad()
+    def measure(self, features: Tensor) -> None:
+        """Measure the statistics of features (rows, width) of all teachers, or of the first ones."""
+        start = 0
+        for dim in self.dims:
+            part, place = features[:, start : start + dim].float(), slice(start, start + dim)
+            if not part.shape[1]:
+                break
+            std = part.std(0).clamp_min(1e-6)
+            self.mean[place] = part.mean(0)
+            if self.kind == "phi_s":
+                self.rotation[place, place] = equalizing_rotation(torch.cov(part.double().t())).float()
+                std = std.square().mean().sqrt()
+            self.std[place] = std
+            start += dim
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.kind == "layer_norm":
+            return torch.cat([layer_norm(part, part.shape[-1:]) for part in features.split(self.dims, dim=-1)], dim=-1)
+        if self.kind == "none":
+            return features
+        features = (features - self.mean) / self.std
+        return features @ self.rotation.t() if self.kind == "phi_s" else features
+
+    def invert(self, features: Tensor) -> Tensor:
+        """Return normalized features to the teacher's scale; a layer norm has no way back and stays."""
+        if self.kind in ("none", "layer_norm"):
+            return features
+        return (features @ self.rotation if self.kind == "phi_s" else features) * self.std + self.mean
+
+
+def equalizing_rotation(covariance: Tensor) -> Tensor:
+    """Rotation (dim, dim) after which all dimensions have the same variance.
+
+    Each step rotates two dimensions, one above and one below the mean variance, so that the first gets the mean.
+    """
+    dim = len(covariance)
+    rotation, matrix = torch.eye(dim).to(covariance), covariance / covariance.trace().clamp_min(1e-12) * dim
+    for _ in range(dim - 1):
+        variances = matrix.diagonal()
+        high, low = variances.argmax(), variances.argmin()
+        above, below, shared = variances[high] - 1, variances[low] - 1, matrix[high, low]
+        if above < 1e-9:
+            break
+        # The tangent t of the angle that makes (high + 2 t shared + t^2 low) / (1 + t^2) one.
+        tangent = (-shared + (shared.square() - above * below).sqrt()) / below
+        cosine = 1 / (1 + tangent.square()).sqrt()
+        sine = tangent * cosine
+        turn = torch.stack([torch.stack([cosine, sine]), torch.stack([-sine, cosine])])
+        pair = torch.stack([high, low])
+        rotation[pair] = turn @ rotation[pair]
+        matrix[pair] = turn @ matrix[pair]
+        matrix[:, pair] = matrix[:, pair] @ turn.t()
+    return rotation

@@ -140,8 +140,8 @@ class ACTViewTeacherConfig(PreTrainedConfig):
         Name of the image Transformer, for the record, and its configuration.
     patch_size, hidden_size, num_prefix_tokens (`int`):
         Side of its patches in pixels, width of its tokens, and the number of tokens before those of the patches.
-    projection_dim (`int`, *optional*):
-        Width of CLIP's joint space.
+    projection_dim (`int`, *optional*), text_model (`str`, *optional*):
+        Width of CLIP's joint space; name of the model whose text half embeds texts in the space of the clouds.
     image_mean, image_std (`list[float]`):
         Mean and deviation of the colours that it expects.
     """
@@ -168,6 +168,7 @@ class ACTViewTeacherConfig(PreTrainedConfig):
     hidden_size: int = positive_int_field(default=384)
     num_prefix_tokens: int = interval(min=0)(default=1)
     projection_dim: int | None = positive_int_field(default=None)
+    text_model: str | None = None
     image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)
 
@@ -229,6 +230,8 @@ class ACTStudentConfig(PreTrainedConfig):
         Width of the teacher's features; of several teachers the sum, and each one's width and weight in the loss.
     cloud_dims (`list[int]`, *optional*), cloud_loss_weight (`float`):
         Widths of each teacher's features of a whole cloud, which a head learns to predict from the class token.
+    text_model (`str`, *optional*):
+        Name of the model whose text half embeds texts in the space of the first teacher's features of clouds.
     mask_ratio (`float`), mask_type (`"random"`, `"block"` or `"blocks"`):
         Share of the groups that pretraining masks: random groups, or the nearest ones of one or four random centers.
     embed_visible_only (`bool`):
@@ -290,6 +293,7 @@ class ACTStudentConfig(PreTrainedConfig):
     teacher_weights: list[float] | None = None
     cloud_dims: list[int] | None = None
     cloud_loss_weight: float | int = interval(min=0)(default=1.0)
+    text_model: str | None = None
     mask_ratio: float | int = interval(min=0, max=1, exclude_max=True)(default=0.8)
     mask_type: Literal["random", "block", "blocks"] = "random"
     embed_visible_only: bool = False

@@ -23,15 +23,15 @@ from .act_layers import (
     ACTPartLinear,
     ACTPositionEmbedding,
     ACTPreTrainedModel,
+    ACTTargetNorm,
     init_torch_linears,
     make_groups,
     select_groups,
 )
 from .configuration_act import ACTStudentConfig
-from .distillation import ACTTargetNorm, at_least_float32, coordinate_loss, teachers_loss
 from .errors import InputError
 from .inference import encode, encode_points, in_eval_mode, similarity
-from .point_ops import PointGroups, gather_points, interpolate, interpolation_weights, sample_mask
+from .point_ops import PointGroups, chamfer_l2, gather_points, interpolate, interpolation_weights, sample_mask
 
 if TYPE_CHECKING:  # unused here, but transformers then saves this file beside the model, whose config.json names it
     from .pipelines_act import ACTPointCloudPipeline  # noqa: F401
@@ -436,6 +436,33 @@ def split_mask(bool_masked_pos: Tensor, num_masked: int) -> tuple[Tensor, Tensor
     order = bool_masked_pos.byte().argsort(dim=1, stable=True)
     num_visible = bool_masked_pos.shape[1] - num_masked
     return order[:, :num_visible], order[:, num_visible:]
+
+
+def distillation_loss(predicted: Tensor, target: Tensor, loss_type: str = "cosine") -> Tensor:
+    """Compute the mean distance of features (..., teacher_dim)."""
+    predicted, target = at_least_float32(predicted), at_least_float32(target.detach())
+    if loss_type == "cosine":
+        return 1 - nn.functional.cosine_similarity(predicted, target, dim=-1).mean()
+    loss = nn.functional.mse_loss if loss_type == "l2" else nn.functional.smooth_l1_loss
+    return loss(predicted, target)
+
+
+def teachers_loss(
+    predicted: Tensor, target: Tensor, dims: list[int], weights: list[float] | None, loss_type: str
+) -> Tensor:
+    """Sum the weighted losses of several teachers, whose features of widths `dims` lie beside each other."""
+    pairs = zip(predicted.split(dims, dim=-1), target.split(dims, dim=-1), weights or [1.0] * len(dims), strict=True)
+    return sum(weight * distillation_loss(ours, theirs, loss_type) for ours, theirs, weight in pairs)
+
+
+def coordinate_loss(predicted: Tensor, neighborhoods: Tensor) -> Tensor:
+    """Compute Point-MAE's loss, the Chamfer-L2 distance of predictions (batch, masked groups, 3 * group_size) and the
+    points of the masked groups (all masked groups, group_size, 3)."""
+    return chamfer_l2(at_least_float32(predicted).flatten(0, 1).unflatten(1, (-1, 3)), neighborhoods)
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 class ACTClassificationHead(nn.Module):

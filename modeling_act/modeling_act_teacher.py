@@ -442,9 +442,11 @@ class ACTTeacher(ACTPreTrainedModel):
         code_mode: str = "argmax",
         generator: torch.Generator | None = None,
         of_backbone: bool = False,
-    ) -> Tensor:
+        return_cloud: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Compute the features that a student learns to predict, (batch, groups, feature_dim), or with `of_backbone`
-        those before the second DGCNN, (batch, groups, code_dim). Skips the point decoder.
+        those before the second DGCNN, (batch, groups, code_dim); with `return_cloud` their mean over the groups too,
+        as features of the whole cloud. Skips the point decoder.
 
         Deterministic in eval mode. `code_mode="gumbel"` samples one code for each group, the authors' noisy targets.
         """
@@ -454,7 +456,8 @@ class ACTTeacher(ACTPreTrainedModel):
         if code_mode == "gumbel":
             logits, code_mode = add_gumbel_noise(logits, generator), "argmax"
         codes = self._select_codes(logits, None, code_mode, None)
-        return self._transform(codes, centers, neighbors)[0 if of_backbone else 1]
+        features = self._transform(codes, centers, neighbors)[0 if of_backbone else 1]
+        return (features, features.mean(1)) if return_cloud else features
 
     def decode_features(self, features: Tensor, centers: Tensor, of_backbone: bool = False) -> Tensor:
         """Decode the output of `get_teacher_features` to points (batch, groups, group_size, 3) relative to centers."""

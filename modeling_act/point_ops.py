@@ -90,6 +90,14 @@ def gather_points(values: Tensor, indices: Tensor) -> Tensor:
     return rows.view(*indices.shape, num_channels)
 
 
+def bounding_sphere(points: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of clouds (batch, points, 3) and the distance of their farthest point from it: (batch, 1, 3) and (batch, 1,
+    1)."""
+    center = points.mean(1, keepdim=True)
+    radius = torch.linalg.vector_norm(points - center, dim=-1).amax(1)[:, None, None]
+    return center, radius.clamp_min(torch.finfo(points.dtype).tiny)
+
+
 def farthest_point_sample(points: Tensor, num_samples: int, skip_near_origin: bool = False) -> Tensor:
     """Sample points (batch, points, 3) far from each other: indices (batch, num_samples).
 

@@ -12,7 +12,7 @@ from transformers import BatchFeature, FeatureExtractionMixin
 from transformers.utils import logging
 
 from .errors import InputError
-from .point_ops import farthest_point_sample
+from .point_ops import bounding_sphere, farthest_point_sample
 
 logger = logging.get_logger(__name__)
 
@@ -166,9 +166,8 @@ def naming(cloud: Any, place: int) -> str:
 
 def to_unit_sphere(points: Tensor) -> Tensor:
     """Move the mean of clouds (batch, points, 3) to the origin, and scale their farthest point to distance one."""
-    points = points - points.mean(1, keepdim=True)
-    radius = torch.linalg.vector_norm(points, dim=-1).amax(1)
-    return points / radius.clamp_min(torch.finfo(points.dtype).tiny)[:, None, None]
+    center, radius = bounding_sphere(points)
+    return (points - center) / radius
 
 
 def _check_choice(name: str, value: Any, choices: tuple) -> None:

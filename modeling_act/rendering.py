@@ -41,13 +41,6 @@ def make_cameras(num_views: int, elevation: float, up_axis: str = "y") -> Tensor
     return cameras.float()
 
 
-def fit_view(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Center (batch, 1, 3) and radius (batch, 1, 1) of the sphere around the mean that holds all points."""
-    center = points.mean(1, keepdim=True)
-    radius = torch.linalg.vector_norm(points - center, dim=-1).amax(1)[:, None, None]
-    return center, radius.clamp_min(torch.finfo(points.dtype).tiny)
-
-
 def point_spacing(points: Tensor) -> Tensor:
     """Distance (batch,) at which points (batch, points, 3) of surfaces lie from each other: the side of the square
     that a point has to itself, in a disc that holds 16 of them."""

@@ -290,10 +290,10 @@ CASES = [
     (imports_point_downwards, f"{PACKAGE}/readers/cloud.py", "from ..cli.main import main", 1),
     (imports_point_downwards, f"{PACKAGE}/cli/main.py", "from ..readers.cloud import read_cloud", None),
     (imports_point_downwards, "training/act_training/data/batches.py", "from act_training.run import process", 1),
-    (imports_point_downwards, "training/act_training/data/batches.py", "from act_training.run.process import warn", 1),
+    (imports_point_downwards, "training/act_training/data/batches.py", "from act_training.run.script import warn", 1),
     (
         imports_point_downwards,
-        "training/act_training/run/log.py",
+        "training/act_training/run/run_data.py",
         "from act_training.data.schema import IGNORED",
         None,
     ),

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from act_training.run.checkpoints import find_damage, list_checkpoints
+from act_training.run.training_state import find_damage, list_checkpoints
 from transformers import BertConfig, BertModel
 
 from forked import fork_command

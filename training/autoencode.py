@@ -7,17 +7,17 @@ python training/autoencode.py --config training/recipes/autoencode_small.yaml --
 ... --resume_from_checkpoint latest                               continues after any interruption, bit for bit
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from act_training.report.run_folder import finish_run, save_pictures
-from act_training.run.arguments import ACTTrainingArguments, parse_arguments, parse_mapping
-from act_training.run.optimization import calibrate_batch_norm, cosine_between
-from act_training.run.process import errors_of, run_script, warn
+from act_training.run.script import ACTTrainingArguments, errors_of, parse_arguments, parse_mapping, run_script, warn
 from act_training.run.training_run import TrainingRun
+from act_training.run.training_state import calibrate_batch_norm, cosine_between
 from act_training.tasks.pretraining import code_use, evaluate_autoencoder, is_collapsed
 from torch import Tensor
+from transformers.hf_argparser import HfArg
 
 from modeling_act import ACTTeacher, ACTTeacherConfig
 from modeling_act.errors import InputError
@@ -36,26 +36,18 @@ COLLAPSED = (
 
 @dataclass
 class AutoencodeArguments(ACTTrainingArguments):
-    backbone: str = field(
-        default="google/vit-base-patch16-384",
-        metadata={"help": "Hub id, folder or timm name of a ViT, BERT, CLIP ..."},
-    )
-    pretrained_backbone: bool = field(default=True, metadata={"help": "false: random weights, the control"})
-    logit_scale: float = field(default=1.0, metadata={"help": "initial scale of the logits; the paper's is 1"})
-    calibrate_logits: bool = field(
-        default=False,
-        metadata={"help": "start with logits of mean 0 and standard deviation logit_scale, code by code"},
-    )
-    code_mode: Literal["gumbel", "soft"] = field(default="gumbel", metadata={"help": "soft: without noise"})
+    backbone: str = HfArg(default="google/vit-base-patch16-384", help="Hub id, folder or timm name of a ViT, BERT ...")
+    pretrained_backbone: bool = HfArg(default=True, help="false: random weights, the control")
+    logit_scale: float = HfArg(default=1.0, help="initial scale of the logits; the paper's is 1")
+    calibrate_logits: bool = HfArg(default=False, help="start each code's logits with mean 0 and std logit_scale")
+    code_mode: Literal["gumbel", "soft"] = HfArg(default="gumbel", help="soft: without noise")
     temperature_start: float = 1.0
     temperature_end: float = 0.0625
-    temperature_steps: float = field(default=100_000, metadata={"help": "at most 1: a share of the run"})
+    temperature_steps: float = HfArg(default=100_000, help="at most 1: a share of the run")
     kl_weight: float = 0.1
-    kl_over: Literal["cloud", "batch"] = field(
-        default="cloud", metadata={"help": "cloud: each uses all codes; batch: all clouds together do"}
-    )
-    kl_start: float = field(default=10_000, metadata={"help": "steps without KL; at most 1: a share of the run"})
-    kl_steps: float = field(default=100_000, metadata={"help": "steps to the full weight; at most 1: a share"})
+    kl_over: Literal["cloud", "batch"] = HfArg(default="cloud", help="cloud: each uses all codes; batch: all together")
+    kl_start: float = HfArg(default=10_000, help="steps without KL; at most 1: a share of the run")
+    kl_steps: float = HfArg(default=100_000, help="steps to the full weight; at most 1: a share")
 
     def __post_init__(self):
         super().__post_init__()
@@ -113,14 +105,12 @@ def main(arguments: list[str]) -> None:
 
     if run.global_step == 0 or run.finished:
         metrics = validate()
-    temperature_steps, kl_start, kl_steps = (
-        run.length.share(length) for length in (options.temperature_steps, options.kl_start, options.kl_steps)
-    )
+    lengths = options.temperature_steps, options.kl_start, options.kl_steps  # as shares of the run, or in steps
+    temperature_steps, kl_start, kl_steps = map(run.length.share, lengths)
     for batch in run.batches():
-        temperature = cosine_between(
-            run.global_step, 0, temperature_steps, options.temperature_start, options.temperature_end
-        )
-        kl_weight = cosine_between(run.global_step, kl_start, kl_steps, 0.0, options.kl_weight)
+        step = run.global_step
+        temperature = cosine_between(step, 0, temperature_steps, options.temperature_start, options.temperature_end)
+        kl_weight = cosine_between(step, kl_start, kl_steps, 0.0, options.kl_weight)
         with run.autocast():
             kl = {"kl_weight": kl_weight, "kl_over": options.kl_over}
             output = run.model(batch["points"], temperature=temperature, code_mode=options.code_mode, **kl)

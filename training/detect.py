@@ -10,24 +10,16 @@ A set has columns points, boxes and box_labels; z is up. Metrics are the mean ov
 at overlaps (IoU) of 0.25 and 0.5.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from act_training.measure.detection_metrics import detection_metrics
 from act_training.report.pictures import save_scenes
 from act_training.report.run_folder import finish_run
-from act_training.run.arguments import parse_arguments, parse_mapping
-from act_training.run.checkpoints import digest_of
-from act_training.run.process import run_script
 from act_training.run.run_data import LabelColumn, hold_out_any
+from act_training.run.script import parse_arguments, parse_mapping, run_script
 from act_training.run.training_run import TrainingRun
-from act_training.tasks.detection import (
-    AUGMENTATIONS,
-    augment_scenes,
-    boxes_to_learn,
-    check_boxes,
-    detect,
-    detect_all,
-)
+from act_training.run.training_state import digest_of
+from act_training.tasks.detection import AUGMENTATIONS, augment_scenes, boxes_to_learn, check_boxes, detect, detect_all
 from act_training.tasks.transfer import (
     TransferArguments,
     describe_student,
@@ -37,6 +29,7 @@ from act_training.tasks.transfer import (
     required_points,
     run_seeds,
 )
+from transformers.hf_argparser import HfArg
 
 from modeling_act import ACTStudentConfig, ACTStudentForObjectDetection
 from modeling_act.errors import InputError
@@ -52,9 +45,9 @@ names = [model.config.id2label[label] for label in detections[0]["labels"].tolis
 
 @dataclass
 class DetectArguments(TransferArguments):
-    normalize: bool = field(default=False, metadata={"help": "must be false: sizes count"})
-    scene_augmentation: list[str] = field(
-        default_factory=list, metadata={"help": f"any of {', '.join(AUGMENTATIONS)}; moves boxes with their scenes"}
+    normalize: bool = HfArg(default=False, help="must be false: sizes count")
+    scene_augmentation: list[str] = HfArg(
+        default_factory=list, help=f"any of {', '.join(AUGMENTATIONS)}; moves boxes with their scenes"
     )
 
     def __post_init__(self):
@@ -85,10 +78,9 @@ def train(options: DetectArguments) -> dict[str, float]:
     """Train once; return the metrics of the test split, or of validation without a test."""
     fields = parse_mapping("--model", options.model, set(ACTStudentConfig.__dataclass_fields__))
     config = read_config(options, fields)
-    if config.num_queries > config.num_groups:
-        raise InputError(
-            f"--model: num_queries must not exceed num_groups, got {config.num_queries} and {config.num_groups}"
-        )
+    queries, groups = config.num_queries, config.num_groups
+    if queries > groups:
+        raise InputError(f"--model: num_queries must not exceed num_groups, got {queries} and {groups}")
     run = TrainingRun(options)
     target = LabelColumn("box_labels", hold_out_any)
     data = run.open_data(required_points(config), target=target, test_split=options.test_split)

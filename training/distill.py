@@ -7,27 +7,37 @@ python training/distill.py ... --target coordinates               without a teac
 ... --resume_from_checkpoint latest                               continues after any interruption, bit for bit
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from act_training.data.keyed_random import keyed_mask
+from act_training.data.batches import augment_groups, keyed_mask
 from act_training.data.point_sets import open_point_set
 from act_training.data.schema import check_point_set
 from act_training.measure.frozen_features import embed, probe_accuracy
 from act_training.report.run_folder import finish_run, save_pictures
-from act_training.run.arguments import ACTTrainingArguments, parse_arguments, parse_mapping
-from act_training.run.checkpoints import digest_of
-from act_training.run.process import errors_of, on_main_process, run_script
 from act_training.run.run_data import report_skipped, split_rows
+from act_training.run.script import (
+    ACTTrainingArguments,
+    errors_of,
+    on_main_process,
+    parse_arguments,
+    parse_mapping,
+    run_script,
+)
 from act_training.run.training_run import TrainingRun
-from act_training.tasks.pretraining import TeacherTargets, evaluate_distillation, load_teacher
+from act_training.run.training_state import digest_of
+from act_training.tasks.pretraining import SelfTeacher, TeacherTargets, evaluate_distillation, load_teacher
 from torch import Tensor
+from transformers.hf_argparser import HfArg
 
-from modeling_act import ACTStudentConfig, ACTStudentForPreTraining, ACTTeacher
+from modeling_act import ACTStudentConfig, ACTStudentForPreTraining, ACTTeacher, ACTViewTeacher
 from modeling_act.errors import InputError
 from modeling_act.point_ops import PointGroups
 
+SELF = "self"  # as a teacher
+GROUPS = ("num_groups", "group_size", "skip_near_origin")
 USAGE = """from modeling_act import ACTStudent
 
 student = ACTStudent.from_pretrained("{name}").eval()
@@ -36,50 +46,83 @@ embeddings = student(points).pooler_output  # points (batch, {num_points}, 3) ->
 
 @dataclass
 class DistillArguments(ACTTrainingArguments):
-    teacher: str | None = field(default=None, metadata={"help": "folder or Hub id of an ACTTeacher"})
-    target: Literal["teacher", "standardized", "backbone", "coordinates"] = field(
+    teacher: list[str] = HfArg(
+        default_factory=list, help="folders or Hub ids of teachers or image Transformers; self: the student's average"
+    )
+    teacher_weights: list[float] | None = HfArg(default=None, help="weight of each teacher in the loss; default: 1")
+    target: Literal["teacher", "backbone", "coordinates"] = HfArg(
         default="teacher",
-        metadata={
-            "help": "teacher: its features; standardized: the same per dimension; backbone: those before its second "
-            "DGCNN, standardized; coordinates: no teacher"
-        },
+        help="teacher: its features; backbone: those before an ACTTeacher's second DGCNN; coordinates: no teacher",
     )
-    teacher_precision: Literal["no", "bf16"] = field(default="no", metadata={"help": "precision of the teacher alone"})
-    teacher_code_mode: Literal["argmax", "gumbel"] = field(
-        default="argmax", metadata={"help": "gumbel: noisy targets"}
+    target_norm: Literal["none", "standardize", "layer_norm", "phi_s"] = HfArg(
+        default="none", help="normalization of the features"
     )
-    cache_targets: bool = field(
-        default=False, metadata={"help": "compute the teacher's features once; needs fixed_points, no augmentation"}
-    )
-    probe_dataset: str | None = field(default=None, metadata={"help": "a labelled set, for a linear probe"})
-    probe_split: str = field(default="train", metadata={"help": "its split, divided into rows to fit and to score on"})
-    probe_epochs: float = field(default=10, metadata={"help": "epochs between probes"})
+    cloud_target: bool = HfArg(default=False, help="the class token also learns features of the whole cloud")
+    teacher_points: int | None = HfArg(default=None, help="points that teachers of views see; default: num_points")
+    teacher_precision: Literal["no", "bf16"] = HfArg(default="no", help="precision of the teacher alone")
+    teacher_code_mode: Literal["argmax", "gumbel"] = HfArg(default="argmax", help="gumbel: noisy targets")
+    cache_targets: bool = HfArg(default=False, help="compute the teacher's features once; needs samplings")
+    cache_folder: str | None = HfArg(default=None, help="where; runs may share it. Default: output_dir/targets")
+    probe_dataset: str | None = HfArg(default=None, help="a labelled set, for a linear probe")
+    probe_split: str = HfArg(default="train", help="its split, divided into rows to fit and to score on")
+    probe_epochs: float = HfArg(default=10, help="epochs between probes")
 
     def __post_init__(self):
         super().__post_init__()
-        if (self.teacher is None) != (self.target == "coordinates"):
+        if bool(self.teacher) == (self.target == "coordinates"):
             raise InputError("--teacher is needed, except with --target coordinates, which takes none")
-        clouds_change = not self.fixed_points or self.augmentation or self.streaming
-        if self.cache_targets and (clouds_change or self.teacher is None or self.teacher_code_mode != "argmax"):
+        if self.teacher_weights and len(self.teacher_weights) != len(self.teacher):
+            raise InputError(f"--teacher_weights needs {len(self.teacher)} numbers, got {len(self.teacher_weights)}")
+        if SELF in self.teacher:
+            if self.teacher.index(SELF) != len(self.teacher) - 1 or self.ema_decay is None:
+                raise InputError("--teacher self comes last, and needs --ema_decay, such as 0.996")
+        if self.target == "backbone" and len(self.teacher) > 1:
+            raise InputError("--target backbone takes one --teacher")
+        fixed = self.samplings and not self.streaming and self.teacher_code_mode == "argmax"
+        if self.cache_targets and not (fixed and set(self.teacher) - {SELF}):
             raise InputError(
-                "--cache_targets needs a --teacher, and clouds and targets that never change: --fixed_points, and no "
-                "--augmentation, --streaming or --teacher_code_mode gumbel"
+                "--cache_targets needs a --teacher, --samplings that repeat, and no --streaming or --teacher_code_mode "
+                "gumbel"
             )
+        if self.teacher_points is not None and self.teacher_points < self.num_points:
+            raise InputError(f"--teacher_points must be at least --num_points, got {self.teacher_points}")
+        if self.teacher_points is not None and self.point_sampling != "random":
+            raise InputError("--teacher_points needs --point_sampling random")
         if self.probe_epochs <= 0:
             raise InputError(f"--probe_epochs must be positive, got {self.probe_epochs}")
 
 
-def make_student(fields: dict, teacher: ACTTeacher | None, target: str) -> ACTStudentForPreTraining:
-    """Make a student of the teacher's groups; one that predicts coordinates is as wide as a group's points."""
-    if teacher is None:
-        sizes = {"teacher_dim": 3 * fields.get("group_size", ACTStudentConfig.group_size)}
-    else:
-        sizes = {name: getattr(teacher.config, name) for name in ("num_groups", "group_size", "skip_near_origin")}
-        sizes["teacher_dim"] = teacher.config.code_dim if target == "backbone" else teacher.config.feature_dim
+def make_student(
+    fields: dict, teachers: list[ACTTeacher | ACTViewTeacher], options: DistillArguments
+) -> ACTStudentForPreTraining:
+    """Make a student of the teachers' groups; one that predicts coordinates is as wide as a group's points."""
+    own = {"target": options.target, "target_norm": options.target_norm}
+    needed = {}
+    for teacher in teachers:
+        sizes = {name: getattr(teacher.config, name) for name in GROUPS}
+        if isinstance(teacher, ACTTeacher):
+            needed |= sizes
+        else:  # views show groups of any size
+            own = sizes | own
     with errors_of("--model"):
-        if clash := [name for name in sizes if name in fields and fields[name] != sizes[name]]:
-            raise ValueError(f"{', '.join(clash)} must be the teacher's, {[sizes[name] for name in clash]}")
-        return ACTStudentForPreTraining(ACTStudentConfig(**sizes | fields | {"target": target}))
+        if clash := [name for name in needed if name in fields and fields[name] != needed[name]]:
+            raise ValueError(f"{', '.join(clash)} must be the teacher's, {[needed[name] for name in clash]}")
+        fields = own | fields | needed
+        if not options.teacher:
+            fields["teacher_dim"] = 3 * fields.get("group_size", ACTStudentConfig.group_size)
+            return ACTStudentForPreTraining(ACTStudentConfig(**fields))
+        widths = [(teacher.config.feature_dim, teacher.config.cloud_dim) for teacher in teachers]
+        if options.target == "backbone":
+            widths = [(teacher.config.code_dim, teacher.config.code_dim) for teacher in teachers]
+        if SELF in options.teacher:
+            width = fields.get("hidden_size", ACTStudentConfig.hidden_size)
+            widths.append((width, width))
+        dims, cloud_dims = map(list, zip(*widths, strict=True))
+        fields |= {"teacher_dim": sum(dims), "teacher_weights": options.teacher_weights}
+        fields |= {"teacher_dims": dims if len(dims) > 1 else None}
+        fields |= {"cloud_dims": cloud_dims if options.cloud_target else None}
+        text_model = getattr(teachers[0].config, "text_model", None) if teachers else None
+        return ACTStudentForPreTraining(ACTStudentConfig(**{"text_model": text_model} | fields))
 
 
 class Probe:
@@ -111,26 +154,31 @@ def main(arguments: list[str]) -> None:
     options = parse_arguments(DistillArguments, __doc__, arguments)
     fields = parse_mapping("--model", options.model, set(ACTStudentConfig.__dataclass_fields__))
     run = TrainingRun(options)
-    teacher = load_teacher(options.teacher).to(run.device) if options.teacher else None
-    groups_from = teacher.config if teacher else ACTStudentConfig
-    min_points = max(fields.get(name, getattr(groups_from, name)) for name in ("num_groups", "group_size"))
-    run.open_data(min_points)
-    probe = Probe(run, min_points) if options.probe_dataset else None
-    student = make_student(fields, teacher, options.target)
-    run.prepare(student, teacher=digest_of(teacher) if teacher else "none")
-    run.calibrate_batch_norm(lambda batch: student.student(batch["points"]))
+    teachers = [load_teacher(name).to(run.device) for name in options.teacher if name != SELF]
+    student = make_student(fields, teachers, options)
+    config = student.config
+    run.open_data(max(config.num_groups, config.group_size))
+    if any(isinstance(teacher, ACTViewTeacher) for teacher in teachers):
+        run.data.sampling = replace(run.data.sampling, teacher_points=options.teacher_points or options.num_points)
+    probe = Probe(run, max(config.num_groups, config.group_size)) if options.probe_dataset else None
     bf16 = "bf16" in (options.mixed_precision, options.teacher_precision)
-    targets = TeacherTargets(teacher, options.teacher_code_mode, bf16, options.target == "backbone")
-    if options.target in ("standardized", "backbone"):
-        targets.standardize(run, student.config)
+    targets = TeacherTargets(teachers, options.teacher_code_mode, bf16, options.target == "backbone")
+    targets.learns_cloud = options.cloud_target
+    if teachers:
+        targets.measure(run, student.to(run.device))
+    run.prepare(student, teacher=", ".join(digest_of(teacher) for teacher in teachers) or "none")
+    run.calibrate_batch_norm(lambda batch: student.student(batch["points"]))
     if options.cache_targets:
-        targets.cache(run)
-    num_masked = int(student.config.mask_ratio * student.config.num_groups)
+        targets.cache(run, student, Path(options.cache_folder or run.folder / "targets"))
+        run.data.augmentation = []  # of points; the groups are augmented instead
+    if SELF in options.teacher:
+        targets.self_teacher = SelfTeacher(student)
+    num_masked = int(config.mask_ratio * config.num_groups)
     samples = run.data.sample_clouds(4)
     metrics: dict[str, float] = {}
 
     def make_mask(keys: Tensor, groups: PointGroups) -> Tensor:
-        return keyed_mask(keys, groups.centers, num_masked, student.config.mask_type, options.seed)
+        return keyed_mask(keys, groups.centers, num_masked, config.mask_type, options.seed)
 
     def validate() -> None:
         with run.autocast():
@@ -144,18 +192,28 @@ def main(arguments: list[str]) -> None:
         metrics.update({f"probe_{name}": value for name, value in values.items()})
 
     def draw_samples() -> list[dict]:
+        """Reconstructions, if the student learns what can be decoded to points."""
+        decoder = teachers[0] if len(options.teacher) == 1 and teachers else None
+        if decoder is None and options.teacher or isinstance(decoder, ACTViewTeacher):
+            return []
         mask = make_mask(samples["keys"], student.group(samples["points"]))
-        return student.reconstruct(samples["points"], teacher, mask)
+        return student.reconstruct(samples["points"], decoder, mask)
 
     if run.global_step == 0 or run.finished:
         validate()
         if probe:
             measure_probe()
     for batch in run.batches():
-        groups = student.group(batch["points"])  # computed once, for teacher and student
+        groups = student.group(batch["points"])  # computed once, for teachers and student
+        number = batch["keys"][:, 0] % options.samplings if options.cache_targets else None
+        if targets.self_teacher:
+            targets.self_teacher.update(run.average)
         with run.autocast():
-            features, mask = targets(groups, batch["keys"]), make_mask(batch["keys"], groups)
-            output = run.model(groups=groups, teacher_features=features, bool_masked_pos=mask, num_masked=num_masked)
+            features = targets(groups, batch, number)
+            if options.cache_targets:
+                groups = augment_groups(groups, batch["keys"], options.seed, options.augmentation)
+            mask = make_mask(batch["keys"], groups)
+            output = run.model(groups=groups, bool_masked_pos=mask, num_masked=num_masked, **features)
         run.step(output.loss)
 
         if run.is_log_due():
@@ -164,13 +222,14 @@ def main(arguments: list[str]) -> None:
             validate()
         if probe and run.is_due(options.probe_epochs):
             measure_probe()
-        if run.is_due(options.picture_epochs):
-            save_pictures(run, draw_samples())
+        if run.is_due(options.picture_epochs) and (clouds := draw_samples()):
+            save_pictures(run, clouds)
 
     text = "A 3D Transformer pretrained on the coordinates of masked groups."
-    if teacher:
-        text = f"A 3D Transformer pretrained by masked distillation (ACT, stage 2) from `{options.teacher}`."
-    name, width = options.hub_model_id or run.folder.name, 2 * student.config.hidden_size
+    if options.teacher:
+        names = ", ".join(f"`{name}`" for name in options.teacher)
+        text = f"A 3D Transformer pretrained by masked distillation (ACT, stage 2) from {names}."
+    name, width = options.hub_model_id or run.folder.name, config.pooled_dim
     usage = USAGE.format(name=name, num_points=options.num_points, width=width)
     finish_run(run, "ACT student", text, usage, metrics, clouds=draw_samples())
 

@@ -18,8 +18,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from act_training.data.batches import validation_batches
-from act_training.data.keyed_random import Sampling
+from act_training.data.batches import Sampling, validation_batches
 from act_training.data.point_sets import PointSet, open_point_set
 from act_training.data.schema import check_point_set
 from act_training.measure import frozen_features, robustness
@@ -27,11 +26,9 @@ from act_training.measure.frozen_features import embed
 from act_training.measure.metrics import class_table, classification_metrics, confusion_matrix, retrieval_map
 from act_training.report.pictures import save_confusion_matrix, save_feature_map
 from act_training.report.run_folder import write_report
-from act_training.run.arguments import check_disjoint, parse_arguments
-from act_training.run.checkpoints import name_in_errors, write_text
-from act_training.run.optimization import calibrate_batch_norm
-from act_training.run.process import describe_versions, run_script, warn
 from act_training.run.run_data import class_names, report_skipped
+from act_training.run.script import check_disjoint, describe_versions, parse_arguments, run_script, warn
+from act_training.run.training_state import calibrate_batch_norm, name_in_errors, write_text
 from act_training.tasks.transfer import required_points
 from tqdm import tqdm
 

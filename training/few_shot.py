@@ -24,11 +24,10 @@ import yaml
 from accelerate import PartialState
 from act_training.data.point_sets import PointSet, open_point_set
 from act_training.data.schema import check_point_set
-from act_training.run.arguments import as_recipe, parse_arguments, parse_mapping
-from act_training.run.checkpoints import differences, digest_of, write_text
-from act_training.run.process import run_script
 from act_training.run.run_data import RunData, check_targets, class_names, report_skipped
+from act_training.run.script import as_recipe, parse_arguments, parse_mapping, run_script
 from act_training.run.training_run import FREE_FLAGS, TrainingRun
+from act_training.run.training_state import differences, digest_of, write_text
 from act_training.tasks.classification import (
     ClassificationArguments,
     make_classifier,

@@ -12,11 +12,10 @@ from act_training.measure.frozen_features import embed
 from act_training.measure.metrics import class_table, confusion_matrix
 from act_training.report.pictures import save_confusion_matrix, save_feature_map
 from act_training.report.run_folder import finish_run
-from act_training.run.arguments import parse_arguments, parse_mapping
-from act_training.run.checkpoints import digest_of
-from act_training.run.process import run_script
 from act_training.run.run_data import LabelColumn, hold_out_by_class
+from act_training.run.script import parse_arguments, parse_mapping, run_script
 from act_training.run.training_run import TrainingRun
+from act_training.run.training_state import digest_of
 from act_training.tasks.classification import (
     CachedFeatures,
     ClassificationArguments,
@@ -50,7 +49,6 @@ def evaluate_on_test(
     if not run.accelerator.is_main_process:
         return {"test": test}
     pictures = run.folder / "pictures"
-    pictures.mkdir(exist_ok=True)
     save_confusion_matrix(pictures / "confusion_matrix.png", confusion_matrix(labels, predicted, len(names)), names)
     embedded = embed(model.student, data.test, data.sampling, run.options.per_device_eval_batch_size)
     save_feature_map(pictures / "features.png", embedded, labels, names)

@@ -24,10 +24,8 @@ from pathlib import Path
 
 from act_training.prepare import objects
 from act_training.prepare.everyday import NUM_CLOUDS, plan_everyday
-from act_training.prepare.few_shot import plan_few_shot
 from act_training.prepare.jobs import prepare_splits, summarize
-from act_training.prepare.s3dis import plan_s3dis
-from act_training.prepare.scannet import plan_scannet
+from act_training.prepare.scenes import plan_s3dis, plan_scannet
 from datasets import DatasetDict, disable_progress_bars
 from huggingface_hub import DatasetCard
 
@@ -40,7 +38,7 @@ SOURCES = {
     "shapenetpart": objects.plan_shapenetpart,
     "s3dis": plan_s3dis,
     "scannet": plan_scannet,
-    "fewshot_modelnet40": plan_few_shot,
+    "fewshot_modelnet40": objects.plan_few_shot,
     "folder": objects.plan_folder,
     "everyday_shapes": plan_everyday,
     "everyday_rooms": plan_everyday,
@@ -143,8 +141,8 @@ def main(arguments: list[str]) -> None:
         print(f"rejected: {bad['why']}", file=sys.stderr)
     if rejected and not flags.skip_bad:
         raise InputError(f"{len(rejected)} files or clouds are bad; mend them, or leave them out by --skip_bad")
-    summary = {"choices": asdict(choices), "splits": summarize(joined), "rejected": rejected}
-    summary["ignored_files"] = plan.ignored
+    summary = {"choices": asdict(choices), "splits": summarize(joined)}
+    summary |= {"rejected": rejected, "ignored_files": plan.ignored}
     card = render_card(plan.about, summary, joined, flags)
 
     draft = work / "set"  # so that --out appears at once, complete

@@ -10,16 +10,15 @@ python training/segment.py ...                                  without --studen
 ... --resume_from_checkpoint latest        continues after any interruption, bit for bit
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from act_training.data.schema import BLOCK_SIZE
 from act_training.report.run_folder import finish_run
-from act_training.run.arguments import parse_arguments, parse_mapping
-from act_training.run.checkpoints import digest_of
-from act_training.run.process import run_script
 from act_training.run.run_data import LabelColumn, RunData
+from act_training.run.script import parse_arguments, parse_mapping, run_script
 from act_training.run.training_run import TrainingRun
+from act_training.run.training_state import digest_of
 from act_training.tasks.segmentation import (
     SegmentationMetrics,
     category_column,
@@ -41,6 +40,7 @@ from act_training.tasks.transfer import (
     run_seeds,
 )
 from transformers import PreTrainedModel
+from transformers.hf_argparser import HfArg
 
 from modeling_act import ACTStudentConfig, ACTStudentForPartSegmentation, ACTStudentForSemanticSegmentation
 from modeling_act.errors import InputError
@@ -58,17 +58,14 @@ labels = [parts[place] for place in logits[:, parts].argmax(1).tolist()]"""
 
 @dataclass
 class SegmentArguments(TransferArguments):
-    task: Literal["parts", "points", "scenes"] = field(
-        default="parts",
-        metadata={"help": "parts: of objects of known category; points: of any clouds; scenes: rooms in blocks"},
+    task: Literal["parts", "points", "scenes"] = HfArg(
+        default="parts", help="parts: of objects of known category; points: of any clouds; scenes: rooms in blocks"
     )
-    class_weights: bool = field(default=False, metadata={"help": "weight rare classes more in the loss"})
-    ignored: list[str] = field(default_factory=list, metadata={"help": "classes that metrics leave out"})
-    votes: int = field(default=1, metadata={"help": "how often every point of the test split is predicted"})
-    stride: float = field(
-        default=0.5, metadata={"help": "of scenes: step in metres of the blocks that slide over a test room"}
-    )
-    num_points: int = field(default=2048, metadata={"help": "points sampled from each cloud at every step"})
+    class_weights: bool = HfArg(default=False, help="weight rare classes more in the loss")
+    ignored: list[str] = HfArg(default_factory=list, help="classes that metrics leave out")
+    votes: int = HfArg(default=1, help="how often every point of the test split is predicted")
+    stride: float = HfArg(default=0.5, help="of scenes: step in metres of the blocks that slide over a test room")
+    num_points: int = HfArg(default=2048, help="points sampled from each cloud at every step")
     learning_rate: float = 2e-4
     min_learning_rate: float = 1e-6
     per_device_train_batch_size: int = 16
@@ -114,9 +111,7 @@ def segment(options: SegmentArguments) -> dict[str, float]:
     new_metrics(options, data, model)  # a wrong --ignored ends the run here
     run.prepare(model, student=digest_of(model))
     run.calibrate_batch_norm(lambda batch: model(batch["points"], **extra_inputs(batch, column)))
-    class_weights = None
-    if options.class_weights:
-        class_weights = class_weights_of(data.train, len(data.class_names)).to(run.device)
+    weights = class_weights_of(data.train, len(data.class_names)).to(run.device) if options.class_weights else None
     metrics: dict[str, float] = {}
 
     def validate() -> None:
@@ -129,7 +124,7 @@ def segment(options: SegmentArguments) -> dict[str, float]:
         validate()
     for batch in run.batches():
         with run.autocast():
-            targets = {"labels": batch["point_labels"], "class_weights": class_weights}
+            targets = {"labels": batch["point_labels"], "class_weights": weights}
             output = run.model(batch["points"], **extra_inputs(batch, column), **targets)
         run.step(output.loss)
 

@@ -10,10 +10,11 @@ from transformers.utils import logging
 
 from .. import modeling_act_student as students
 from ..act_layers import HUB_ARGUMENTS
-from ..configuration_act import ACTStudentConfig, ACTTeacherConfig
+from ..configuration_act import ACTStudentConfig, ACTTeacherConfig, ACTViewTeacherConfig
 from ..errors import InputError
 from ..modeling_act_detection import ACTStudentForObjectDetection
 from ..modeling_act_teacher import ACTTeacher
+from ..modeling_act_view_teacher import ACTViewTeacher
 
 MODELS = {
     "ACTStudent": students.ACTStudent,
@@ -23,6 +24,7 @@ MODELS = {
     "ACTStudentForSemanticSegmentation": students.ACTStudentForSemanticSegmentation,
     "ACTStudentForObjectDetection": ACTStudentForObjectDetection,
     "ACTTeacher": ACTTeacher,
+    "ACTViewTeacher": ACTViewTeacher,
 }
 SEGMENTERS = ("ACTStudentForPartSegmentation", "ACTStudentForSemanticSegmentation")
 
@@ -35,7 +37,7 @@ def read_config(name: str, **options: Any) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(name, **{"trust_remote_code": False} | options)
     except (OSError, ValueError, StrictDataclassError) as error:
         raise InputError(f"{name}: no model can be read from there ({one_line(error)})") from error
-    if not isinstance(config, (ACTStudentConfig, ACTTeacherConfig)):
+    if not isinstance(config, (ACTStudentConfig, ACTTeacherConfig, ACTViewTeacherConfig)):
         raise InputError(f"{name} holds no model of ACT but one of the type {config.model_type!r}")
     return config
 

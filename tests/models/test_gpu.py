@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from act_training.run.optimization import use_deterministic_algorithms
+from act_training.run.training_state import use_deterministic_algorithms
 
 from modeling_act import (
     ACTStudent,

@@ -6,8 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from modeling_act import ACTStudent, ACTStudentForPreTraining, ACTTeacher
 from modeling_act.act_layers import ACTDropPath
-from modeling_act.distillation import distillation_loss
-from modeling_act.modeling_act_student import sample_mask
+from modeling_act.modeling_act_student import distillation_loss, sample_mask
 from modeling_act.modeling_act_teacher import add_gumbel_noise, uniform_kl
 from small_models import small_models, small_student_config, small_teacher_config
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from modeling_act.point_ops import group_points
-from modeling_act.rendering import BACKGROUND, fit_view, lift_features, make_cameras, point_spacing, project, render
+from modeling_act.point_ops import bounding_sphere, group_points
+from modeling_act.rendering import BACKGROUND, lift_features, make_cameras, point_spacing, project, render
 
 CAMERAS = make_cameras(6, 30.0)
 SIZE, SIDE = 112, 8
@@ -118,7 +118,7 @@ def test_clouds_of_a_batch_are_rendered_by_themselves_and_images_are_colors(shad
 
 def test_the_view_fits_any_cloud():
     points = sphere(300) * 7 + torch.tensor([100.0, -3.0, 5.0])
-    center, radius = fit_view(points)
+    center, radius = bounding_sphere(points)
     assert torch.linalg.vector_norm((points - center) / radius, dim=-1).amax().item() == pytest.approx(1)
-    center, radius = fit_view(torch.ones(1, 5, 3))
+    center, radius = bounding_sphere(torch.ones(1, 5, 3))
     assert ((torch.ones(1, 5, 3) - center) / radius).isfinite().all()

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from act_training.data.keyed_random import (
+from act_training.data.batches import (
     RandomStream,
     Sampling,
     augment,
@@ -16,11 +16,11 @@ from act_training.data.keyed_random import (
     keyed_uniform,
     sample_points,
     step_seed,
-    to_unit_sphere,
 )
 
 from modeling_act.errors import InputError
 from modeling_act.point_ops import farthest_point_sample
+from modeling_act.processing_act import to_unit_sphere
 
 ROOT = Path(__file__).resolve().parents[3]
 WRAP = 2**64

@@ -89,7 +89,7 @@ def test_rows_of_a_source(name, tmp_path):
     SOURCES[name](path)
     point_set = open_point_set(str(path))
     order = np.argsort(LABELS, kind="stable") if name.startswith("folder") else np.arange(10)
-    assert len(point_set) == 10 and point_set.class_names == NAMES
+    assert len(point_set) == 10 and point_set.names_of("label") == NAMES
     assert point_set.labels().tolist() == LABELS[order].tolist()
     rows = [7, 0, 1, 2, 7]
     found = read_batch(point_set, [(0, row) for row in rows])
@@ -244,7 +244,7 @@ def test_built_in_sets_are_prepared_once(monkeypatch, tmp_path):
         batch = read_batch(point_set, [(0, row) for row in range(15)])
         assert np.array_equal(batch["points"], expected["points"])
         assert np.array_equal(batch["point_labels"], expected["point_labels"])
-        assert point_set.labels().tolist() == expected["label"].tolist() and point_set.class_names[0] == "chair"
+        assert point_set.labels().tolist() == expected["label"].tolist() and point_set.names_of("label")[0] == "chair"
 
     rooms, expected = open_point_set("everyday_rooms", "test"), generate_rooms(2, start=5)
     assert rooms.names_of("box_labels")[0] == "bed" and "everyday_rooms (test)" in rooms.where(0)

@@ -7,14 +7,13 @@ import evaluate
 import numpy as np
 import pytest
 import torch
-from act_training.data.batches import validation_batches
-from act_training.data.keyed_random import Sampling, augment, sample_points
+from act_training.data.batches import Sampling, augment, sample_points, validation_batches
 from act_training.data.point_sets import PointSet, open_point_set
 from act_training.data.schema import build_dataset
 from act_training.measure.frozen_features import embed, fit_and_predict
 from act_training.measure.metrics import retrieval_map
 from act_training.measure.robustness import CORRUPTIONS
-from act_training.run.optimization import calibrate_batch_norm
+from act_training.run.training_state import calibrate_batch_norm
 from datasets import DatasetDict
 
 from forked import run_command

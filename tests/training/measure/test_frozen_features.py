@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from act_training.data.batches import validation_batches
-from act_training.data.keyed_random import Sampling
+from act_training.data.batches import Sampling, validation_batches
 from act_training.data.point_sets import PointSet
 from act_training.data.schema import build_dataset
 from act_training.measure.frozen_features import (

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from act_training.data.keyed_random import RandomStream
+from act_training.data.batches import RandomStream
 from act_training.measure.robustness import (
     CORRUPTIONS,
     _quantile_of_rotation_angle,

@@ -7,7 +7,7 @@ from act_training.data.point_sets import PointSet, open_point_set
 from act_training.data.schema import build_dataset
 from act_training.prepare.jobs import prepare_splits, summarize
 from act_training.prepare.objects import Choices
-from act_training.prepare.scannet import BOX_CLASSES
+from act_training.prepare.scenes import BOX_CLASSES
 from prepare_data import SOURCES
 
 from modeling_act.errors import InputError

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from act_training.prepare.few_shot import plan_few_shot
 from act_training.prepare.jobs import prepare_splits, summarize
-from act_training.prepare.objects import NUM_PARTS, SCANOBJECTNN_CLASSES, Choices
-from act_training.prepare.s3dis import SCENE_CLASSES
+from act_training.prepare.objects import NUM_PARTS, SCANOBJECTNN_CLASSES, Choices, plan_few_shot
+from act_training.prepare.scenes import SCENE_CLASSES
 from prepare_data import NUM_CLOUDS, SOURCES
 
 from modeling_act.errors import InputError

@@ -3,16 +3,8 @@
 import matplotlib
 import numpy as np
 import pytest
-from act_training.report.pictures import (
-    PANEL_SIZE,
-    RIGHT,
-    TITLE_HEIGHT,
-    WRONG,
-    curve_svg,
-    save_cloud_panels,
-    save_confusion_matrix,
-    save_feature_map,
-)
+from act_training.report.pictures import RIGHT, WRONG, save_confusion_matrix, save_feature_map
+from act_training.report.run_folder import PANEL_SIZE, TITLE_HEIGHT, curve_svg, save_cloud_panels
 from matplotlib import pyplot
 from matplotlib.image import imread
 

@@ -5,13 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from act_training.data.keyed_random import Sampling
+from act_training.data.batches import Sampling
 from act_training.report.run_folder import finish_run
-from act_training.run.arguments import ACTTrainingArguments
-from act_training.run.checkpoints import save_weights
-from act_training.run.log import RunLog
-from act_training.run.optimization import RunLength
-from act_training.run.training_run import TrainingRun
+from act_training.run.script import ACTTrainingArguments
+from act_training.run.training_run import RunLog, TrainingRun
+from act_training.run.training_state import RunLength, save_weights
 from safetensors.torch import load_file
 
 from modeling_act import ACTPointCloudProcessor

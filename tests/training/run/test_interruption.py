@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from act_training.run.checkpoints import MANIFEST, find_checkpoint, list_checkpoints, write_checkpoint
+from act_training.run.training_state import MANIFEST, find_checkpoint, list_checkpoints, write_checkpoint
 
 from training_runs import REFERENCES, RESUME, checkpoints_of, copy_run, digest, start, start_command
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from act_training.run import log
-from act_training.run.arguments import ACTTrainingArguments
-from act_training.run.log import RunLog, check_tracker
-from act_training.run.optimization import RunLength
+from act_training.run import training_run
+from act_training.run.script import ACTTrainingArguments
+from act_training.run.training_run import RunLog, check_tracker
+from act_training.run.training_state import RunLength
 
 from modeling_act.errors import InputError
 
@@ -33,7 +33,7 @@ def arguments(folder: Path, **values) -> ACTTrainingArguments:
     ],
 )
 def test_a_tracker_that_is_not_installed_is_one_line(monkeypatch, wanted, there, message):
-    monkeypatch.setattr(log, "get_available_trackers", lambda: there)
+    monkeypatch.setattr(training_run, "get_available_trackers", lambda: there)
     if message is None:
         assert check_tracker(wanted) is None
     else:

@@ -67,7 +67,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(inputs, tmp_path):
 
 BUG = """
 import multiprocessing, signal, time
-from act_training.run.process import run_script
+from act_training.run.script import run_script
 
 def main(arguments):
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))

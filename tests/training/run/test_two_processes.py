@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from act_training.data.keyed_random import to_unit_sphere
 from safetensors.torch import load_file
 
 from forked import server
 from modeling_act import ACTTeacher
+from modeling_act.processing_act import to_unit_sphere
 from training_runs import RECIPES, RESUME, copy_run, digest, free_port, start
 
 ALIKE = {  # without noise that depends on the process, and as many clouds a step in one process as in two

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from act_training.data.keyed_random import Sampling
+from act_training.data.batches import Sampling
 from act_training.data.point_sets import open_point_set
 from act_training.measure.frozen_features import embed, probe_accuracy
 from act_training.run.run_data import split_rows
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from modeling_act import ACTStudent, ACTTeacher
 from training_runs import copy_run, digest, start
 
-FIXED = ("--fixed_points", "--augmentation")
+FIXED = ("--samplings", "1", "--augmentation")
 
 
 def test_targets_computed_once_teach_the_same(inputs, tmp_path):
@@ -31,7 +31,7 @@ def test_targets_computed_once_teach_the_same(inputs, tmp_path):
     assert digest(again) == digest(once)
 
 
-@pytest.mark.parametrize("flags", [(), ("--fixed_points", "--augmentation", "rotate_y"), ("--augmentation",)])
+@pytest.mark.parametrize("flags", [(), ("--samplings", "1", "--augmentation", "rotate_y"), ("--augmentation",)])
 def test_targets_that_change_are_not_computed_once(inputs, tmp_path, flags):
     text = start(inputs, "distill", tmp_path / "run", "--cache_targets", *flags).fail()
     assert "--cache_targets needs a --teacher, and clouds and targets that never change" in text

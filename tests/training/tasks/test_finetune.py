@@ -75,7 +75,7 @@ def test_known_features_teach_what_encoding_each_time_does(inputs, tmp_path):
     flags = ("--student", inputs / "student", "--model", "{}", "--protocol", "linear", *FAST)
     start(inputs, "finetune", tmp_path / "once", *flags).finish()
     # Turned by an augmentation that is the identity, so nothing may be remembered.
-    each_time = (*flags, "--augmentation", "rotate_y", "--fixed_points")
+    each_time = (*flags, "--augmentation", "rotate_y", "--samplings", "1")
     text = start(inputs, "finetune", tmp_path / "turned", *each_time).finish()
     assert "features: " not in text
     once, turned = (load_file(tmp_path / name / "model.safetensors") for name in ("once", "turned"))

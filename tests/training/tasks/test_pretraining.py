@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from act_training.data.batches import validation_batches
-from act_training.data.keyed_random import Sampling, keyed_mask
+from act_training.data.batches import Sampling, keyed_mask, validation_batches
 from act_training.data.point_sets import PointSet
 from act_training.data.schema import build_dataset
-from act_training.run.arguments import ACTTrainingArguments
 from act_training.run.run_data import RunData
+from act_training.run.script import ACTTrainingArguments
 from act_training.tasks.pretraining import (
     TeacherTargets,
     code_use,

@@ -76,21 +76,16 @@ class PointSet:
             yield rows, self.read_table(rows)
 
     def read_table(self, rows: Sequence[int]) -> pa.Table:
-        rows = self.rows[np.asarray(rows, dtype=np.int64)]
-        return _take(self._batches.__getitem__, self._starts, rows)
+        return _take(self._batches.__getitem__, self._starts, self.rows[np.asarray(rows, dtype=np.int64)])
 
     def where(self, row: int) -> str:
         return f"row {self.rows[row]} of {self.source}"
 
-    @property
-    def class_names(self) -> list[str] | None:
-        return self._names.get("label")
-
     def row_names(self) -> list[str]:
         """Names of all rows, from the column `name`."""
-        if "name" not in self.dataset.column_names:
-            columns = ", ".join(self.dataset.column_names)
-            raise InputError(f"{self.source} has no column name; its columns are {columns}")
+        columns = self.dataset.column_names
+        if "name" not in columns:
+            raise InputError(f"{self.source} has no column name; its columns are {', '.join(columns)}")
         names = self.dataset.data.column("name").to_pylist()
         return [names[row] for row in self.rows]
 
@@ -152,8 +147,7 @@ class StreamedPointSet:
         return int(self.block_starts[-1])
 
     def read(self, rows: Sequence[int]) -> dict:
-        rows = np.asarray(rows, dtype=np.int64)
-        return columns_of(_take(self._read_block, self.block_starts, rows), self.columns)
+        return columns_of(_take(self._read_block, self.block_starts, np.asarray(rows)), self.columns)
 
     def _read_block(self, block: int) -> pa.RecordBatch:
         if block not in self._cache:
@@ -200,12 +194,11 @@ def columns_of(table: pa.Table, columns: dict[str, str]) -> dict:
             arrays[name] = table.column(column).to_numpy()
             continue
         values, lengths = schema.read_rows(table, column)
-        if name == "points":
-            values = values.astype(np.float32, copy=False).reshape(-1, 3)
-        elif name == "boxes":
-            if (schema.read_widths(table, column) != 7).any():
+        if name in ("points", "boxes"):
+            width = 3 if name == "points" else 7
+            if name == "boxes" and (schema.read_widths(table, column) != width).any():
                 raise InputError("boxes must be of seven numbers: center, size and angle")
-            values = values.astype(np.float32, copy=False).reshape(-1, 7)
+            values = values.astype(np.float32, copy=False).reshape(-1, width)
         elif values.dtype.kind in "iu":
             values = values.astype(np.int64, copy=False)
         else:
@@ -235,9 +228,8 @@ def open_point_set(
         shards = [file for part in split.split("+") for file in _pick(files, part, name)]
         return StreamedPointSet(shards, f"{name} ({split})", min_points)
     exists = name in BUILT_IN or Path(name).exists()
-    with one_line_errors(
-        f"{name}: {'damaged' if exists else 'neither a file or folder here nor a set that `datasets` can load'}"
-    ):
+    problem = "damaged" if exists else "neither a file or folder here nor a set that `datasets` can load"
+    with one_line_errors(f"{name}: {problem}"):
         parts = [_open_split(name, part, config_name, num_points) for part in split.split("+")]
         return PointSet(datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0], f"{name} ({split})")
 
@@ -320,8 +312,8 @@ def _read_folder(path: Path, num_points: int) -> Dataset:
             problems.append(str(error))
     if problems:
         advice = "mend or remove them, or let prepare_data.py --skip_bad leave them out"
-        listed = "; ".join(problems[:10])
-        raise InputError(f"{path}: {len(problems)} of {len(files)} files cannot be read; {advice}: {listed}")
+        counts = f"{len(problems)} of {len(files)} files cannot be read"
+        raise InputError(f"{path}: {counts}; {advice}: {'; '.join(problems[:10])}")
     columns = {"points": clouds, "name": [str(file.relative_to(path)) for file in files]}
     if classes and all(file.parent != path for file in files):
         columns["label"] = [classes.index(file.relative_to(path).parts[0]) for file in files]

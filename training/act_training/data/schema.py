@@ -52,17 +52,14 @@ def find_columns(names: Sequence[str], source: str) -> dict[str, str]:
         if match:
             columns[column] = match
     if "points" not in columns:
-        expected = ", ".join(ALIASES["points"])
-        names = ", ".join(names) or "none"
-        raise InputError(f"{source}: no column of points among {names}; expected one of {expected}")
+        listed, expected = ", ".join(names) or "none", ", ".join(ALIASES["points"])
+        raise InputError(f"{source}: no column of points among {listed}; expected one of {expected}")
     return columns
 
 
 def make_features(num_points: int | None, columns: Sequence[str], **names: Sequence[str] | None) -> Features:
-    """Features of a set with these columns; `num_points` is None if clouds differ in size.
-
-    `names` are `class_names`, `category_names`, `part_names` and `box_names`.
-    """
+    """Features of a set with these columns and `names` (keys of `NAMED_COLUMNS`); clouds of unequal size have no
+    `num_points`."""
     features = {"boxes": Array2D((None, 7), "float32"), "name": Value("string")}
     features |= {column: Array2D((num_points, 3), "float32") for column in PER_POINT}
     for kind, column in NAMED_COLUMNS.items():
@@ -72,10 +69,8 @@ def make_features(num_points: int | None, columns: Sequence[str], **names: Seque
 
 
 def build_dataset(columns: dict[str, Sequence], **names: Sequence[str] | None) -> Dataset:
-    """Build a set from columns of the schema; `names` are those of `make_features`.
-
-    Columns with an entry per point are (clouds, n, ...) arrays or lists of (n, ...) arrays.
-    """
+    """Build a set from columns of the schema; `names` are those of `make_features`. Columns with an entry per point
+    are (clouds, n, ...) arrays or lists of (n, ...) arrays."""
     sizes = list({len(cloud) for cloud in columns["points"]})
     schema = make_features(sizes[0] if len(sizes) == 1 else None, list(columns), **names).arrow_schema
     chunk = 2**27 // max([1, *sizes]) or 1  # clouds whose values 32-bit offsets can count
@@ -88,21 +83,17 @@ def build_dataset(columns: dict[str, Sequence], **names: Sequence[str] | None) -
 
 
 def _arrow_column(values: Sequence, kind: pa.DataType) -> pa.Array:
-    if isinstance(kind, pa.ExtensionType):  # points, normals, colors, boxes
-        joined, ends = _join(values, kind.shape[1:], np.float32)
-        starts = np.arange(0, joined.size + 1, joined.shape[1], dtype=np.int32)
-        entries = pa.ListArray.from_arrays(starts, pa.array(joined.reshape(-1)))
-        return pa.ExtensionArray.from_storage(kind, pa.ListArray.from_arrays(ends, entries))
-    if pa.types.is_list(kind):
-        joined, ends = _join(values, (), np.int64)
-        return pa.ListArray.from_arrays(ends, pa.array(joined))
-    return pa.array(values, type=kind)
-
-
-def _join(values: Sequence, width: tuple[int, ...], dtype: type) -> tuple[np.ndarray, np.ndarray]:
-    """Concatenate clouds; returns the values and the offsets of the clouds in them."""
-    joined = np.concatenate([np.asarray(cloud, dtype=dtype).reshape(-1, *width) for cloud in values])
-    return joined, np.cumsum([0, *map(len, values)], dtype=np.int32)
+    is_table = isinstance(kind, pa.ExtensionType)  # points, normals, colors, boxes
+    if not is_table and not pa.types.is_list(kind):
+        return pa.array(values, type=kind)
+    ends = np.cumsum([0, *map(len, values)], dtype=np.int32)
+    dtype = np.float32 if is_table else np.int64
+    entries = pa.array(np.concatenate([np.asarray(cloud, dtype=dtype).reshape(-1) for cloud in values]))
+    if not is_table:
+        return pa.ListArray.from_arrays(ends, entries)
+    starts = np.arange(0, len(entries) + 1, kind.shape[1], dtype=np.int32)
+    entries = pa.ListArray.from_arrays(starts, entries)
+    return pa.ExtensionArray.from_storage(kind, pa.ListArray.from_arrays(ends, entries))
 
 
 def open_h5(path: Path):
@@ -171,10 +162,8 @@ def as_lists(table: pa.Table) -> pa.Table:
 
 
 def read_rows(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read a list column of any nesting: its flat values, and the number of entries of each row.
-
-    Nulls become empty rows and NaN values, which the checks report.
-    """
+    """Read the flat values of a list column of any nesting, and the number of entries of each row. Nulls become empty
+    rows and NaN values, which the checks report."""
     array = table.column(column).combine_chunks()
     entries = array.flatten()
     values = entries.flatten() if _is_list(entries.type) else entries
@@ -187,8 +176,7 @@ def read_widths(table: pa.Table, column: str) -> np.ndarray:
 
 
 def _lengths(array: pa.Array) -> np.ndarray:
-    lengths = pa.compute.list_value_length(array).fill_null(0)
-    return lengths.to_numpy(zero_copy_only=False).astype(np.int64)
+    return pa.compute.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -197,10 +185,9 @@ def _is_list(kind: pa.DataType) -> bool:
 
 def place_of_block(name: str) -> tuple[str, np.ndarray] | None:
     """Room and origin in it of a block, which is a row named ROOM/X_Y; None for any other name."""
-    match = re.fullmatch(r"(.+)/(\d+)_(\d+)", name)
-    if match is None:
-        return None
-    return match[1], np.array([(int(match[2]) + 0.5) * BLOCK_SIZE, (int(match[3]) + 0.5) * BLOCK_SIZE, 0])
+    if match := re.fullmatch(r"(.+)/(\d+)_(\d+)", name):
+        return match[1], np.array([(int(match[2]) + 0.5) * BLOCK_SIZE, (int(match[3]) + 0.5) * BLOCK_SIZE, 0])
+    return None
 
 
 def find_bad_rows(table: pa.Table, column: str, min_points: int) -> dict[int, str]:
@@ -231,9 +218,7 @@ def _find_problem(values: np.ndarray, widths: np.ndarray, min_points: int) -> st
         return "no points"
     if len(widths) < min_points:
         return f"{len(widths)} points, fewer than the {min_points} that groups need"
-    if (values.reshape(-1, 3) == values[:3]).all():
-        return "all points are equal"
-    return None
+    return "all points are equal" if (values.reshape(-1, 3) == values[:3]).all() else None
 
 
 def check_offsets(table: pa.Table, source: str) -> None:

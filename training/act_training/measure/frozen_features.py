@@ -14,8 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from torch import Tensor
 
-from act_training.data.batches import validation_batches
-from act_training.data.keyed_random import Sampling
+from act_training.data.batches import Sampling, validation_batches
 from act_training.run.run_data import split_rows
 from modeling_act import ACTStudent
 from modeling_act.errors import InputError

@@ -1,7 +1,7 @@
 """Corruptions of clouds at several strengths, and the views of a cloud on which `evaluate.py` measures a classifier.
 
-Random numbers depend on (seed, epoch, row) as in `keyed_random`: they are the same in any batch and at every strength,
-so that a stronger corruption drops all that a weaker one drops. A view turns a batch, as it is read, into points
+Random numbers depend on (seed, epoch, row), as in training: they are the same in any batch and at every strength, so
+that a stronger corruption drops all that a weaker one drops. A view turns a batch, as it is read, into points
 (batch, points, 3).
 """
 
@@ -16,8 +16,16 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
-from act_training.data.batches import VALIDATION_EPOCH, read_batch
-from act_training.data.keyed_random import RandomStream, Sampling, augment, keyed_bits, keyed_uniform, sample_points
+from act_training.data.batches import (
+    VALIDATION_EPOCH,
+    RandomStream,
+    Sampling,
+    augment,
+    keyed_bits,
+    keyed_uniform,
+    read_batch,
+    sample_points,
+)
 from modeling_act.errors import InputError
 from modeling_act.processing_act import to_unit_sphere
 

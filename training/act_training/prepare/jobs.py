@@ -31,13 +31,9 @@ from modeling_act.point_ops import farthest_point_sample
 CLOUDS_PER_SAMPLING = 8  # in one call of farthest point sampling; twice as fast as one by one in plain torch
 
 
-def prepare_splits(
-    plan: Plan, choices: Choices, work: Path, num_workers: int = 1
-) -> tuple[DatasetDict, list[dict[str, str]]]:
-    """Read all items of a plan, with finished shards kept in `work`.
-
-    Returns the set, and a dict of split, name and reason for each file or cloud that was rejected.
-    """
+def prepare_splits(plan: Plan, choices: Choices, work: Path, num_workers: int = 1) -> tuple[DatasetDict, list[dict]]:
+    """Read all items of a plan; `work` holds finished shards. Returns the set, and a dict of split, name and reason
+    for each file or cloud that was rejected."""
     work.mkdir(parents=True, exist_ok=True)
     shards = []
     for split, items in plan.splits.items():
@@ -46,13 +42,12 @@ def prepare_splits(
     read = functools.partial(read_shard, plan=replace(plan, splits={}), choices=choices, work=work)
     pool = ProcessPoolExecutor(num_workers, initializer=end_with_parent)
     try:
-        run = map if num_workers == 1 else pool.map
-        results = run(read, [items for _, items in shards])
+        results = (map if num_workers == 1 else pool.map)(read, [items for _, items in shards])
         folders = list(tqdm(results, total=len(shards), unit="shard", desc=f"reading {choices.source}"))
     except BrokenProcessPool as error:
-        num_files = sum(map(len, plan.splits.values()))
         reasons = "out of memory (use fewer --num_workers), or killed by a damaged file"
-        raise InputError(f"a process died while it read some of {num_files} files: {reasons}") from error
+        count = sum(map(len, plan.splits.values()))
+        raise InputError(f"a process died while it read some of {count} files: {reasons}") from error
     finally:
         pool.shutdown(cancel_futures=True)
     splits, rejected = {split: [] for split, _ in shards}, []
@@ -120,18 +115,17 @@ def find_problem(row: Row, plan: Plan) -> str | None:
         return "holds no points"
     for column in (*PER_POINT, "boxes"):
         with np.errstate(over="ignore"):
-            values = np.asarray(row.get(column, ()), dtype=np.float32)
-        if not np.isfinite(values).all():
-            return f"{name} has {column} that are not finite"
+            if not np.isfinite(np.asarray(row.get(column, ()), dtype=np.float32)).all():
+                return f"{name} has {column} that are not finite"
     if plan.num_points and len(points) < plan.num_points:
         return f"{name} has {len(points)} points, fewer than the {plan.num_points} asked for"
     if plan.normalize and not np.ptp(points, axis=0).any():
         return f"{name} has all its points in one place"
     for kind, column in NAMED_COLUMNS.items():
         if column in row and kind in plan.names and np.size(row[column]):
-            low, high = np.min(row[column]), np.max(row[column])
-            if low < 0 or high >= len(plan.names[kind]):
-                return f"{name} has {column} {low} to {high}, and there are {len(plan.names[kind])} names"
+            low, high, count = np.min(row[column]), np.max(row[column]), len(plan.names[kind])
+            if low < 0 or high >= count:
+                return f"{name} has {column} {low} to {high}, and there are {count} names"
     return None
 
 
@@ -156,12 +150,11 @@ def join_shards(splits: dict[str, list[Dataset]], names: dict[str, list[str]]) -
     sizes = {shard.features["points"].shape[0] for shard in shards}
     shared = [name for name in shards[0].column_names if all(name in shard.column_names for shard in shards)]
     schema = make_features(sizes.pop() if len(sizes) == 1 else None, shared, **names).arrow_schema
-    joined = DatasetDict()
-    for split, group in splits.items():
-        if group:
-            tables = [table_cast(shard.data.table.select(shared), schema) for shard in group]
-            joined[split] = Dataset(pa.concat_tables(tables))
-    return joined
+    tables = {
+        split: [table_cast(shard.data.table.select(shared), schema) for shard in group]
+        for split, group in splits.items()
+    }
+    return DatasetDict({split: Dataset(pa.concat_tables(parts)) for split, parts in tables.items() if parts})
 
 
 def summarize(joined: DatasetDict) -> dict[str, dict]:

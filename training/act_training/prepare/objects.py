@@ -3,7 +3,9 @@
 A `Plan` comes from listings alone; `prepare_splits` reads its items later, in other processes.
 """
 
+import io
 import json
+import pickle
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -14,7 +16,14 @@ import numpy as np
 
 from act_training.data.schema import open_h5
 from modeling_act.errors import InputError
-from modeling_act.readers.cloud import CLOUD_SUFFIXES, read_array, read_cloud, read_table, translate_errors
+from modeling_act.readers.cloud import (
+    CLOUD_SUFFIXES,
+    check_numbers,
+    read_array,
+    read_cloud,
+    read_table,
+    translate_errors,
+)
 
 Row = dict[str, np.ndarray | int | str]
 
@@ -32,6 +41,8 @@ NUM_PARTS = {
     "Airplane": 4, "Bag": 2, "Cap": 2, "Car": 4, "Chair": 4, "Earphone": 3, "Guitar": 3, "Knife": 2,
     "Lamp": 4, "Laptop": 2, "Motorbike": 6, "Mug": 2, "Pistol": 3, "Rocket": 3, "Skateboard": 3, "Table": 3,
 }  # fmt: skip
+# Point-BERT's few-shot folds are pickles, which are programs: only these parts of them, which build arrays, run.
+PICKLE_PARTS = {"multiarray._reconstruct", "multiarray.scalar", "numpy.ndarray", "numpy.dtype", "_codecs.encode"}
 SPLIT_FOLDERS = {"train": "train", "test": "test", "val": "validation", "validation": "validation"}
 ROWS_PER_ITEM = 256
 
@@ -74,17 +85,14 @@ class Plan:
     ignored: dict[str, int] = field(default_factory=dict)  # counts of files by suffix that are no clouds
 
 
-def find_root(raw: Path, *patterns: str) -> Path | None:
+def find_root(raw: Path, *patterns: str, required: bool = True) -> Path | None:
     """Find the folder that holds a file for each pattern: `raw` or a folder in it."""
-    folders = [raw, *sorted(folder for folder in raw.iterdir() if folder.is_dir())]
-    return next((folder for folder in folders if all(any(folder.glob(pattern)) for pattern in patterns)), None)
-
-
-def need_root(raw: Path, *patterns: str) -> Path:
-    root = find_root(raw, *patterns)
-    if root is None:
+    for folder in [raw, *sorted(folder for folder in raw.iterdir() if folder.is_dir())]:
+        if all(any(folder.glob(pattern)) for pattern in patterns):
+            return folder
+    if required:
         raise InputError(f"{raw}: expected {' and '.join(patterns)} in it or in a folder of it; is --raw right?")
-    return root
+    return None
 
 
 def read_list(path: Path) -> list[str]:
@@ -110,8 +118,8 @@ def rows_of(columns: dict) -> list[Row]:
 
 
 def plan_shapenet55(raw: Path, choices: Choices) -> Plan:
-    root = need_root(raw, "shapenet_pc")
-    lists = need_root(root, "train.txt", "test.txt")
+    root = find_root(raw, "shapenet_pc")
+    lists = find_root(root, "train.txt", "test.txt")
     files = {split: read_list(lists / f"{split}.txt") for split in ("train", "test")}
     classes = sorted({name.split("-")[0] for names in files.values() for name in names})
 
@@ -132,23 +140,20 @@ def read_points(item: Item, choices: Choices) -> list[Row]:
 
 def plan_modelnet40(raw: Path, choices: Choices) -> Plan:
     """Plan the release that `raw` holds: text files with normals, h5 files or meshes."""
-    if root := find_root(raw, "modelnet40_shape_names.txt"):
+    if root := find_root(raw, "modelnet40_shape_names.txt", required=False):
         return _plan_modelnet40_text(root, choices)
-    if root := find_root(raw, "shape_names.txt"):
+    if root := find_root(raw, "shape_names.txt", required=False):
         return _plan_modelnet40_h5(root, choices)
-    root = find_root(raw, "*/train/*.off")
+    root = find_root(raw, "*/train/*.off", required=False)
     if root is None:
         releases = "modelnet40_shape_names.txt, shape_names.txt with h5 files, or CLASS/train/*.off"
         raise InputError(f"{raw}: expected {releases}")
     classes = sorted(folder.name for folder in root.iterdir() if (folder / "train").is_dir())
-    splits = {
-        split: [
-            Item(str(file), f"{name}/{file.stem}", label)
-            for label, name in enumerate(classes)
-            for file in sorted((root / name / split).glob("*.off"))
-        ]
-        for split in ("train", "test")
-    }
+    splits = {"train": [], "test": []}
+    for split, items in splits.items():
+        for label, name in enumerate(classes):
+            files = sorted((root / name / split).glob("*.off"))
+            items += [Item(str(file), f"{name}/{file.stem}", label) for file in files]
     about = "ModelNet40 from its meshes: points sampled evenly by area, with face normals, in the unit sphere."
     return Plan(splits, read_file, about, {"class_names": classes}, normalize=True)
 
@@ -216,7 +221,7 @@ def read_h5(item: Item, choices: Choices) -> list[Row]:
 def plan_scanobjectnn(raw: Path, choices: Choices) -> Plan:
     pattern = SCANOBJECTNN_FILES[choices.variant]
     files = {"train": pattern.format("training"), "test": pattern.format("test")}
-    root = need_root(raw, *files.values())
+    root = find_root(raw, *files.values())
     splits = {split: _items_of_h5(root / file) for split, file in files.items()}
     about = f"ScanObjectNN, {choices.variant}: 2048 points a shape as on disk; the paper does not normalise them."
     names = {"class_names": SCANOBJECTNN_CLASSES}
@@ -226,7 +231,7 @@ def plan_scanobjectnn(raw: Path, choices: Choices) -> Plan:
 
 
 def plan_shapenetpart(raw: Path, choices: Choices) -> Plan:
-    root = need_root(raw, "synsetoffset2category.txt", "train_test_split")
+    root = find_root(raw, "synsetoffset2category.txt", "train_test_split")
     listing = root / "synsetoffset2category.txt"
     folders = {words[1]: words[0] for line in read_list(listing) if len(words := line.split()) == 2}
     if set(folders.values()) != set(NUM_PARTS):
@@ -237,8 +242,7 @@ def plan_shapenetpart(raw: Path, choices: Choices) -> Plan:
         listing = root / "train_test_split" / f"shuffled_{short}_file_list.json"
         entries = translate_errors(listing, lambda path: json.loads(path.read_text(encoding="utf-8")))
         places = [str(entry).split("/")[-2:] for entry in entries]
-        unknown = [place for place in places if len(place) != 2 or place[0] not in folders or ".." in place]
-        if unknown:
+        if unknown := [place for place in places if len(place) != 2 or place[0] not in folders or ".." in place]:
             raise InputError(f"{listing}: must name files as shape_data/CATEGORY/SHAPE, got {'/'.join(unknown[0])!r}")
         splits[split] = [
             Item(str(root / folder / f"{shape}.txt"), f"{folder}/{shape}", categories.index(folders[folder]))
@@ -263,10 +267,10 @@ def plan_folder(raw: Path, choices: Choices) -> Plan:
         raise InputError(f"{raw}: holds no file with one of the suffixes {', '.join(CLOUD_SUFFIXES)}")
     has_splits = all(len(file.parts) > 1 and file.parts[0].lower() in SPLIT_FOLDERS for file in clouds)
     inner = {file: file.parts[1:] if has_splits else file.parts for file in clouds}
-    has_classes = all(len(parts) > 1 for parts in inner.values())
-    if not has_classes and any(len(parts) > 1 for parts in inner.values()):
-        flat = next(file for file, parts in inner.items() if len(parts) == 1)
-        raise InputError(f"{raw / flat}: lies beside folders of classes; move it into one")
+    flat = [file for file, parts in inner.items() if len(parts) == 1]
+    has_classes = not flat
+    if 0 < len(flat) < len(clouds):
+        raise InputError(f"{raw / flat[0]}: lies beside folders of classes; move it into one")
     classes = sorted({parts[0] for parts in inner.values()}) if has_classes else []
     splits: dict[str, list[Item]] = {}
     for file, parts in inner.items():
@@ -282,5 +286,44 @@ def plan_folder(raw: Path, choices: Choices) -> Plan:
 def read_file(item: Item, choices: Choices) -> list[Row]:
     """Read any cloud, or sample a mesh with a seed made of its name, so that other files do not change its points."""
     cloud = read_cloud(item.file, choices.num_points, seed=zlib.crc32(item.name.encode()) + choices.seed)
-    columns = {name: values for name, values in vars(cloud).items() if values is not None}
-    return [columns | ({"label": item.label} if item.label is not None else {}) | {"name": item.name}]
+    columns = vars(cloud) | {"label": item.label, "name": item.name}
+    return [{name: values for name, values in columns.items() if values is not None}]
+
+
+def plan_few_shot(raw: Path, choices: Choices) -> Plan:
+    """Plan splits fold_0_train, fold_0_test, ... of `--way` classes of `--shot` clouds; each fold labels from 0."""
+    names = (f"{choices.way}way{choices.shot}shot", f"{choices.way}way_{choices.shot}shot")
+    files = [file for name in names for file in (raw / name).glob("*.pkl")]
+    if not files:
+        advice = "few_shot.py samples folds of other sets itself"
+        raise InputError(f"{raw}: expected the folder {names[0]} of pickled folds; {advice}")
+    files = sorted(files, key=lambda file: (len(file.stem), file.stem))
+    splits = {f"fold_{file.stem}_{part}": [Item(str(file), part)] for file in files for part in ("train", "test")}
+    about = f"Few-shot ModelNet40, {choices.way} way {choices.shot} shot: Point-BERT's folds, each in the unit sphere."
+    return Plan(splits, read_fold, about, num_points=choices.num_points, normalize=True, items_per_shard=1)
+
+
+def read_fold(item: Item, choices: Choices) -> list[Row]:
+    """Read the train or the test clouds of a fold: a dict of lists of (points, label in the fold, class)."""
+
+    def read(path: Path) -> list[Row]:
+        entries = enumerate(ArrayUnpickler(io.BytesIO(path.read_bytes())).load()[item.name])
+        return [
+            {
+                "points": check_numbers(points)[:, :3],
+                "label": int(label),
+                "name": f"{path.stem}/{item.name}/{number} (class {original})",
+            }
+            for number, (points, label, original) in entries
+        ]
+
+    return translate_errors(item.file, read)
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Unpickler of numpy arrays, numbers, strings, lists, tuples and dicts that refuses everything else."""
+
+    def find_class(self, module: str, name: str):
+        if f"{module}.{name}".removeprefix("numpy.core.").removeprefix("numpy._core.") not in PICKLE_PARTS:
+            raise InputError(f"is a pickle that asks for {module}.{name}, which is not read")
+        return super().find_class(module, name)

@@ -1,6 +1,7 @@
 """Folder of a finished run, which `from_pretrained` loads and the Hub takes, and its report, one offline page."""
 
 import base64
+import io
 import json
 import math
 import os
@@ -12,23 +13,30 @@ from pathlib import Path
 import numpy as np
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib import rc_context
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from mpl_toolkits.mplot3d import Axes3D
 from torch import Tensor
 
-from act_training.report.pictures import curve_svg, finite_panels, save_cloud_panels
-from act_training.run.arguments import ACTTrainingArguments, as_recipe
-from act_training.run.checkpoints import name_in_errors, replace_folder, save_weights, write_text
-from act_training.run.process import describe_versions
+from act_training.run.script import ACTTrainingArguments, as_recipe, describe_versions
 from act_training.run.training_run import TrainingRun
+from act_training.run.training_state import name_in_errors, replace_folder, save_weights, write_text
 from modeling_act import ACTPointCloudProcessor
 from modeling_act.errors import InputError
 from modeling_act.hub.publishing import make_card, publish, without_local_paths, write_eval_results
-from modeling_act.viewer.page import VIEWER_SCRIPT, VIEWER_STYLE, ViewerCloud, pack_clouds
+from modeling_act.viewer.page import VALUE_COLORS, VIEWER_SCRIPT, VIEWER_STYLE, ViewerCloud, bounding_ball, pack_clouds
 
 MEASURED = {
     "last": "of the weights after the last step",
     "best": "of the weights that did best in validation, after step {step}",
     "ema": "of the weights after the last step, not of their average, which this model holds",
 }
+PANEL_SIZE = 320  # pixels of a cloud
+TITLE_HEIGHT = 48  # pixels, also of the names above the columns
+INK, QUIET, LINE, CURVE, BAD = "#1b2230", "#5d6778", "#dfe3ea", "#3657d6", "#d6336c"
+HEIGHT = LinearSegmentedColormap.from_list("height", VALUE_COLORS)
+MIN_SMOOTHED = 40  # values of a curve with a moving average; shorter ones have dots
 
 
 def save_pictures(run: TrainingRun, clouds: list[dict[str, Tensor]]) -> None:
@@ -60,26 +68,24 @@ def finish_run(
         return run.log.close()
     options = run.options
     # The recipe repeats the run from step 0, and neither deletes nor publishes anything.
-    restart = {"resume_from_checkpoint": None, "overwrite_output_dir": False}
-    upload = {"push_to_hub": False, "hub_model_id": None, "hub_private": False, "hub_revision": None}
-    recipe = replace(options, **restart, **upload)
+    unset = dict.fromkeys(("resume_from_checkpoint", "hub_model_id", "hub_revision"))
+    recipe = replace(options, **unset, overwrite_output_dir=False, push_to_hub=False, hub_private=False)
     public = replace(recipe, **without_local_paths(asdict(recipe)))
     for name, value in asdict(public).items():
         text = text.replace(f"`{getattr(options, name)}`", f"`{value}`")
     # Without a single finite validation there is no best.
     kind = "last" if options.final_weights == "best" and not run.best else options.final_weights
     summary = {name: value for name, value in (run.best if kind == "best" else metrics).items() if name != "step"}
-    card = make_card(
-        title, text, usage, summary, MEASURED[kind].format(step=run.best.get("step")), test, options.license
-    )
+    measured = MEASURED[kind].format(step=run.best.get("step"))
+    card = make_card(title, text, usage, summary, measured, test, options.license)
     with name_in_errors(run.folder):
         _fill_folder(run, kind, {"metrics": metrics, "test": test}, recipe, card, processor or {})
     test_metrics = {f"test {name}": value for name, value in (test or {}).items()}
     images = {path.stem: path for path in sorted((run.folder / "pictures").glob("step-*.png"))[-1:]} | (images or {})
-    report = run.folder / "report.html"
+    report, records = run.folder / "report.html", run.log.records()
     with name_in_errors(report):
-        shown = {"summary": summary | test_metrics, "records": run.log.records(), "clouds": _as_arrays(clouds)}
-        write_report(report, title, **shown, tables=tables, images=images, recipe=as_recipe(public))
+        content = summary | test_metrics, records, _as_arrays(clouds), tables, images, as_recipe(public)
+        write_report(report, title, *content)
     run.log.close()
     print(json.dumps(metrics | test_metrics))
     where = f"; published as {_push(run.folder, options)}" if options.push_to_hub else ""
@@ -97,7 +103,11 @@ def _fill_folder(
         save_weights(staged, run.weights, run.average if kind == "ema" else None)
     if run.average is not None:
         save_weights(run.folder / "ema", run.weights, run.average)
-    make_processor(run, **processor).save_pretrained(staged)
+    options, sampling = run.options, run.data.sampling
+    settings = {"num_points": sampling.num_points, "point_sampling": sampling.method}
+    settings["normalize"] = "cloud" if options.already_normalized else sampling.normalize
+    settings |= {"up_axis": options.up_axis, "unit": options.unit} | processor
+    ACTPointCloudProcessor(**settings).save_pretrained(staged)
     write_text(staged / "recipe.yaml", yaml.safe_dump(as_recipe(recipe), sort_keys=False))
     record = metrics | {"best": run.best, "steps": run.global_step, "versions": describe_versions()}
     write_text(staged / "metrics.json", json.dumps(record, indent=1))
@@ -116,27 +126,11 @@ def _as_arrays(clouds: list[dict[str, Tensor]] | tuple) -> list[dict[str, np.nda
 
 def _push(folder: Path, options: ACTTrainingArguments) -> str:
     """Publish a finished folder; return the commit's address."""
-    name = options.hub_model_id
     try:
-        return publish(folder, name, options.hub_private, options.hub_revision)
+        return publish(folder, options.hub_model_id, options.hub_private, options.hub_revision)
     except InputError as error:
-        raise InputError(
-            f"{folder} holds the finished model, but {error}; the same command with --resume_from_checkpoint "
-            "latest uploads it without training"
-        ) from error
-
-
-def make_processor(run: TrainingRun, **settings) -> ACTPointCloudProcessor:
-    """Make the processor that prepares a user's clouds as the run prepared its own."""
-    options, sampling = run.options, run.data.sampling
-    settings = {
-        "num_points": sampling.num_points,
-        "point_sampling": sampling.method,
-        "normalize": "cloud" if options.already_normalized else sampling.normalize,
-        "up_axis": options.up_axis,
-        "unit": options.unit,
-    } | settings
-    return ACTPointCloudProcessor(**settings)
+        advice = "the same command with --resume_from_checkpoint latest uploads it without training"
+        raise InputError(f"{folder} holds the finished model, but {error}; {advice}") from error
 
 
 def write_report(
@@ -154,9 +148,8 @@ def write_report(
     `records` are the lines of the log: "step", "epoch" and any "group/name" with its number. A cloud is a dict of its
     panels' points (points, 3) with y up, drawn side by side and rotated together. `images` are PNG files by caption.
     """
-    environment = Environment(
-        autoescape=True, loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True
-    )
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(autoescape=True, loader=loader, undefined=StrictUndefined, trim_blocks=True)
     environment.filters["number"] = format_number
     page = environment.get_template("report_template.html").render(
         title=title,
@@ -216,3 +209,96 @@ def _pack_panels(panels: dict[str, np.ndarray]) -> list[dict]:
         if dropped := len(panels[cloud["name"]]) - cloud["total"]:
             cloud["caption"] = f"{cloud['total']:,} points, {dropped:,} not finite"
     return packed
+
+
+def finite_panels(panels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the finite points (points, 3) of each panel, without the panels that have none."""
+    arrays = {name: np.asarray(points) for name, points in panels.items()}
+    finite = {name: points[np.isfinite(points).all(axis=1)] for name, points in arrays.items()}
+    return {name: points for name, points in finite.items() if len(points)}
+
+
+def save_cloud_panels(path: str | Path, rows: list[dict[str, np.ndarray]], title: str = "") -> None:
+    """Save a PNG with a row for each cloud and a column for each of its panels, say "input" and "reconstruction":
+    points (points, 3), y up. The panels of a row share limits and colors, which show height; missing ones stay empty.
+    """
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    if not columns:
+        raise InputError("`rows` of a picture must hold at least one cloud with one panel, got none")
+    header = TITLE_HEIGHT * (2 if title else 1)
+    height = PANEL_SIZE * len(rows) + header
+    figure = make_figure(PANEL_SIZE * len(columns), height)
+    text = {"ha": "center", "va": "center", "color": INK, "parse_math": False}
+    figure.text(0.5, 1 - TITLE_HEIGHT / 2 / height, title, size=15, weight="bold", **text)
+    for column, name in enumerate(columns):
+        figure.text((column + 0.5) / len(columns), 1 - (header - TITLE_HEIGHT / 2) / height, name, size=12, **text)
+    figure.subplots_adjust(left=0, right=1, bottom=0, top=1 - header / height, wspace=0, hspace=0)
+    for position, row in enumerate(rows):
+        panels = finite_panels(row)
+        if not panels:
+            continue
+        every = np.concatenate(list(panels.values()))
+        center, radius = bounding_ball(every)
+        highest = max(np.abs(every[:, 1] - center[1]).max() / radius, 1e-9)
+        dot = float(np.clip(9000 / max(map(len, panels.values())), 2, 16))
+        for name, points in panels.items():
+            cell = position * len(columns) + columns.index(name) + 1
+            axes = figure.add_subplot(len(rows), len(columns), cell, projection="3d")
+            x, y, z = ((points - center) / radius).T
+            set_camera(axes, np.array([[-1, 1]] * 3), elev=20, azim=-55, zoom=1.5)
+            axes.scatter(x, -z, y, c=y, cmap=HEIGHT, vmin=-highest, vmax=highest, s=dot, linewidths=0)
+    save_figure(figure, path)
+
+
+def curve_svg(steps: np.ndarray, values: np.ndarray, limits: tuple[float, float]) -> str:
+    """Draw values over steps as an SVG element whose colors are variables of the report's page. The scale is
+    logarithmic where the values span a hundredfold. Noisy curves get their moving average."""
+    finite = np.isfinite(values)
+    x, y = steps[finite], values[finite]
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "curves"}):
+        figure = Figure(figsize=(3.8, 1.9), facecolor="none")
+        axes = figure.add_axes((0.13, 0.12, 0.84, 0.84), facecolor="none")
+        turns = (np.diff(np.sign(np.diff(y))) != 0).sum()
+        is_short, is_noisy = len(y) < MIN_SMOOTHED, turns > 0.1 * len(y)  # a schedule is drawn as it is
+        if is_noisy and not is_short:
+            axes.plot(x, y, color=CURVE, linewidth=0.7, alpha=0.35)
+            window = np.ones(2 * -(-len(y) // 40) + 1)
+            y = np.convolve(y, window, "same") / np.convolve(np.ones_like(y), window, "same")
+        axes.plot(x, y, color=CURVE, linewidth=1.4, marker="o" if is_short else None, markersize=3)
+        for step in steps[~finite]:
+            axes.plot(step, 0.03, "x", color=BAD, markersize=4, transform=axes.get_xaxis_transform())
+        if len(y) and 0 < 100 * y.min() < y.max():
+            axes.set_yscale("log")
+        margin = 0.02 * (limits[1] - limits[0]) or 1
+        axes.set_xlim(limits[0] - margin, limits[1] + margin)
+        axes.grid(axis="y", color=LINE, linewidth=0.7)
+        axes.tick_params(length=0, labelsize=7, labelcolor=QUIET)
+        axes.spines[:].set_visible(False)
+        content = io.StringIO()
+        figure.savefig(content, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = content.getvalue()
+    for color, name in ((CURVE, "curve"), (LINE, "line"), (QUIET, "quiet"), (BAD, "bad")):
+        svg = svg.replace(color, f"var(--{name})")
+    return svg[svg.index("<svg") :]
+
+
+def make_figure(width: float, height: float) -> Figure:
+    """Figure of this size in pixels, without pyplot and its state."""
+    return Figure(figsize=(width / 100, height / 100), dpi=100, facecolor="white")
+
+
+def set_camera(axes: Axes3D, limits: np.ndarray, elev: float, azim: float, zoom: float = 1.0) -> None:
+    """Look at the box of these limits (3, 2)."""
+    axes.set_axis_off()
+    axes.set(xlim=limits[0], ylim=limits[1], zlim=limits[2])
+    axes.set_box_aspect(np.maximum(np.ptp(limits, axis=1), 0.1), zoom=zoom)
+    axes.view_init(elev=elev, azim=azim)
+
+
+def save_figure(figure: Figure, path: str | Path, **options) -> None:
+    """Write a PNG, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.writing")
+    figure.savefig(temporary, format="png", **options)
+    os.replace(temporary, path)

@@ -13,27 +13,24 @@ from torch import Tensor
 
 from act_training.data.batches import (
     VALIDATION_EPOCH,
+    Sampling,
     ShuffledRows,
     StreamedRows,
+    augment,
     iterate_batches,
+    sample_points,
     validation_batches,
 )
-from act_training.data.keyed_random import Sampling, augment, sample_points
 from act_training.data.point_sets import PointSet, StreamedPointSet, open_point_set
 from act_training.data.schema import IGNORED, check_point_set
-from act_training.run.arguments import ACTTrainingArguments
-from act_training.run.process import on_main_process, warn
+from act_training.run.script import ACTTrainingArguments, on_main_process, warn
 from modeling_act.errors import InputError
-
-CALIBRATION_BATCHES, CALIBRATION_BATCH_SIZE = 8, 32
 
 
 @dataclass
 class RunData:
-    """Point sets of a run and the batches made of them, which depend on (seed, step, rank) alone.
-
-    `class_names` are those of the column to learn. `fingerprint` identifies the rows, for checkpoints.
-    """
+    """Point sets of a run and the batches made of them, which depend on (seed, step, rank) alone. `class_names` are
+    those of the column to learn; `fingerprint` identifies the rows, for checkpoints."""
 
     options: ACTTrainingArguments
     accelerator: Accelerator
@@ -45,38 +42,42 @@ class RunData:
 
     def __post_init__(self):
         options = self.options
-        self.sampling = Sampling(options.num_points, options.seed, options.normalize, options.point_sampling)
+        seed = options.seed if options.sampling_seed is None else options.sampling_seed
+        self.sampling = Sampling(options.num_points, seed, options.normalize, options.point_sampling)
+        self.augmentation = options.augmentation
 
     def train_batches(self, start: int, stop: int, sampled: bool = True) -> Iterator[dict[str, Tensor]]:
         """Yield batches `start` to `stop` of this process: points (batch, num_points, 3), keys (batch, 2) of (epoch,
         row), and the labels that the set has; points as they are stored unless `sampled`."""
         device = self.accelerator.device
-        batches = iterate_batches(
-            self.train, self._row_order(), start, stop, self.options.dataloader_num_workers, device.type == "cuda"
-        )
-        for batch in batches:
+        workers, pin_memory = self.options.dataloader_num_workers, device.type == "cuda"
+        for batch in iterate_batches(self.train, self._row_order(), start, stop, workers, pin_memory):
             batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
             yield self._sample(batch) if sampled else batch
 
     def _row_order(self) -> ShuffledRows | StreamedRows:
-        common = {
-            "batch_size": self.options.per_device_train_batch_size,
-            "rank": self.accelerator.process_index,
-            "world_size": self.accelerator.num_processes,
-            "seed": self.options.seed,
-        }
+        options, accelerator = self.options, self.accelerator
+        process = accelerator.process_index, accelerator.num_processes, options.seed
         if isinstance(self.train, StreamedPointSet):
-            return StreamedRows(self.train.block_sizes, window=self.train.window, **common)
-        return ShuffledRows(len(self.train), **common)
+            sizes, window = self.train.block_sizes, self.train.window
+            return StreamedRows(sizes, window, options.per_device_train_batch_size, *process)
+        return ShuffledRows(len(self.train), options.per_device_train_batch_size, *process)
 
     def _sample(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         options, keys = self.options, batch["keys"]
-        if options.fixed_points:  # those of validation
-            validation_keys = torch.stack([torch.full_like(keys[:, 0], VALIDATION_EPOCH), keys[:, 1]], dim=1)
-            batch = sample_points(batch | {"keys": validation_keys}, self.sampling)
+        if options.samplings:
+            batch = self.sample_fixed(batch, keys[:, 0] % options.samplings)
         else:
             batch = sample_points(batch, self.sampling, training=True)
-        return batch | {"keys": keys, "points": augment(batch["points"], keys, options.seed, options.augmentation)}
+        for name in ("points", "teacher_points"):
+            if name in batch:
+                batch[name] = augment(batch[name], keys, options.seed, self.augmentation)
+        return batch | {"keys": keys}
+
+    def sample_fixed(self, batch: dict[str, Tensor], number: Tensor) -> dict[str, Tensor]:
+        """Sample points by `number` (batch,) of the --samplings; the points of number 0 are those of validation."""
+        keys = torch.stack([VALIDATION_EPOCH - number, batch["keys"][:, 1]], dim=1)
+        return sample_points(batch | {"keys": keys}, self.sampling)
 
     def validation_batches(self, point_set: PointSet | None = None) -> Iterator[dict[str, Tensor]]:
         """Yield this process' rows of the validation set, or of another set; always the same points."""
@@ -86,13 +87,8 @@ class RunData:
         return validation_batches(point_set, size, self.sampling, accelerator.device, *share)
 
     def all_train_batches(self, batch_size: int) -> Iterator[dict[str, Tensor]]:
-        """Yield all training rows in their order, with the points of --fixed_points."""
+        """Yield all training rows in their order, with the points of their first sampling."""
         return validation_batches(self.train, batch_size, self.sampling, self.accelerator.device)
-
-    def calibration_batches(self) -> Iterator[dict[str, Tensor]]:
-        """Yield the first training rows, for batch statistics, which need two rows."""
-        batches = itertools.islice(self.all_train_batches(CALIBRATION_BATCH_SIZE), CALIBRATION_BATCHES)
-        return (batch for batch in batches if len(batch["points"]) > 1)
 
     def sample_clouds(self, count: int) -> dict[str, Tensor]:
         """Return the first validation rows in one batch."""
@@ -122,10 +118,7 @@ def hold_out_by_class(point_set: PointSet, share: float, seed: int) -> tuple[np.
 
 
 def split_rows(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split off about `share` of each class, at least one row of each class of two or more.
-
-    Returns train and validation rows.
-    """
+    """Split off about `share` of each class, at least one of two rows. Returns train and validation rows."""
     random, held_out = np.random.default_rng([seed, 7]), []
     for label in np.unique(labels):
         rows = random.permutation((labels == label).nonzero()[0])
@@ -141,10 +134,8 @@ def open_run_data(
     target: LabelColumn | None = None,
     test_split: str | None = None,
 ) -> RunData:
-    """Open and check all splits. Validation is a split of its own or a seeded part of train.
-
-    The test split is opened and checked with the others, so that a damaged one is reported before training.
-    """
+    """Open and check all splits, the test split too, so that damage is reported before training. Validation is a split
+    of its own or a seeded part of train."""
     if options.num_points < min_points:
         raise InputError(f"--num_points {options.num_points} is fewer than the {min_points} that the groups need")
 
@@ -190,7 +181,9 @@ def open_run_data(
     if not options.validation_split:
         train, opened["validation"] = hold_out_validation(train, options, target)
         if target and target.column == "label" and accelerator.is_main_process:
-            warn_of_missing_classes(train.labels(), opened["validation"].labels(), names)
+            missing = [names[label] for label in np.setdiff1d(train.labels(), opened["validation"].labels())]
+            if missing:
+                warn(f"validation has no row of {', '.join(missing)}: its figures do not cover classes of one row")
     return RunData(options, accelerator, train, opened["validation"], ", ".join(digests), opened.get("test"), names)
 
 
@@ -218,44 +211,39 @@ def class_names(column: str, *point_sets: PointSet) -> list[str]:
         if (other_names := other.names_of(column)) != names:
             raise InputError(f"{first.source} and {other.source} name different classes, {names} and {other_names}")
     if names is None:
-        largest = max(_values_of(column, point_set).max(initial=0) for point_set in point_sets)
+        if column == "label":
+            largest = max(point_set.labels().max(initial=0) for point_set in point_sets)
+        else:
+            batches = itertools.chain(*(point_set.iterate_columns() for point_set in point_sets))
+            largest = max(_values_and_counts(columns[column])[0].max(initial=0) for _, columns in batches)
         names = [str(number) for number in range(int(largest) + 1)]
     return names
+
+
+def _values_and_counts(values: np.ndarray | tuple) -> tuple[np.ndarray, np.ndarray | None]:
+    """Values of a column, and their number in each row if rows have many."""
+    return values if isinstance(values, tuple) else (values, None)
 
 
 def check_targets(column: str, point_set: PointSet, num_classes: int) -> str:
     """Check that all values of a column name one of the classes (or are ignored points); return their digest."""
     digest = hashlib.blake2b(digest_size=8)
     for rows, columns in point_set.iterate_columns():
-        values, counts = columns[column] if isinstance(columns[column], tuple) else (columns[column], None)
+        values, counts = _values_and_counts(columns[column])
         if column == "point_labels" and (wrong := (counts != columns["points"][1]).nonzero()[0]).size:
-            place = wrong[0]
-            raise InputError(
-                f"{point_set.where(rows[place])}: {counts[place]} point labels of {columns['points'][1][place]} points"
-            )
+            place, lengths = wrong[0], columns["points"][1]
+            where = point_set.where(rows[place])
+            raise InputError(f"{where}: {counts[place]} point labels of {lengths[place]} points")
         allowed = (values >= 0) & (values < num_classes)
         if column == "point_labels":
             allowed |= values == IGNORED
         if not allowed.all():
             place = (~allowed).nonzero()[0][0]
             row = rows[place if counts is None else np.searchsorted(counts.cumsum(), place, side="right")]
-            what = f"{column} {values[place]} where 0 to {num_classes - 1} were expected"
-            raise InputError(f"{point_set.where(row)}: {what}")
+            expected = f"where 0 to {num_classes - 1} were expected"
+            raise InputError(f"{point_set.where(row)}: {column} {values[place]} {expected}")
         digest.update(np.ascontiguousarray(values))
     return digest.hexdigest()
-
-
-def _values_of(column: str, point_set: PointSet) -> np.ndarray:
-    if column == "label":
-        return point_set.labels()
-    parts = (columns[column] for _, columns in point_set.iterate_columns())
-    return np.concatenate([part[0] if isinstance(part, tuple) else part for part in parts])
-
-
-def warn_of_missing_classes(train: np.ndarray, validation: np.ndarray, names: list[str]) -> None:
-    """Warn of classes with one row, which stays in train: validation says nothing about them."""
-    if missing := [names[label] for label in np.setdiff1d(train, validation)]:
-        warn(f"validation has no row of {', '.join(missing)}: its figures do not cover classes with a single row")
 
 
 def report_skipped(problems: list[str], path: Path) -> None:

@@ -8,13 +8,15 @@
             loss = run.model(**batch).loss
         run.step(loss)                            # backward, and for the last batch of a step clip and update
 
-Row order, subsets, augmentation, masks and torch's seeds are functions of (seed, step), so a checkpoint holds weights,
-optimizer and a step, and a resumed run repeats the uninterrupted one bit for bit.
+All randomness is a function of (seed, step): a checkpoint holds weights, optimizer and a step, and a resumed run
+repeats the uninterrupted one bit for bit.
 """
 
 import itertools
+import json
 import math
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -22,31 +24,23 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast, gather_object
-from safetensors.torch import load_model
+from safetensors.torch import load_file, load_model
 from torch import Tensor, nn
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from act_training.data.keyed_random import step_seed
+from act_training.data.batches import step_seed
 from act_training.data.point_sets import PointSet
-from act_training.run import checkpoints
-from act_training.run.arguments import ACTTrainingArguments
-from act_training.run.log import RunLog, check_tracker
-from act_training.run.optimization import (
-    RunLength,
-    calibrate_batch_norm,
-    learning_rate_at,
-    make_optimizer,
-    set_learning_rate,
-    trained_state,
-    update_average,
-    use_deterministic_algorithms,
-)
-from act_training.run.process import Stopped, StopSignal, on_main_process, warn
+from act_training.run import training_state
 from act_training.run.run_data import RunData, open_run_data
+from act_training.run.script import ACTTrainingArguments, Stopped, StopSignal, on_main_process, warn
+from act_training.run.training_state import RunLength
 from modeling_act.errors import InputError
 from modeling_act.hub.publishing import create_repository
 
+CALIBRATION_BATCHES, CALIBRATION_BATCH_SIZE = 8, 32
 # Flags that may differ between the run that wrote a checkpoint and the one that resumes from it.
 FREE_FLAGS = {
     "output_dir", "resume_from_checkpoint", "overwrite_output_dir", "checkpointing_steps", "checkpoints_total_limit",
@@ -56,13 +50,12 @@ FREE_FLAGS = {
 
 
 class TrainingRun:
-    """Data, model, optimizer, log and checkpoints of a run, and its step.
-
-    `weights` is the model, `model` the same as Accelerate wraps it for this process; `global_step` counts updates.
-    """
+    """Data, model, optimizer, log and checkpoints of a run, and its step. `weights` is the model, `model` the same as
+    Accelerate wraps it for this process; `global_step` counts updates."""
 
     def __init__(self, options: ACTTrainingArguments):
         self.options, self.folder = options, Path(options.output_dir)
+        self.checkpoint_folder = self.folder / "checkpoints"
         check_tracker(options.report_to)
         # Autocast is entered by the scripts: Accelerate's own wrapper copies every output to float32.
         self.accelerator = Accelerator(
@@ -78,7 +71,7 @@ class TrainingRun:
         self.stop_number = 0  # of the signal that all processes stop at
         self._losses, self._keys = [], []  # of the batches of the present step
         if self.device.type == "cuda":
-            use_deterministic_algorithms()
+            training_state.use_deterministic_algorithms()
         elif options.mixed_precision == "bf16" and not torch.cpu._is_avx512_bf16_supported():
             warn("this CPU has no bf16 instructions: --mixed_precision no is many times as fast here")
         torch.manual_seed(options.seed)
@@ -87,21 +80,16 @@ class TrainingRun:
     def _prepare_folder(self) -> None:
         folder = self.checkpoint_folder
         folder.mkdir(parents=True, exist_ok=True)
-        if not self.options.resume_from_checkpoint and checkpoints.list_checkpoints(folder):
+        if not self.options.resume_from_checkpoint and training_state.list_checkpoints(folder):
             if not self.options.overwrite_output_dir:
-                raise InputError(
-                    f"{self.folder} holds checkpoints; pass --resume_from_checkpoint latest to continue, or "
-                    "--overwrite_output_dir to start anew"
-                )
+                advice = "pass --resume_from_checkpoint latest to continue, or --overwrite_output_dir to start anew"
+                raise InputError(f"{self.folder} holds checkpoints; {advice}")
             for name in ("checkpoints", "best", "ema"):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
             (self.folder / "model.safetensors").unlink(missing_ok=True)
             folder.mkdir()
-        checkpoints.remove_leftovers(folder)
-
-    @property
-    def checkpoint_folder(self) -> Path:
-        return self.folder / "checkpoints"
+        for leftover in folder.glob(".*-step-*"):  # of an interrupted save
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def open_data(self, min_points: int, **target) -> RunData:
         """Open and check the rows; `target` are the arguments `target` and `test_split` of `open_run_data`."""
@@ -129,8 +117,8 @@ class TrainingRun:
         checkpoint = on_main_process(self.accelerator, self._find_checkpoint)
         self.weights = model.to(self.device).train()
         self.model = self._wrap(self.weights)
-        self.optimizer = make_optimizer(self.weights, options.weight_decay)
-        self.average = trained_state(self.weights) if options.ema_decay else None
+        self.optimizer = training_state.make_optimizer(self.weights, options.weight_decay)
+        self.average = training_state.trained_state(self.weights) if options.ema_decay else None
         if checkpoint:
             self._resume(Path(checkpoint))
         self.log = RunLog(options, self.accelerator, self.length, self.start)
@@ -147,11 +135,11 @@ class TrainingRun:
         wanted = self.options.resume_from_checkpoint
         if not wanted:
             return None
-        checkpoint = checkpoints.find_checkpoint(self.checkpoint_folder, wanted, warn)
+        checkpoint = training_state.find_checkpoint(self.checkpoint_folder, wanted, warn)
         if checkpoint is None:
             warn(f"no checkpoint in {self.checkpoint_folder} yet: starting at step 0")
             return None
-        if changes := checkpoints.differences(checkpoints.read_state(checkpoint)["run"], self.description):
+        if changes := training_state.differences(training_state.read_state(checkpoint)["run"], self.description):
             raise InputError(f"{checkpoint} belongs to another run: {'; '.join(changes)}")
         return str(checkpoint)
 
@@ -167,12 +155,13 @@ class TrainingRun:
         return self.accelerator.prepare_model(model)
 
     def _resume(self, checkpoint: Path) -> None:
-        state = checkpoints.read_training_state(checkpoint, self.weights, self.optimizer)
+        state = training_state.read_training_state(checkpoint, self.weights, self.optimizer)
         self.start = self.global_step = state["step"]
         self.best = state["best"]
         on_main_process(self.accelerator, lambda: self._copy_best(checkpoint))
         if self.options.ema_decay:
-            self.average = checkpoints.read_tensors(checkpoint, "ema", self.device)
+            average = load_file(checkpoint / "ema.safetensors")
+            self.average = {name: value.to(self.device) for name, value in average.items()}
 
     def _copy_best(self, checkpoint: Path) -> None:
         """Copy the best weights so far, if the run continues in another folder."""
@@ -185,7 +174,9 @@ class TrainingRun:
     def calibrate_batch_norm(self, forward: Callable[[dict[str, Tensor]], object]) -> None:
         """Measure batch statistics of layers that never trained on the first rows, before the first step."""
         if self.start == 0:
-            calibrate_batch_norm(self.weights, forward, self.data.calibration_batches())
+            batches = itertools.islice(self.data.all_train_batches(CALIBRATION_BATCH_SIZE), CALIBRATION_BATCHES)
+            batches = (batch for batch in batches if len(batch["points"]) > 1)  # statistics need two rows
+            training_state.calibrate_batch_norm(self.weights, forward, batches)
 
     # The loop --------------------------------------------------------------------------------------------------------
 
@@ -198,8 +189,9 @@ class TrainingRun:
         batches = self.data.train_batches(self.start * accumulation, total * accumulation, sampled)
         for step in range(self.start, total):
             torch.manual_seed(step_seed(options.seed, step, self.accelerator.process_index))
-            self.learning_rate = learning_rate_at(step, self.length, *schedule)
-            set_learning_rate(self.optimizer, self.learning_rate)
+            self.learning_rate = training_state.learning_rate_at(step, self.length, *schedule)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.learning_rate
             self._losses, self._keys = [], []
             for part in range(accumulation):
                 batch = next(batches)
@@ -219,36 +211,32 @@ class TrainingRun:
             raise FloatingPointError(f"step {self.global_step}: {error}; nothing was updated. {hint}") from error
 
     def step(self, loss: Tensor) -> None:
-        """Compute gradients; after the last batch of a step clip, check and apply them.
-
-        If the loss or a gradient is not finite, nothing is applied and the run ends, naming the rows.
-        """
+        """Compute gradients; after the last batch of a step clip and apply them. A loss or gradient that is not finite
+        ends the run before, naming the rows."""
         self._losses.append(loss.detach())
         self.accelerator.backward(loss / self.options.gradient_accumulation_steps)
         if not self._is_updated:
             return
         parameters = [parameter for parameter in self.weights.parameters() if parameter.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, self.options.max_grad_norm or math.inf).float()
-        summary = torch.stack(
-            [torch.stack(self._losses).mean().float(), norm, torch.full_like(norm, self.stop_signal.number)]
-        )
+        stop = torch.full_like(norm, self.stop_signal.number)
+        summary = torch.stack([torch.stack(self._losses).mean().float(), norm, stop])
         if self.accelerator.num_processes > 1:  # all stop at the same step
             shared = self.accelerator.gather(summary.unsqueeze(0))
             summary = torch.stack([shared[:, 0].mean(), shared[:, 1].max(), shared[:, 2].max()])
         self.loss, self.gradient_norm, signal = summary.tolist()
         self.stop_number = int(signal)
         if not (math.isfinite(self.loss) and math.isfinite(self.gradient_norm)):
-            rows = gather_object(torch.cat(self._keys).tolist())
-            raise InputError(
-                f"step {self.global_step}: loss {self.loss}, gradient norm {self.gradient_norm}; nothing was updated. "
-                f"{self._hint(rows)}"
-            )
+            hint = self._hint(gather_object(torch.cat(self._keys).tolist()))
+            failure = f"loss {self.loss}, gradient norm {self.gradient_norm}; nothing was updated"
+            raise InputError(f"step {self.global_step}: {failure}. {hint}")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
-            update_average(self.average, self.weights, self.options.ema_decay)
+            training_state.update_average(self.average, self.weights, self.options.ema_decay)
         self.global_step += 1
-        self.log.update(loss=f"{self.loss:.4f}", lr=f"{self.learning_rate:.2e}")
+        self.log.bar.set_postfix(loss=f"{self.loss:.4f}", lr=f"{self.learning_rate:.2e}", refresh=False)
+        self.log.bar.update()
 
     @property
     def _is_updated(self) -> bool:
@@ -258,10 +246,8 @@ class TrainingRun:
     def _hint(self, keys: list[list[int]]) -> str:
         """Name the rows (epoch, row) of a step that failed, and what to try."""
         rows = ", ".join(self.data.train.where(row) for _, row in itertools.islice(keys, 16))
-        return (
-            f"The step held {len(keys)} rows: {rows}{', ...' if len(keys) > 16 else ''}. Try a lower --learning_rate, "
-            "--max_grad_norm 1 or --mixed_precision no"
-        )
+        held = f"The step held {len(keys)} rows: {rows}{', ...' if len(keys) > 16 else ''}"
+        return f"{held}. Try a lower --learning_rate, --max_grad_norm 1 or --mixed_precision no"
 
     @property
     def finished(self) -> bool:
@@ -278,9 +264,8 @@ class TrainingRun:
 
     def log_training(self, **values: float) -> None:
         """Log loss, gradient norm, learning rate, speed and `values` of this step."""
-        speed = self.log.clouds_per_second(self.global_step)
         step = {"loss": self.loss, "gradient_norm": self.gradient_norm, "learning_rate": self.learning_rate}
-        values = step | {"clouds_per_second": speed} | values
+        values = step | {"clouds_per_second": self.log.clouds_per_second(self.global_step)} | values
         self.log.write(self.global_step, {f"train/{name}": value for name, value in values.items()})
 
     def validation_batches(self, point_set: PointSet | None = None) -> Iterator[dict[str, Tensor]]:
@@ -300,7 +285,7 @@ class TrainingRun:
         sign = -1 if highest else 1
         if best_by and self.global_step and sign * metrics[best_by] < sign * self.best.get(best_by, sign * math.inf):
             self.best = metrics | {"step": self.global_step}
-            on_main_process(self.accelerator, lambda: checkpoints.save_weights(self.folder / "best", self.weights))
+            on_main_process(self.accelerator, lambda: training_state.save_weights(self.folder / "best", self.weights))
 
     def _save_or_stop(self) -> None:
         """Save a checkpoint where one is due, at the end and after a signal, which stops the run."""
@@ -314,19 +299,17 @@ class TrainingRun:
 
     def _save(self) -> None:
         state = {"step": self.global_step, "best": self.best, "run": self.description}
-        extra = {} if self.average is None else {"ema": self.average}
         for name, value in self.weights.state_dict().items():  # a finite update can overflow weights or statistics
             if value.is_floating_point() and not value.isfinite().all():
                 hint = self._hint(torch.cat(self._keys).tolist())
-                raise FloatingPointError(
-                    f"step {self.global_step - 1}: {name} is no longer finite; nothing was saved. {hint}"
-                )
+                failure = f"{name} is no longer finite; nothing was saved"
+                raise FloatingPointError(f"step {self.global_step - 1}: {failure}. {hint}")
 
         def write(path: Path) -> None:
-            checkpoints.write_training_state(path, self.weights, self.optimizer, state, extra)
+            training_state.write_training_state(path, self.weights, self.optimizer, state, self.average)
 
         limit = self.options.checkpoints_total_limit
-        checkpoints.write_checkpoint(self.checkpoint_folder, self.global_step, write, limit)
+        training_state.write_checkpoint(self.checkpoint_folder, self.global_step, write, limit)
 
     def load_final_weights(self) -> None:
         """Load the weights that --final_weights names into the model."""
@@ -334,3 +317,64 @@ class TrainingRun:
             load_model(self.weights, str(self.folder / "best" / "model.safetensors"))
         elif self.options.final_weights == "ema":
             self.weights.load_state_dict(self.average, strict=False)
+
+
+def check_tracker(name: str) -> None:
+    """Check that the tracker of --report_to is installed; Accelerate silently ignores one that is not."""
+    trackers = [str(tracker) for tracker in get_available_trackers()]
+    if name == "all" and not trackers:
+        raise InputError("--report_to all: no tracker is installed; pip install tensorboard, wandb or trackio")
+    if name not in ("none", "all", *trackers):
+        raise InputError(f"--report_to {name}: not installed here; pip install {name}")
+
+
+class RunLog:
+    """Progress bar, `log.jsonl` and trackers. A resumed run's log continues from its checkpoint."""
+
+    def __init__(self, options: ACTTrainingArguments, accelerator: Accelerator, length: RunLength, start: int):
+        self.path = Path(options.output_dir) / "log.jsonl"
+        self.accelerator, self.length = accelerator, length
+        self._time, self._timed_step = time.perf_counter(), start
+        if accelerator.is_main_process:
+            resumed = start and self.path.is_file()
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if resumed else []
+            training_state.write_text(self.path, "".join(f"{line}\n" for line in lines if _step_of(line) <= start))
+        if options.report_to != "none":
+            try:
+                accelerator.init_trackers("act")
+            except Exception as error:  # trackers have errors of their own, such as a missing login
+                raise InputError(f"--report_to {options.report_to}: {' '.join(str(error).split())}") from error
+        looks = {"unit": "step", "dynamic_ncols": True, "smoothing": 0.05}
+        self.bar = tqdm(total=length.total_steps, initial=start, disable=not accelerator.is_main_process, **looks)
+
+    def clouds_per_second(self, step: int) -> float:
+        """Return the speed since the last call."""
+        now = time.perf_counter()
+        rate = (step - self._timed_step) * self.length.global_batch_size / (now - self._time)
+        self._time, self._timed_step = now, step
+        return rate
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Write a line of `log.jsonl`, and to the trackers."""
+        if self.accelerator.is_main_process:
+            record = {"step": step, "epoch": round(self.length.epoch(step), 4), **values}
+            with training_state.name_in_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        self.accelerator.log(values, step=step)
+
+    def records(self) -> list[dict]:
+        """Read all lines of `log.jsonl`."""
+        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+
+    def close(self) -> None:
+        """Close the bar and the trackers, not Accelerate: other runs of this process may follow."""
+        self.bar.close()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):  # the last line of a killed run may be incomplete
+        return float("inf")

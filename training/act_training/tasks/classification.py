@@ -31,7 +31,7 @@ class ClassificationArguments(TransferArguments):
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"--label_smoothing must lie between 0 and 1, got {self.label_smoothing}")
         if self.caches_features:
-            self.fixed_points = True
+            self.samplings = 1
 
     @property
     def is_probe(self) -> bool:

@@ -8,7 +8,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from act_training.data.keyed_random import RandomStream, keyed_uniform
+from act_training.data.batches import RandomStream, keyed_uniform
 from act_training.data.point_sets import PointSet
 from act_training.run.training_run import TrainingRun
 from modeling_act import ACTStudentForObjectDetection

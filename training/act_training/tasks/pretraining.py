@@ -1,18 +1,28 @@
 """Teachers, targets and validation of pretraining, for `autoencode.py` and `distill.py`."""
 
+import copy
+import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
+from transformers import PreTrainedConfig
 
-from act_training.run.process import errors_of
+from act_training.data.batches import VALIDATION_EPOCH, read_batch
+from act_training.run.script import errors_of, on_main_process
 from act_training.run.training_run import TrainingRun
-from modeling_act import ACTStudentConfig, ACTStudentForPreTraining, ACTTeacher
+from act_training.run.training_state import digest_of, write_text
+from modeling_act import ACTStudentForPreTraining, ACTTeacher, ACTViewTeacher
+from modeling_act.backbone_families import is_timm_name
+from modeling_act.errors import InputError
 from modeling_act.hub.load_model import load_model
 from modeling_act.point_ops import PointGroups, k_nearest_neighbors
 
@@ -20,50 +30,177 @@ F_SCORE_DISTANCE = 0.05  # in units of the sphere's radius
 STATISTICS_CLOUDS, STATISTICS_BATCH_SIZE = 1024, 64  # to standardize targets
 
 
-def load_teacher(name: str) -> ACTTeacher:
-    """Load a frozen teacher in eval mode, whose checkpoint must be complete."""
+def load_teacher(name: str, **sizes: int) -> ACTTeacher | ACTViewTeacher:
+    """Load a frozen teacher in eval mode, whose checkpoint must be complete; an image Transformer becomes a teacher of
+    views, which groups of any `sizes` suit."""
     with errors_of("--teacher"):
-        return load_model(name, "ACTTeacher").requires_grad_(False)
+        if not is_timm_name(name):
+            kind = PreTrainedConfig.get_config_dict(name)[0].get("model_type", "")
+            if kind.startswith("act_"):
+                return load_model(name, "ACTTeacher", "ACTViewTeacher").requires_grad_(False)
+        return ACTViewTeacher.from_backbone(name, **sizes)
+
+
+class SelfTeacher:
+    """Teacher that is the moving average of the student itself, and sees all groups: its normalized tokens."""
+
+    def __init__(self, student: ACTStudentForPreTraining):
+        self.model = copy.deepcopy(student.student).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, average: dict[str, Tensor]) -> None:
+        """Take the run's average of the student's weights."""
+        for name, value in self.model.state_dict().items():
+            value.copy_(average[f"student.{name}"])
+
+    def __call__(self, groups: PointGroups) -> tuple[Tensor, Tensor]:
+        tokens = self.model(groups=groups).last_hidden_state[:, -groups.centers.shape[1] :].float()
+        features = functional.layer_norm(tokens, tokens.shape[-1:])
+        return features, features.mean(1)
 
 
 class TeacherTargets:
-    """Teacher features of groups, standardized if asked, and computed once per training row with `cache`.
+    """Features that a student learns, as keyword arguments of its `forward`: those of each teacher beside each other.
 
-    Without a teacher there are none, and a student learns the points of the groups themselves.
+    Without a teacher there are none, and a student learns the points of the groups themselves. `cache` computes what
+    fixed samplings allow once; the features of a `SelfTeacher` come last and are never cached.
     """
 
-    def __init__(self, teacher: ACTTeacher | None, code_mode: str, bf16: bool, of_backbone: bool = False):
-        self.teacher, self.code_mode, self.bf16, self.of_backbone = teacher, code_mode, bf16, of_backbone
-        self.mean, self.std, self.cached = 0.0, 1.0, None
-
-    def standardize(self, run: TrainingRun, config: ACTStudentConfig) -> None:
-        """Measure mean and standard deviation of each dimension on fixed clouds; store them in `config`."""
-        clouds = run.data.sample_clouds(STATISTICS_CLOUDS)["points"]
-        features = [self(self.teacher.group(points)).flatten(0, 1) for points in clouds.split(STATISTICS_BATCH_SIZE)]
-        features = torch.cat(features)
-        self.mean, self.std = features.mean(0), features.std(0).clamp_min(1e-6)
-        config.target_mean, config.target_std = self.mean.tolist(), self.std.tolist()
-
-    def cache(self, run: TrainingRun) -> None:
-        """Compute the features of all training rows, whose points must not change."""
-        size = STATISTICS_BATCH_SIZE
-        batches = run.data.all_train_batches(size)
-        batches = tqdm(batches, desc="teacher", total=-(-len(run.data.train) // size), unit="batch", leave=False)
-        self.cached = torch.cat([self(self.teacher.group(batch["points"])) for batch in batches])
+    def __init__(
+        self,
+        teachers: list[ACTTeacher | ACTViewTeacher],
+        code_mode: str = "argmax",
+        bf16: bool = False,
+        of_backbone: bool = False,
+    ):
+        self.teachers, self.code_mode, self.bf16, self.of_backbone = teachers, code_mode, bf16, of_backbone
+        self.self_teacher: SelfTeacher | None = None
+        self.cached: TargetCache | None = None
+        self.learns_cloud = False
 
     @torch.no_grad()
-    def __call__(self, groups: PointGroups, keys: Tensor | None = None) -> Tensor | None:
-        """Features (batch, groups, teacher_dim), or None without a teacher; `keys` (batch, 2) of (epoch, row) are
-        those of training rows, which may be cached."""
-        if self.teacher is None:
-            return None
-        if self.cached is not None and keys is not None:
-            return self.cached[keys[:, 1]]
+    def __call__(
+        self, groups: PointGroups, batch: dict[str, Tensor], number: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Features of `groups` (batch, groups, ...), of a batch that they are cut from. `number` (batch,) are the
+        samplings of training rows, which may be cached."""
+        if not self.teachers and self.self_teacher is None:
+            return {}
+        parts = []
+        if self.cached is not None and number is not None:
+            parts.append(self.cached.read(batch["keys"][:, 1], number))
+        elif self.teachers:
+            parts.append(self._features(groups, batch))
+        if self.self_teacher is not None:
+            parts.append(self.self_teacher(groups))
+        features, clouds = (torch.cat([part.float() for part in kind], dim=-1) for kind in zip(*parts, strict=True))
+        return {"teacher_features": features} | ({"cloud_features": clouds} if self.learns_cloud else {})
+
+    @torch.no_grad()
+    def _features(self, groups: PointGroups, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Features of all teachers but the student itself: of groups, and of clouds."""
+        parts = []
         with torch.autocast(groups.centers.device.type, torch.bfloat16, enabled=self.bf16):
-            features = self.teacher.get_teacher_features(
-                groups=groups, code_mode=self.code_mode, of_backbone=self.of_backbone
-            )
-        return (features.float() - self.mean) / self.std
+            for teacher in self.teachers:
+                if isinstance(teacher, ACTViewTeacher):
+                    options = {"points": batch.get("teacher_points", batch["points"])}
+                else:
+                    options = {"code_mode": self.code_mode, "of_backbone": self.of_backbone}
+                parts.append(teacher.get_teacher_features(groups=groups, return_cloud=True, **options))
+        return tuple(torch.cat([part.float() for part in kind], dim=-1) for kind in zip(*parts, strict=True))
+
+    def measure(self, run: TrainingRun, student: ACTStudentForPreTraining) -> None:
+        """Measure the statistics of the student's normalization on fixed clouds, if it has any."""
+        if student.config.target_norm not in ("standardize", "phi_s"):
+            return
+        clouds, features = run.data.sample_clouds(STATISTICS_CLOUDS), []
+        for start in range(0, len(clouds["points"]), STATISTICS_BATCH_SIZE):
+            part = {name: values[start : start + STATISTICS_BATCH_SIZE] for name, values in clouds.items()}
+            features.append(self(student.group(part["points"]), part))
+        student.target_norm.measure(torch.cat([part["teacher_features"].flatten(0, 1) for part in features]))
+        if self.learns_cloud:
+            student.cloud_norm.measure(torch.cat([part["cloud_features"] for part in features]))
+
+    def cache(self, run: TrainingRun, student: ACTStudentForPreTraining, folder: Path) -> None:
+        """Compute the features of all samplings of the training rows, or continue what another run began."""
+        data, config, samplings = run.data, student.config, run.options.samplings
+        teachers = [digest_of(teacher) for teacher in self.teachers]
+        sizes = config.num_groups, config.group_size, config.skip_near_origin, samplings, self.of_backbone, self.bf16
+        cache = TargetCache(folder, [data.fingerprint, len(data.train), asdict(data.sampling), sizes, teachers])
+        first = self._compute(run, student, range(1))
+        on_main_process(run.accelerator, lambda: cache.create(first, len(data.train)))
+        cache.open()
+        step = STATISTICS_BATCH_SIZE * run.accelerator.num_processes
+        starts = range(STATISTICS_BATCH_SIZE * run.accelerator.process_index, len(data.train), step)
+        for start in tqdm(starts, desc="teacher", unit="batch", leave=False):
+            rows = range(start, min(start + STATISTICS_BATCH_SIZE, len(data.train)))
+            if not cache.done[rows.start : rows.stop].all():
+                cache.write(rows, self._compute(run, student, rows))
+        run.accelerator.wait_for_everyone()
+        self.cached = cache
+
+    def _compute(
+        self, run: TrainingRun, student: ACTStudentForPreTraining, rows: range
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Features of each sampling of training rows. A picture serves all samplings of its cloud."""
+        batch = read_batch(run.data.train, [(VALIDATION_EPOCH, row) for row in rows])
+        batch = {name: values.to(run.device) for name, values in batch.items()}
+        batches, keys = [], batch["keys"][:, 0]
+        for number in range(run.options.samplings):
+            batches.append(run.data.sample_fixed(batch, torch.full_like(keys, number)))
+        groups = [student.group(batch["points"]) for batch in batches]
+        if not all(isinstance(teacher, ACTViewTeacher) for teacher in self.teachers):
+            return [self._features(part, batch) for part, batch in zip(groups, batches, strict=True)]
+        moved = [in_frame(part, batch) for part, batch in zip(groups, batches, strict=True)]
+        points = batches[0]["teacher_points"] * batches[0]["radius"] + batches[0]["center"]
+        features, cloud = self._features(PointGroups(*map(torch.hstack, zip(*moved, strict=True))), {"points": points})
+        return [(part, cloud) for part in features.split(student.config.num_groups, dim=1)]
+
+
+def in_frame(groups: PointGroups, batch: dict[str, Tensor]) -> PointGroups:
+    """Return groups of sampled points to where they lie in the cloud as it is stored."""
+    center, radius = batch["center"], batch["radius"]
+    return PointGroups(groups.centers * radius + center, groups.neighborhoods * radius.unsqueeze(3))
+
+
+class TargetCache:
+    """Teacher features of training rows on disk, read without loading them all: features (rows, samplings, groups,
+    feature_dim) and clouds (rows, samplings, cloud_dim) in half precision, and which rows are done."""
+
+    def __init__(self, folder: Path, description: list):
+        self.folder, self.description = folder, json.dumps(description)
+
+    def create(self, first: list[tuple[Tensor, Tensor]], num_rows: int) -> None:
+        """Create the files, with room for rows like the `first`, unless they are there already."""
+        marker = self.folder / "cache.json"
+        if marker.is_file():
+            if marker.read_text() != self.description:
+                raise InputError(
+                    f"{self.folder} holds features of other data or teachers; name another --cache_folder"
+                )
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        features, clouds = (torch.stack(values, dim=1)[0].shape for values in zip(*first, strict=True))
+        for name, shape, dtype in (("features", features, "f2"), ("clouds", clouds, "f2"), ("done", (), "?")):
+            np.lib.format.open_memmap(self.folder / f"{name}.npy", "w+", dtype, (num_rows, *shape))
+        write_text(marker, self.description)
+
+    def open(self) -> None:
+        self.features, self.clouds, self.done = (
+            np.load(self.folder / f"{name}.npy", mmap_mode="r+") for name in ("features", "clouds", "done")
+        )
+
+    def write(self, rows: range, samplings: list[tuple[Tensor, Tensor]]) -> None:
+        for array, values in zip((self.features, self.clouds), zip(*samplings, strict=True), strict=True):
+            array[rows.start : rows.stop] = torch.stack(values, dim=1).half().cpu().numpy()
+            array.flush()
+        self.done[rows.start : rows.stop] = True
+        self.done.flush()
+
+    def read(self, rows: Tensor, samplings: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (batch, groups, feature_dim) and clouds (batch, cloud_dim) of rows (batch,), on their device."""
+        places = rows.cpu().numpy(), samplings.cpu().numpy()
+        return tuple(torch.from_numpy(array[places]).to(rows.device) for array in (self.features, self.clouds))
 
 
 class Means:
@@ -134,23 +271,25 @@ def evaluate_distillation(
     """Measure the loss under masks that never change, and of features the loss of the best constant prediction, which
     shows how much there is to learn.
 
-    `targets(groups)` returns teacher features or None, `make_mask(keys, groups)` the mask (batch, groups).
+    `targets(groups, batch)` returns what the student learns, `make_mask(keys, groups)` the mask (batch, groups).
     """
     training = student.training
     student.eval()
     means = Means()
     for batch in batches:
         groups = student.group(batch["points"])
-        features, mask = targets(groups), make_mask(batch["keys"], groups)
-        values = {"loss": student(groups=groups, teacher_features=features, bool_masked_pos=mask).loss}
-        if features is not None:
-            masked = features[mask].double()  # (all masked groups, teacher_dim)
+        features, mask = targets(groups, batch), make_mask(batch["keys"], groups)
+        output = student(groups=groups, bool_masked_pos=mask, **features)
+        names = ("loss", "group_loss", "cloud_loss") if "cloud_features" in features else ("loss",)
+        values = {name: output[name] for name in names}
+        if features:
+            masked = student.target_norm(features["teacher_features"][mask]).double()  # (masked groups, teacher_dim)
             values |= {"features": masked.mean(0), "squares": masked.square().mean(0)}
             values["directions"] = functional.normalize(masked, dim=-1).mean(0)
         means.add(len(mask), **values)
     student.train(training)
     values = means.compute()
-    metrics = {"loss": values["loss"].item()}
+    metrics = {name: values[name].item() for name in ("loss", "group_loss", "cloud_loss") if name in values}
     if "features" in values and student.config.loss_type == "cosine":
         metrics["constant_loss"] = 1 - values["directions"].norm().item()
     elif "features" in values and student.config.loss_type == "l2":

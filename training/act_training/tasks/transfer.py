@@ -12,10 +12,9 @@ from transformers import PreTrainedModel
 
 from act_training.measure.metrics import mean_and_std
 from act_training.report.run_folder import write_report
-from act_training.run.arguments import ACTTrainingArguments, check_disjoint
-from act_training.run.checkpoints import write_text
-from act_training.run.process import describe_versions, errors_of
+from act_training.run.script import ACTTrainingArguments, check_disjoint, describe_versions, errors_of
 from act_training.run.training_run import TrainingRun
+from act_training.run.training_state import write_text
 from modeling_act import ACTStudentConfig
 from modeling_act.errors import InputError
 from modeling_act.hub import load_model

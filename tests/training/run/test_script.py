@@ -1,4 +1,4 @@
-"""Recipes and flags: what overrides what, which values are read how, and what is refused in one line."""
+"""Flags and recipes of scripts, what overrides what and what is refused in one line; what a script sets up."""
 
 import dataclasses
 import importlib
@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from act_training.run.arguments import ACTTrainingArguments, as_recipe, parse_arguments, parse_mapping
+from act_training.run.script import ACTTrainingArguments, as_recipe, parse_arguments, parse_mapping
 
+from forked import run_command
 from modeling_act.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -180,3 +181,48 @@ def test_help_names_every_flag(kinds, script, capsys):
     text = capsys.readouterr().out
     assert left.value.code == 0 and "What it does." in text
     assert all(f"--{entry.name} " in text for entry in dataclasses.fields(kinds[script]))
+
+
+FAULTS = """
+import resource, torch
+from act_training.run.script import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.ones(2**24)  # 64 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+ordinary = faults()
+keep_freed_memory()
+faults()
+print(ordinary, faults())
+"""
+
+
+def test_freed_memory_is_kept_for_the_next_step(run_python):
+    ordinary, kept = map(int, run_python("-c", FAULTS, environment={"PYTHONPATH": "training"}).stdout.split())
+    if ordinary < 2**14:
+        pytest.skip("this system serves large blocks without page faults anyway")
+    assert kept < ordinary / 50
+
+
+@pytest.mark.parametrize("setting", ["enable", "disable"])
+def test_bars_of_weights_are_hidden_and_those_of_downloads_stay(setting):
+    code = f"""if True:
+        from huggingface_hub.utils import are_progress_bars_disabled, {setting}_progress_bars
+        from transformers.utils import logging
+        from act_training.run.script import hide_progress_bars_of_weights
+        {setting}_progress_bars()
+        hide_progress_bars_of_weights()
+        print(logging.is_progress_bar_enabled(), are_progress_bars_disabled())"""
+    assert run_command("-c", code).stdout.split() == ["False", str(setting == "disable")]
+
+
+@pytest.mark.parametrize("script", ["autoencode", "distill", "finetune", "segment", "prepare_data", "demo"])
+def test_a_script_names_what_is_not_installed(run_python, script):
+    code = "import runpy, sys; sys.modules |= {'accelerate': None, 'yaml': None}; sys.path.insert(0, 'training')\n"
+    process = run_python("-c", f"{code}runpy.run_path('training/{script}.py', run_name='__main__')", returncode=1)
+    line = process.stderr.splitlines()[-1]
+    assert line.startswith("the training scripts need accelerate, yaml: ") and line.endswith('-e ".[train]"')
+    assert "Traceback" not in process.stderr

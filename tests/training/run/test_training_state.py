@@ -1,21 +1,22 @@
-"""Schedules against values worked out by hand, which parameters decay, when stretches of epochs end, averages."""
+"""Schedules against values worked out by hand, which parameters decay, averages, first batch statistics."""
 
 import math
 from fractions import Fraction
 
 import pytest
 import torch
-from act_training.run.optimization import (
+from act_training.run.training_state import (
     RunLength,
+    calibrate_batch_norm,
     cosine_between,
     learning_rate_at,
     make_optimizer,
-    set_learning_rate,
     trained_state,
     update_average,
 )
+from torch import nn
 
-from modeling_act import ACTStudentForPreTraining, ACTTeacher
+from modeling_act import ACTStudentForPointCloudClassification, ACTStudentForPreTraining, ACTTeacher
 from small_models import small_student_config, small_teacher_config
 
 PAPER = RunLength(num_rows=41_952, global_batch_size=64, num_train_epochs=300)
@@ -74,7 +75,7 @@ def test_a_schedule_of_no_length_is_a_step():
 
 def test_lengths_are_shares_or_steps():
     length = RunLength(1000, 10, 2)
-    assert length.total_steps == 200 and length.num_epochs == 2
+    assert length.total_steps == 200 and length.epoch(200) == 2
     assert [length.share(value) for value in (0.25, 1, 2, 10_000)] == [50, 200, 2, 10_000]
     assert RunLength(1000, 10, 2, max_train_steps=30).total_steps == 30
     assert RunLength(3, 64, 1).total_steps == 1
@@ -119,12 +120,6 @@ def test_what_decays(model, decayed, plain):
     assert {name for name in named if name.endswith("weight") and named[name].ndim > 1} <= found[0]
 
 
-def test_a_learning_rate_holds_for_all_groups():
-    optimizer = make_optimizer(torch.nn.Linear(2, 2), 0.1)
-    set_learning_rate(optimizer, 0.5)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
-
-
 def test_the_average_follows_trained_weights_and_copies_counts():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 2))
     model[2].requires_grad_(False)
@@ -137,3 +132,33 @@ def test_the_average_follows_trained_weights_and_copies_counts():
     update_average(average, model, 0.9)
     torch.testing.assert_close(average["0.weight"], before + 0.1)
     assert average["1.num_batches_tracked"] == 4
+
+
+def test_new_layers_are_measured_and_nothing_else_changes():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)).train()
+    model[3].eval()
+    model[0].running_mean.fill_(0.25)  # as if it had trained; files may lack the counter
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    batches = [torch.randn(16, 3) * 0.01 for _ in range(5)]
+    calibrate_batch_norm(model, model, batches)
+    measured = [model[1]((batch - 0.25) / torch.tensor(1 + 1e-5).sqrt()).detach() for batch in batches]
+    torch.testing.assert_close(model[2].running_mean, torch.stack([rows.mean(0) for rows in measured]).mean(0))
+    torch.testing.assert_close(model[2].running_var, torch.stack([rows.var(0) for rows in measured]).mean(0))
+    assert model[2].momentum == 0.1 and model.training and model[2].training and not model[3].training
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {f"2.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+    calibrate_batch_norm(model, lambda batch: 1 / 0, batches)  # there is nothing left to measure
+
+
+def test_a_mini_pointnet_that_never_trained_sees_its_groups():
+    """Its outputs have a variance of 1e-5: with statistics of 0 and 1 they would vanish beside its biases."""
+    torch.manual_seed(0)
+    model = ACTStudentForPointCloudClassification(small_student_config()).eval()
+    clouds, seen = torch.randn(32, 64, 3) / 3, []
+    model.student.group_embedding.norm1.register_forward_hook(lambda layer, inputs, output: seen.append(output))
+    model(clouds)
+    calibrate_batch_norm(model, lambda batch: model(batch), clouds.split(8))
+    model(clouds)
+    before, after = seen[0].std(0).mean(), seen[-1].std(0).mean()
+    assert before < 0.01 and 0.4 < after < 1.1  # not quite 1, since epsilon is as large as the variance

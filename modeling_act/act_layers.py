@@ -283,7 +283,8 @@ class ACTTargetNorm(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         if self.kind == "layer_norm":
-            return torch.cat([layer_norm(part, part.shape[-1:]) for part in features.split(self.dims, dim=-1)], dim=-1)
+            parts = [nn.functional.layer_norm(part, part.shape[-1:]) for part in features.split(self.dims, dim=-1)]
+            return torch.cat(parts, dim=-1)
         if self.kind == "none":
             return features
         features = (features - self.mean) / self.std

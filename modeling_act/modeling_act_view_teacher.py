@@ -42,7 +42,7 @@ class ACTViewTeacherOutput(ModelOutput):
 
 
 class ACTViewTeacher(ACTPreTrainedModel):
-    """Frozen image Transformer that teaches `ACTStudentForPreTraining` what it sees of clouds. It needs no training."""
+    """Frozen image Transformer that teaches `ACTStudentForPreTraining` what it sees of clouds, without training."""
 
     config: ACTViewTeacherConfig
     config_class = ACTViewTeacherConfig

@@ -73,16 +73,14 @@ class DistillArguments(ACTTrainingArguments):
             raise InputError("--teacher is needed, except with --target coordinates, which takes none")
         if self.teacher_weights and len(self.teacher_weights) != len(self.teacher):
             raise InputError(f"--teacher_weights needs {len(self.teacher)} numbers, got {len(self.teacher_weights)}")
-        if SELF in self.teacher:
-            if self.teacher.index(SELF) != len(self.teacher) - 1 or self.ema_decay is None:
-                raise InputError("--teacher self comes last, and needs --ema_decay, such as 0.996")
+        if SELF in self.teacher[:-1] or (SELF in self.teacher and self.ema_decay is None):
+            raise InputError("--teacher self comes last, and needs --ema_decay, such as 0.996")
         if self.target == "backbone" and len(self.teacher) > 1:
             raise InputError("--target backbone takes one --teacher")
         fixed = self.samplings and not self.streaming and self.teacher_code_mode == "argmax"
         if self.cache_targets and not (fixed and set(self.teacher) - {SELF}):
             raise InputError(
-                "--cache_targets needs a --teacher, --samplings that repeat, and no --streaming or --teacher_code_mode "
-                "gumbel"
+                "--cache_targets needs a --teacher, --samplings, and no --streaming or --teacher_code_mode gumbel"
             )
         if self.teacher_points is not None and self.teacher_points < self.num_points:
             raise InputError(f"--teacher_points must be at least --num_points, got {self.teacher_points}")

@@ -101,7 +101,8 @@ class ACTTrainingArguments:
         if self.mixed_precision not in ("no", "bf16"):
             raise InputError(f"--mixed_precision must be no or bf16, got {self.mixed_precision!r}")
         for name in (
-            "num_points", "samplings", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+            "num_points", "samplings", "per_device_train_batch_size", "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
             "num_train_epochs", "max_train_steps", "learning_rate", "logging_steps", "checkpoints_total_limit",
             "validation_epochs", "picture_epochs", "max_train_samples", "max_grad_norm",
         ):  # fmt: skip

@@ -113,6 +113,11 @@ class ACTTeacherConfig(PreTrainedConfig):
                 f"`num_groups` and `num_prompts` must add up to, got {self.num_groups} + {self.num_prompts}"
             )
 
+    @property
+    def cloud_dim(self) -> int:
+        """Width of the features of clouds, the mean of their groups'."""
+        return self.feature_dim
+
 
 @strict
 class ACTViewTeacherConfig(PreTrainedConfig):

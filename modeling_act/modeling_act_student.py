@@ -59,9 +59,9 @@ class ACTStudentOutput(ModelOutput):
 @dataclass
 class ACTStudentForPreTrainingOutput(ModelOutput):
     """
-    loss: `group_loss`, plus `cloud_loss_weight * cloud_loss` if the student learns features of clouds.
-    group_loss: distance between predicted and teacher features of the masked groups, if teacher features are given.
-    cloud_loss: the same of whole clouds.
+    loss: distance between predicted and teacher features of the masked groups, if teacher features are given.
+    group_loss, cloud_loss: if features of clouds are learned too, both parts of `loss`, which is `group_loss +
+        cloud_loss_weight * cloud_loss`.
     predicted_features: normalized features (batch, masked groups, teacher_dim), the masked groups in ascending order.
     cloud_features: normalized features of clouds that the class token predicts, (batch, sum of `cloud_dims`).
     mask: (batch, groups), 1 where a group was masked.
@@ -328,16 +328,17 @@ class ACTStudentForPreTraining(ACTStudentPreTrainedModel):
         predicted_cloud = None if self.cloud_head is None else self.cloud_head(encoded.last_hidden_state[:, 0])
         loss = group_loss = cloud_loss = None
         if self.config.target == "coordinates":
-            loss = group_loss = coordinate_loss(predicted, neighborhoods[bool_masked_pos])
+            loss = coordinate_loss(predicted, neighborhoods[bool_masked_pos])
         elif teacher_features is not None:
             if teacher_features.shape != (expected := (*centers.shape[:2], self.config.teacher_dim)):
                 shape = f"(batch, num_groups, teacher_dim) = {expected}, got {tuple(teacher_features.shape)}"
                 raise ValueError(f"`teacher_features` must have shape {shape}")
             target = self.target_norm(gather_points(teacher_features, masked))
-            loss = group_loss = self._loss(predicted, target, self.target_norm.dims)
+            loss = self._loss(predicted, target, self.target_norm.dims)
         if cloud_features is not None and predicted_cloud is not None:
             cloud_loss = self._loss(predicted_cloud, self.cloud_norm(cloud_features), self.config.cloud_dims)
-            loss = self.config.cloud_loss_weight * cloud_loss + (0 if loss is None else loss)
+            group_loss = loss
+            loss = self.config.cloud_loss_weight * cloud_loss + (0 if group_loss is None else group_loss)
         return ACTStudentForPreTrainingOutput(
             loss=loss,
             group_loss=group_loss,

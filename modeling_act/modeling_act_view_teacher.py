@@ -13,7 +13,9 @@ from torch.nn.functional import layer_norm, normalize
 from transformers import AutoConfig, AutoModel, PreTrainedModel, TimmWrapperConfig, TimmWrapperModel
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from transformers.utils import ModelOutput, logging
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, logging
+from transformers.utils.generic import can_return_tuple
 
 from .act_layers import ACTPreTrainedModel, make_groups
 from .backbone_families import is_timm_name, load_timm
@@ -105,8 +107,11 @@ class ACTViewTeacher(ACTPreTrainedModel):
         cameras = make_cameras(config.num_views, config.elevation, config.up_axis).to(points.device)
         return render(points, cameras, config.image_size, config.splat, config.shading), cameras
 
+    @can_return_tuple
     @torch.no_grad()
-    def forward(self, points: Tensor | None = None, groups: PointGroups | None = None) -> ACTViewTeacherOutput:
+    def forward(
+        self, points: Tensor | None = None, groups: PointGroups | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> ACTViewTeacherOutput:
         """Look at clouds (batch, points, 3). `groups` are those that features are wanted of, by default cut from the
         points; without `points`, their own points are what is seen."""
         centers, neighborhoods = make_groups(self.config, None if groups else points, groups)

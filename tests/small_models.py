@@ -11,6 +11,8 @@ from modeling_act import (
     ACTStudentForSemanticSegmentation,
     ACTTeacher,
     ACTTeacherConfig,
+    ACTViewTeacher,
+    ACTViewTeacherConfig,
 )
 
 
@@ -61,6 +63,12 @@ def small_teacher_config(**overrides) -> ACTTeacherConfig:
     return ACTTeacherConfig(**(SMALL_POINT_NETWORKS | fields | overrides))
 
 
+def small_view_teacher_config(**overrides) -> ACTViewTeacherConfig:
+    backbone = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 32, "patch_size": 8}
+    fields = {"num_groups": 16, "group_size": 8, "num_views": 3, "image_size": 32, "patch_size": 8, "hidden_size": 24}
+    return ACTViewTeacherConfig(**(fields | {"backbone_config": backbone | {"model_type": "dinov2"}} | overrides))
+
+
 def small_models() -> dict[str, tuple[type, object, dict]]:
     """Classes and configurations by name, and what a loss needs as input besides two clouds of 64 points."""
     student = small_student_config()
@@ -68,6 +76,7 @@ def small_models() -> dict[str, tuple[type, object, dict]]:
     point_labels = torch.arange(128).view(2, 64) % 5
     return {
         "teacher": (ACTTeacher, small_teacher_config(), {}),
+        "views": (ACTViewTeacher, small_view_teacher_config(), {}),
         "student": (ACTStudent, student, {}),
         "pretraining": (
             ACTStudentForPreTraining,

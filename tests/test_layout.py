@@ -64,7 +64,8 @@ def absolute_names(node):
 
 def remote_code():
     """Flat files of the package that a saved model takes along: what its classes import, and so on."""
-    waiting = ["modeling_act_student", "modeling_act_teacher", "modeling_act_detection", "pipelines_act"]
+    waiting = ["modeling_act_student", "modeling_act_teacher", "modeling_act_view_teacher"]
+    waiting += ["modeling_act_detection", "pipelines_act"]
     needed = set()
     while waiting:
         name = waiting.pop()

@@ -231,8 +231,10 @@ def test_masks():
     nearest = distances.topk(5, largest=False).indices  # of each possible seed
     possible = torch.zeros(500, 16, 16, dtype=torch.bool).scatter_(2, nearest, True)
     assert (possible == block[:, None]).all(-1).any(-1).all()
-    with pytest.raises(ValueError, match="'random' or 'block'"):
-        sample_mask(centers, 5, "blocks")
+    blocks = sample_mask(centers, 5, "blocks")
+    assert (blocks.sum(1) == 5).all() and not (possible == blocks[:, None]).all(-1).any(-1).all()
+    with pytest.raises(ValueError, match="'random', 'block' or 'blocks'"):
+        sample_mask(centers, 5, "rows")
 
 
 def test_distillation_losses():

@@ -7,16 +7,19 @@ from modeling_act import ACTStudentForPreTraining, ACTTeacher
 from small_models import small_student_config, small_teacher_config
 
 
-@pytest.mark.parametrize("target", ["teacher", "standardized", "backbone", "coordinates"])
-def test_reconstruct_replaces_the_masked_groups(target):
+@pytest.mark.parametrize(
+    ("target", "target_norm"),
+    [("teacher", "none"), ("teacher", "standardize"), ("backbone", "phi_s"), ("coordinates", "none")],
+)
+def test_reconstruct_replaces_the_masked_groups(target, target_norm):
     """Against the same steps written out, of one cloud; visible groups stay as they are."""
     teacher = ACTTeacher(small_teacher_config()).eval()
-    sizes = {"teacher": 20, "standardized": 20, "backbone": 12, "coordinates": 24}
-    scaling = {"target_mean": [0.5] * sizes[target], "target_std": [2.0] * sizes[target]}
-    config = small_student_config(
-        target=target, teacher_dim=sizes[target], **scaling if target in ("standardized", "backbone") else {}
-    )
+    sizes = {"teacher": 20, "backbone": 12, "coordinates": 24}
+    config = small_student_config(target=target, teacher_dim=sizes[target], target_norm=target_norm)
     student = ACTStudentForPreTraining(config).train()
+    norm = student.target_norm
+    if target_norm != "none":
+        norm.measure(torch.randn(99, sizes[target]) @ torch.randn(sizes[target], sizes[target]) + 0.5)
     points, mask = torch.randn(2, 64, 3), torch.arange(16).ge(4).expand(2, -1)
     clouds = student.reconstruct(points, None if target == "coordinates" else teacher, mask)
     assert student.training and student.student.training
@@ -29,10 +32,8 @@ def test_reconstruct_replaces_the_masked_groups(target):
         else:
             of_backbone = target == "backbone"
             features = teacher.get_teacher_features(groups=groups, of_backbone=of_backbone)
-            mean, std = (0.5, 2.0) if config.target_mean else (0.0, 1.0)
-            length = ((features - mean) / std).norm(dim=-1).mean()
-            features[:, 4:] = torch.nn.functional.normalize(predicted, dim=-1) * length * std + mean
-            features[:, :4] = ((features[:, :4] - mean) / std) * std + mean
+            length = norm(features).norm(dim=-1).mean()
+            features[:, 4:] = norm.invert(torch.nn.functional.normalize(predicted, dim=-1) * length)
             decoded = teacher.decode_features(features, groups.centers, of_backbone)[:, 4:]
     whole = groups.neighborhoods + groups.centers.unsqueeze(2)
     for place, cloud in enumerate(clouds):

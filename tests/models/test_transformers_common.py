@@ -18,7 +18,7 @@ DETECTION = {
     "detection_num_attention_heads": 2,
 }
 CASES = small_models() | {"detection": (ACTStudentForObjectDetection, small_student_config(**DETECTION), {})}
-HEADS = [name for name in CASES if name not in ("teacher", "student")]
+HEADS = [name for name in CASES if name not in ("teacher", "views", "student")]
 
 
 @pytest.fixture(params=CASES)
@@ -26,6 +26,13 @@ def case(request):
     model_class, config, inputs = CASES[request.param]
     model = model_class(copy.deepcopy(config)).eval()
     return model, {"points": torch.randn(2, 64, 3), **inputs}
+
+
+@pytest.fixture(params=[name for name in CASES if name != "views"])
+def own_case(request):
+    """Models whose Transformer is the package's own, not one of transformers inside."""
+    model_class, config, inputs = CASES[request.param]
+    return model_class(copy.deepcopy(config)).eval(), {"points": torch.randn(2, 64, 3), **inputs}
 
 
 def tensors(output):
@@ -95,8 +102,8 @@ def test_the_residual_stream_of_the_teacher_keeps_its_dtype_under_autocast(promp
     assert {states.dtype for states in output.hidden_states} == {torch.float32}
 
 
-def test_hidden_states_and_attentions(case):
-    model, inputs = case
+def test_hidden_states_and_attentions(own_case):
+    model, inputs = own_case
     model.set_attn_implementation("eager")
     encoder, config = model.base_model, model.config
     output = model(**inputs, output_hidden_states=True, output_attentions=True)
@@ -128,8 +135,8 @@ def test_eager_attention_matches_sdpa(case):
     assert_same_outputs(model, other, inputs, rtol=1e-4, atol=1e-5)
 
 
-def test_forward_signature_and_input_embeddings(case):
-    model, _ = case
+def test_forward_signature_and_input_embeddings(own_case):
+    model, _ = own_case
     assert list(inspect.signature(model.forward).parameters)[0] == model.main_input_name == "points"
     assert model.get_input_embeddings() is model.base_model.group_embedding
 
@@ -147,9 +154,9 @@ def test_base_model_to_head_and_back(name, tmp_path):
         assert torch.equal(loaded[key], value) and torch.equal(encoder.state_dict()[key], value), key
 
 
-def test_device_map_auto_with_weights_on_disk(case, tmp_path):
+def test_device_map_auto_with_weights_on_disk(own_case, tmp_path):
     """accelerate moves every module that must not be split as a whole."""
-    model, inputs = case
+    model, inputs = own_case
     model.save_pretrained(tmp_path / "model")
     size = sum(value.nbytes for value in model.state_dict().values())
     loaded = type(model).from_pretrained(

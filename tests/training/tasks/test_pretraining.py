@@ -13,6 +13,7 @@ from act_training.data.schema import build_dataset
 from act_training.run.run_data import RunData
 from act_training.run.script import ACTTrainingArguments
 from act_training.tasks.pretraining import (
+    SelfTeacher,
     TeacherTargets,
     code_use,
     evaluate_autoencoder,
@@ -20,8 +21,8 @@ from act_training.tasks.pretraining import (
     is_collapsed,
 )
 
-from modeling_act import ACTStudentForPreTraining, ACTTeacher
-from small_models import small_student_config, small_teacher_config
+from modeling_act import ACTStudentForPreTraining, ACTTeacher, ACTViewTeacher
+from small_models import small_student_config, small_teacher_config, small_view_teacher_config
 
 CPU = torch.device("cpu")
 
@@ -88,7 +89,7 @@ def test_processes_share_the_rows(point_set, world_size):
 def make_target(dim):
     generator = torch.Generator().manual_seed(0)
     projection = torch.randn(24, dim, generator=generator)
-    return lambda groups: groups.neighborhoods.flatten(2) @ projection + 0.5
+    return lambda groups, batch: {"teacher_features": groups.neighborhoods.flatten(2) @ projection + 0.5}
 
 
 def make_mask(keys, groups):
@@ -108,7 +109,7 @@ def test_distillation_is_measured_alike_in_any_batches(point_set, loss_type):
         assert each == pytest.approx(found[0], rel=1e-5)
     (batch,) = batches_of(point_set, 11)
     groups = student.group(batch["points"])
-    masked = target(groups)[make_mask(batch["keys"], groups)].double()
+    masked = target(groups, batch)["teacher_features"][make_mask(batch["keys"], groups)].double()
     constant = torch.nn.functional.normalize(masked, dim=-1).mean(0) if loss_type == "cosine" else masked.mean(0)
     expected = {
         "cosine": 1 - torch.cosine_similarity(masked, constant.unsqueeze(0)).mean(),
@@ -124,7 +125,8 @@ def test_distillation_is_measured_alike_in_any_batches(point_set, loss_type):
 def test_a_student_of_coordinates_is_measured_without_features(point_set):
     student = ACTStudentForPreTraining(small_student_config(teacher_dim=24, target="coordinates"))
     found = [
-        evaluate_distillation(student, lambda groups: None, make_mask, batches_of(point_set, size)) for size in (2, 11)
+        evaluate_distillation(student, lambda groups, batch: {}, make_mask, batches_of(point_set, size))
+        for size in (2, 11)
     ]
     assert found[0].keys() == {"loss"} and found[0] == pytest.approx(found[1], rel=1e-5)
 
@@ -136,30 +138,55 @@ def teacher():
 
 
 @pytest.mark.parametrize("of_backbone", [False, True])
-def test_standardized_targets_have_mean_0_and_std_1(point_set, teacher, tmp_path, of_backbone):
+def test_measured_targets_have_mean_0_and_std_1(point_set, teacher, tmp_path, of_backbone):
     options = ACTTrainingArguments(dataset_name="eleven", output_dir=str(tmp_path), num_points=64)
     data = RunData(options, Accelerator(cpu=True), point_set, point_set, "")
-    config = small_student_config()
-    targets = TeacherTargets(teacher, "argmax", bf16=False, of_backbone=of_backbone)
-    targets.standardize(SimpleNamespace(data=data), config)
-    groups = teacher.group(data.sample_clouds(11)["points"])
-    features = teacher.get_teacher_features(groups=groups, of_backbone=of_backbone)
-    assert features.std(dim=(0, 1)).mean() < 0.9 or features.mean(dim=(0, 1)).abs().mean() > 0.1  # not so before
-    standardized = targets(groups)
-    torch.testing.assert_close(standardized.mean(dim=(0, 1)), torch.zeros(standardized.shape[-1]), atol=1e-4, rtol=0)
-    torch.testing.assert_close(
-        standardized.flatten(0, 1).std(0), torch.ones(standardized.shape[-1]), atol=1e-3, rtol=0
+    width = 12 if of_backbone else 20
+    student = ACTStudentForPreTraining(
+        small_student_config(teacher_dim=width, target_norm="standardize", cloud_dims=[width])
     )
-    mean, std = torch.tensor(config.target_mean), torch.tensor(config.target_std)
-    torch.testing.assert_close(standardized * std + mean, features, atol=1e-5, rtol=1e-4)
+    targets = TeacherTargets([teacher], of_backbone=of_backbone)
+    targets.learns_cloud = True
+    targets.measure(SimpleNamespace(data=data), student)
+    batch = data.sample_clouds(11)
+    features = targets(student.group(batch["points"]), batch)
+    assert features["teacher_features"].std(dim=(0, 1)).mean() < 0.9  # not so before
+    normalized = student.target_norm(features["teacher_features"]).flatten(0, 1)
+    for values in (normalized, student.cloud_norm(features["cloud_features"])):
+        torch.testing.assert_close(values.mean(0), torch.zeros(width), atol=1e-4, rtol=0)
+        torch.testing.assert_close(values.std(0), torch.ones(width), atol=1e-3, rtol=0)
 
 
 def test_gumbel_targets_are_noisy(point_set, teacher):
     (batch,) = batches_of(point_set, 11)
     groups = teacher.group(batch["points"])
-    targets = {mode: TeacherTargets(teacher, mode, bf16=False) for mode in ("argmax", "gumbel")}
-    assert torch.equal(targets["argmax"](groups), targets["argmax"](groups))
-    assert not torch.allclose(targets["gumbel"](groups), targets["gumbel"](groups))
+    for mode, noisy in (("argmax", False), ("gumbel", True)):
+        targets = TeacherTargets([teacher], mode)
+        first, second = (targets(groups, batch)["teacher_features"] for _ in range(2))
+        assert torch.equal(first, second) is not noisy
+
+
+def test_several_teachers_lie_beside_each_other_and_the_student_itself_is_one(point_set, teacher):
+    (batch,) = batches_of(point_set, 11)
+    views = ACTViewTeacher(small_view_teacher_config()).eval()
+    student = ACTStudentForPreTraining(small_student_config(teacher_dim=68, teacher_dims=[20, 24, 24]))
+    targets = TeacherTargets([teacher, views])
+    targets.self_teacher, targets.learns_cloud = SelfTeacher(student), True
+    groups = student.group(batch["points"])
+    features = targets(groups, batch)
+    first, second, third = features["teacher_features"].split([20, 24, 24], dim=2)
+    assert torch.equal(first, teacher.get_teacher_features(groups=groups))
+    assert torch.equal(second, views.get_teacher_features(batch["points"], groups))
+    torch.testing.assert_close(third.std(2, correction=0), torch.ones(11, 16), atol=1e-3, rtol=0)
+    assert features["cloud_features"].shape == (11, 20 + 48 + 24)
+
+    with torch.no_grad():
+        average = {name: value + 0.1 for name, value in student.state_dict().items()}
+        targets.self_teacher.update(average)
+    assert not torch.equal(targets(groups, batch)["teacher_features"][..., 44:], third)
+    output = student(groups=groups, bool_masked_pos=make_mask(batch["keys"], groups), **features)
+    output.loss.backward()
+    assert all(weight.grad is None for weight in targets.self_teacher.model.parameters())
 
 
 def test_kl_over_the_batch_pools_the_codes_of_all_clouds(teacher):

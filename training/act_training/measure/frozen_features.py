@@ -12,12 +12,12 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
-from torch import Tensor
 
 from act_training.data.batches import Sampling, validation_batches
 from act_training.run.run_data import split_rows
 from modeling_act import ACTStudent
 from modeling_act.errors import InputError
+from modeling_act.modeling_act_student import pool_tokens
 
 POOLINGS = ("cls", "max", "mean")
 CLASSIFIERS = {  # classifier, its hyperparameter, the values to choose from
@@ -39,7 +39,7 @@ def embed(
     """Frozen features (rows, width) of all rows: the pooled output of a layer, or of the final norm by default.
 
     Layers count from 1. `pooling` joins cls (the class token), max and mean (over the groups) with "_"; the default is
-    that of `pooler_output`: cls_max, or mean_max without a class token.
+    the student's own.
     """
     pooling = resolve_pooling(student, layer, pooling)
     training, device = student.training, next(student.parameters()).device
@@ -48,7 +48,7 @@ def embed(
     for batch in validation_batches(point_set, batch_size, sampling, device):
         output = student(batch["points"], read_layers=layer and [layer])
         tokens = output.layer_states[0] if layer else output.last_hidden_state
-        features.append(pool(tokens, student.cls_token is not None, pooling).float().cpu())
+        features.append(pool_tokens(tokens, student.cls_token is not None, pooling).float().cpu())
     student.train(training)
     return torch.cat(features).numpy()
 
@@ -58,20 +58,14 @@ def resolve_pooling(student: ACTStudent, layer: int | None, pooling: str | None)
     if layer is not None and not 1 <= layer <= len(student.layers):
         raise InputError(f"`layer` must lie between 1 and {len(student.layers)}, got {layer}")
     if pooling is None:
-        return "mean_max" if student.cls_token is None else "cls_max"
+        own = student.config.pooling
+        return own if student.cls_token is not None else own.replace("cls", "mean")
     parts = set(pooling.split("_"))
     if not parts <= set(POOLINGS):
         raise InputError(f"`pooling` must join any of {', '.join(POOLINGS)} with _, such as cls_max, got {pooling!r}")
     if "cls" in parts and student.cls_token is None:
         raise InputError(f"`pooling` {pooling} needs a class token, and this student has none; take mean_max")
     return pooling
-
-
-def pool(tokens: Tensor, has_cls_token: bool, pooling: str) -> Tensor:
-    """Pool tokens (batch, tokens, hidden_size), the class token first if there is one, to (batch, width)."""
-    groups = tokens[:, 1:] if has_cls_token else tokens
-    pooled = {"cls": tokens[:, 0], "max": groups.amax(1), "mean": groups.mean(1)}
-    return torch.cat([pooled[part] for part in pooling.split("_")], dim=-1)
 
 
 def fit_and_predict(

@@ -107,10 +107,8 @@ def make_student(
             raise ValueError(f"{', '.join(clash)} must be the teacher's, {[needed[name] for name in clash]}")
         fields = own | fields | needed
         if not options.teacher:
-            fields["target_norm"], fields["teacher_dim"] = (
-                "none",
-                3 * fields.get("group_size", ACTStudentConfig.group_size),
-            )
+            width = 3 * fields.get("group_size", ACTStudentConfig.group_size)
+            fields |= {"teacher_dim": width, "target_norm": "none"}
             return ACTStudentForPreTraining(ACTStudentConfig(**fields))
         widths = [(teacher.config.feature_dim, teacher.config.cloud_dim) for teacher in teachers]
         if options.target == "backbone":

@@ -163,13 +163,14 @@ def main(arguments: list[str]) -> None:
     bf16 = "bf16" in (options.mixed_precision, options.teacher_precision)
     targets = TeacherTargets(teachers, options.teacher_code_mode, bf16, options.target == "backbone")
     targets.learns_cloud = options.cloud_target
-    if teachers:
-        targets.measure(run, student.to(run.device))
-    run.prepare(student, teacher=", ".join(digest_of(teacher) for teacher in teachers) or "none")
-    run.calibrate_batch_norm(lambda batch: student.student(batch["points"]))
+    student.to(run.device)
     if options.cache_targets:
         targets.cache(run, student, Path(options.cache_folder or run.folder / "targets"))
         run.data.augmentation = []  # of points; the groups are augmented instead
+    if teachers:
+        targets.measure(run, student)
+    run.prepare(student, teacher=", ".join(digest_of(teacher) for teacher in teachers) or "none")
+    run.calibrate_batch_norm(lambda batch: student.student(batch["points"]))
     if SELF in options.teacher:
         targets.self_teacher = SelfTeacher(student)
     num_masked = int(config.mask_ratio * config.num_groups)

@@ -79,8 +79,8 @@ def test_views_teach_groups_and_clouds_from_a_cache_that_runs_share(inputs, tmp_
     metrics = json.loads((tmp_path / "first" / "metrics.json").read_text())["metrics"]
     assert metrics["loss"] == pytest.approx(metrics["group_loss"] + metrics["cloud_loss"], rel=1e-5)
 
-    done = np.load(tmp_path / "cache" / "done.npy", mmap_mode="r+")
-    features = np.load(tmp_path / "cache" / "features.npy", mmap_mode="r+")
+    done = np.load(tmp_path / "cache" / "train" / "done.npy", mmap_mode="r+")
+    features = np.load(tmp_path / "cache" / "train" / "features.npy", mmap_mode="r+")
     assert done.all() and features.shape[1:] == (2, 16, 24) and not np.array_equal(features[:, 0], features[:, 1])
     done[:64], features[:64] = False, 0  # as after a kill
     done.flush(), features.flush()

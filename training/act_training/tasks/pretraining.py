@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformers import PreTrainedConfig
 
 from act_training.data.batches import VALIDATION_EPOCH, read_batch
+from act_training.data.point_sets import PointSet
 from act_training.run.script import errors_of, on_main_process
 from act_training.run.training_run import TrainingRun
 from act_training.run.training_state import digest_of, write_text
@@ -75,20 +76,21 @@ class TeacherTargets:
     ):
         self.teachers, self.code_mode, self.bf16, self.of_backbone = teachers, code_mode, bf16, of_backbone
         self.self_teacher: SelfTeacher | None = None
-        self.cached: TargetCache | None = None
+        self.cached: dict[str, TargetCache] = {}  # by split
         self.learns_cloud = False
 
     @torch.no_grad()
     def __call__(
         self, groups: PointGroups, batch: dict[str, Tensor], number: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Features of `groups` (batch, groups, ...), of a batch that they are cut from. `number` (batch,) are the
-        samplings of training rows, which may be cached."""
+        """Features of `groups` (batch, groups, ...), of a batch that they are cut from: of validation rows, or, if
+        targets are cached, of training rows in the samplings `number` (batch,)."""
         if not self.teachers and self.self_teacher is None:
             return {}
         parts = []
-        if self.cached is not None and number is not None:
-            parts.append(self.cached.read(batch["keys"][:, 1], number))
+        if self.cached:
+            cache = self.cached["validation" if number is None else "train"]
+            parts.append(cache.read(batch["keys"][:, 1], number))
         elif self.teachers:
             parts.append(self._features(groups, batch))
         if self.self_teacher is not None:
@@ -122,32 +124,43 @@ class TeacherTargets:
             student.cloud_norm.measure(torch.cat([part["cloud_features"] for part in features]))
 
     def cache(self, run: TrainingRun, student: ACTStudentForPreTraining, folder: Path) -> None:
-        """Compute the features of all samplings of the training rows, or continue what another run began."""
-        data, config, samplings = run.data, student.config, run.options.samplings
+        """Compute the features of all samplings of the training rows and of the validation rows, or continue what
+        another run began."""
+        data = run.data
+        for split, point_set, samplings in (
+            ("train", data.train, run.options.samplings),
+            ("validation", data.validation, 1),
+        ):
+            self.cached[split] = self._fill(run, student, folder / split, point_set, samplings)
+
+    def _fill(
+        self, run: TrainingRun, student: ACTStudentForPreTraining, folder: Path, point_set: PointSet, samplings: int
+    ) -> "TargetCache":
+        config, processes = student.config, run.accelerator.num_processes
         teachers = [digest_of(teacher) for teacher in self.teachers]
         sizes = config.num_groups, config.group_size, config.skip_near_origin, samplings, self.of_backbone, self.bf16
-        cache = TargetCache(folder, [data.fingerprint, len(data.train), asdict(data.sampling), sizes, teachers])
-        first = self._compute(run, student, range(1))
-        on_main_process(run.accelerator, lambda: cache.create(first, len(data.train)))
+        cache = TargetCache(folder, [run.data.fingerprint, len(point_set), asdict(run.data.sampling), sizes, teachers])
+        first = self._compute(run, student, point_set, range(1), samplings)
+        on_main_process(run.accelerator, lambda: cache.create(first, len(point_set)))
         cache.open()
-        step = STATISTICS_BATCH_SIZE * run.accelerator.num_processes
-        starts = range(STATISTICS_BATCH_SIZE * run.accelerator.process_index, len(data.train), step)
-        for start in tqdm(starts, desc="teacher", unit="batch", leave=False):
-            rows = range(start, min(start + STATISTICS_BATCH_SIZE, len(data.train)))
+        starts = range(
+            STATISTICS_BATCH_SIZE * run.accelerator.process_index, len(point_set), STATISTICS_BATCH_SIZE * processes
+        )
+        for start in tqdm(starts, desc=f"teacher, {folder.name}", unit="batch", leave=False):
+            rows = range(start, min(start + STATISTICS_BATCH_SIZE, len(point_set)))
             if not cache.done[rows.start : rows.stop].all():
-                cache.write(rows, self._compute(run, student, rows))
+                cache.write(rows, self._compute(run, student, point_set, rows, samplings))
         run.accelerator.wait_for_everyone()
-        self.cached = cache
+        return cache
 
     def _compute(
-        self, run: TrainingRun, student: ACTStudentForPreTraining, rows: range
+        self, run: TrainingRun, student: ACTStudentForPreTraining, point_set: PointSet, rows: range, samplings: int
     ) -> list[tuple[Tensor, Tensor]]:
-        """Features of each sampling of training rows. A picture serves all samplings of its cloud."""
-        batch = read_batch(run.data.train, [(VALIDATION_EPOCH, row) for row in rows])
+        """Features of each sampling of some rows. A picture serves all samplings of its cloud."""
+        batch = read_batch(point_set, [(VALIDATION_EPOCH, row) for row in rows])
         batch = {name: values.to(run.device) for name, values in batch.items()}
-        batches, keys = [], batch["keys"][:, 0]
-        for number in range(run.options.samplings):
-            batches.append(run.data.sample_fixed(batch, torch.full_like(keys, number)))
+        numbers = [torch.full_like(batch["keys"][:, 0], number) for number in range(samplings)]
+        batches = [run.data.sample_fixed(batch, number) for number in numbers]
         groups = [student.group(batch["points"]) for batch in batches]
         if not all(isinstance(teacher, ACTViewTeacher) for teacher in self.teachers):
             return [self._features(part, batch) for part, batch in zip(groups, batches, strict=True)]
@@ -197,9 +210,9 @@ class TargetCache:
         self.done[rows.start : rows.stop] = True
         self.done.flush()
 
-    def read(self, rows: Tensor, samplings: Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, rows: Tensor, samplings: Tensor | None) -> tuple[Tensor, Tensor]:
         """Features (batch, groups, feature_dim) and clouds (batch, cloud_dim) of rows (batch,), on their device."""
-        places = rows.cpu().numpy(), samplings.cpu().numpy()
+        places = rows.cpu().numpy(), 0 if samplings is None else samplings.cpu().numpy()
         return tuple(torch.from_numpy(array[places]).to(rows.device) for array in (self.features, self.clouds))
 
 

@@ -172,23 +172,25 @@ def encode(
     device: str | torch.device | None = None,
     show_progress: bool = True,
     num_workers: int = 0,
+    space: str = "student",
     **options,
 ) -> Tensor:
     """Encode clouds into vectors, (clouds, width) on the CPU, or one cloud into (width,).
 
     `inputs` are whatever `ACTPointCloudProcessor` takes, in a list or iterator of any length. With `normalize` the
-    vectors have length one. `num_workers` processes read and sample clouds. `options`: `seed` selects the points;
-    `up_axis` and `unit` of the clouds; `processor` replaces the one saved beside the weights.
+    vectors have length one. `num_workers` processes read and sample clouds. `space` is that of the student, or of its
+    "teacher", which CLIP and SigLIP share with text. `options`: `seed` selects the points; `up_axis` and `unit` of the
+    clouds; `processor` replaces the one saved beside the weights.
     """
-    alone = is_one_cloud(inputs)
+    alone, width = is_one_cloud(inputs), student.vector_dim(space)
 
     def read(points: Tensor) -> Tensor:
-        vectors = student(points).pooler_output
+        vectors = student.embed(points, space)
         return nn.functional.normalize(vectors.float(), dim=-1) if normalize else vectors
 
     options |= {"batch_size": batch_size, "device": device, "show_progress": show_progress, "num_workers": num_workers}
     batches = run_on_clouds(student, [inputs] if alone else inputs, read, **options)
-    vectors = [torch.zeros(0, student.config.pooled_dim), *(batch.values for batch in batches)]
+    vectors = [torch.zeros(0, width), *(batch.values for batch in batches)]
     vectors = torch.cat([part for part in vectors if part.ndim == 2])
     return vectors[0] if alone else vectors
 

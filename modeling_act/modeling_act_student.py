@@ -183,6 +183,23 @@ class ACTStudentPreTrainedModel(ACTPreTrainedModel):
         elif isinstance(module, ACTClassificationHead):
             init_torch_linears(module)
 
+    def vector_dim(self, space: str = "student") -> int:
+        """Return the width of a space's vectors, or raise if the model cannot embed clouds in it."""
+        if space not in ("student", "teacher"):
+            raise ValueError(f"`space` must be student or teacher, got {space!r}")
+        if space == "teacher" and getattr(self, "cloud_head", None) is None:
+            needed = "an ACTStudentForPreTraining that learned its teacher's features of clouds (`cloud_dims`)"
+            raise InputError(f"space='teacher' needs {needed}, got {type(self).__name__} without that head")
+        return self.config.pooled_dim if space == "student" else self.config.cloud_dims[0]
+
+    def embed(self, points: Tensor, space: str = "student") -> Tensor:
+        """Embed clouds (batch, points, 3) as vectors (batch, width): the encoder's `pooler_output`, or in the space
+        "teacher" the first teacher's features of the cloud, which the class token predicts."""
+        width, output = self.vector_dim(space), self.base_model(points)
+        if space == "student":
+            return output.pooler_output
+        return self.cloud_norm.invert(self.cloud_head(output.last_hidden_state[:, 0]))[:, :width]
+
     def save_pretrained(self, *args, **kwargs) -> None:
         """Save the model and name its code; as remote code, `AutoModel` is the encoder unless a head claims it."""
         encoder = f"{ACTStudent.__module__.rpartition('.')[2]}.{ACTStudent.__name__}"
@@ -353,6 +370,9 @@ class ACTStudentForPreTraining(ACTStudentPreTrainedModel):
 
     def _loss(self, predicted: Tensor, target: Tensor, dims: list[int]) -> Tensor:
         return teachers_loss(predicted, target, dims, self.config.teacher_weights, self.config.loss_type)
+
+    encode = encode
+    similarity = staticmethod(similarity)
 
     @torch.inference_mode()
     def reconstruct(

@@ -1,6 +1,11 @@
 """Configurations of models that are small in every width, those of the point networks too."""
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from modeling_act import (
     ACTStudent,
@@ -67,6 +72,23 @@ def small_view_teacher_config(**overrides) -> ACTViewTeacherConfig:
     backbone = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 32, "patch_size": 8}
     fields = {"num_groups": 16, "group_size": 8, "num_views": 3, "image_size": 32, "patch_size": 8, "hidden_size": 24}
     return ACTViewTeacherConfig(**(fields | {"backbone_config": backbone | {"model_type": "dinov2"}} | overrides))
+
+
+WORDS = ["[pad]", "[end]", "[unknown]", "a", "chair", "mug", "with", "arms", "round"]  # their places are the tokens
+
+
+def save_small_text_model(folder, kind: str) -> None:
+    """Save a random "clip" or "siglip", of an image and a text half, with a tokenizer of `WORDS`."""
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
+    text = {"vocab_size": 16, "max_position_embeddings": 8, "eos_token_id": 1, "pad_token_id": 0}
+    halves = {"text_config": sizes | text, "vision_config": sizes | {"image_size": 32, "patch_size": 8}}
+    config = AutoConfig.for_model(kind, **halves, **({"projection_dim": 16} if kind == "clip" else {}))
+    AutoModel.from_config(config).save_pretrained(folder)
+    words = Tokenizer(WordLevel({word: place for place, word in enumerate(WORDS)}, "[unknown]"))
+    words.pre_tokenizer = Whitespace()
+    words.post_processor = TemplateProcessing(single="$A [end]", special_tokens=[("[end]", 1)])
+    special = {"pad_token": "[pad]", "eos_token": "[end]", "unk_token": "[unknown]"}
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
 
 
 def small_models() -> dict[str, tuple[type, object, dict]]:

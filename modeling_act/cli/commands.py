@@ -18,8 +18,11 @@ from ..point_ops import chamfer_l1
 from ..processing_act import to_up_axis
 from ..readers.cloud import read_cloud
 from ..search.shape_index import ShapeIndex, check_usearch, probe_cloud
+from ..search.text_vectors import encode_texts
 from ..viewer.page import ViewerCloud, label_colors, viewer_page
 from .tables import check_table, list_clouds, path_below, write_ply, write_table
+
+MODEL_OF_SPACE = {"student": "ACTStudent", "teacher": "ACTStudentForPreTraining"}
 
 
 def print_json(**values) -> None:
@@ -77,8 +80,10 @@ def encode_clouds(options: argparse.Namespace) -> None:
     if options.index:
         check_usearch()
         Path(options.index).mkdir(parents=True, exist_ok=True)
-    student, paths = load_model(options.model, "ACTStudent", revision=options.revision), list_clouds(options.inputs)
-    batches = list(predict(student, paths, lambda points: student(points).pooler_output, options))
+    student = load_model(options.model, MODEL_OF_SPACE[options.space], revision=options.revision)
+    student.vector_dim(options.space)  # raises, before hours of work
+    paths = list_clouds(options.inputs)
+    batches = list(predict(student, paths, lambda points: student.embed(points, options.space), options))
     if not batches:
         raise InputError("none of the clouds could be read")
     names = [name for batch_names, _ in batches for name in batch_names]
@@ -86,13 +91,14 @@ def encode_clouds(options: argparse.Namespace) -> None:
     if options.out:
         write_table(options.out, {"name": names, "vector": vectors.numpy()})
     if options.index:
-        about = {"model": options.model, "revision": options.revision, "seed": options.seed}
-        ShapeIndex.build(options.index, names, vectors, about | {"probe": embed_probe(student, options)})
+        about = {"model": options.model, "revision": options.revision, "seed": options.seed, "space": options.space}
+        about |= {"text_model": student.config.text_model, "probe": embed_probe(student, options.space, options)}
+        ShapeIndex.build(options.index, names, vectors, about)
     print_json(clouds=len(names), skipped=len(paths) - len(names), width=vectors.shape[1])
 
 
-def embed_probe(student: nn.Module, options: argparse.Namespace) -> list[float]:
-    return encode(student, probe_cloud(), show_progress=False, device=options.device).tolist()
+def embed_probe(student: nn.Module, space: str, options: argparse.Namespace) -> list[float]:
+    return encode(student, probe_cloud(), show_progress=False, device=options.device, space=space).tolist()
 
 
 def classify(options: argparse.Namespace) -> None:
@@ -154,18 +160,38 @@ def reconstruct(options: argparse.Namespace) -> None:
 
 
 def similar(options: argparse.Namespace) -> None:
+    if bool(options.inputs) == bool(options.text) or (options.text_model and not options.text):
+        raise InputError("similar needs clouds, or --text in their place; --text_model goes with --text")
     index = ShapeIndex.load(options.index)
+    space = index.about.get("space", "student")
+    if space not in list(MODEL_OF_SPACE):
+        raise InputError(f"{options.index}: its space must be student or teacher, got {space!r:.100}")
+    embed = embed_text if options.text else embed_clouds
+    for names, vectors in embed(index, space, options):
+        for name, neighbors in zip(names, index.search(vectors, options.count), strict=True):
+            print_json(name=name, nearest=[[shape, round(cosine, 6)] for shape, cosine in neighbors])
+
+
+def embed_text(index: ShapeIndex, space: str, options: argparse.Namespace) -> Iterator[tuple[list[str], Tensor]]:
+    """Yield the text and its vector, for an index of the space that a teacher shares with text."""
+    if space == "student":
+        raise InputError(f"{options.index}: is of the student's own space, without text; use encode --space teacher")
+    name = options.text_model or index.about.get("text_model")
+    if not name or not isinstance(name, str):
+        raise InputError(f"{options.index}: its student names no text model; give --text_model")
+    yield [options.text], encode_texts([options.text], name, options.device)
+
+
+def embed_clouds(index: ShapeIndex, space: str, options: argparse.Namespace) -> Iterator[tuple[list[str], Tensor]]:
+    """Yield names and vectors of clouds, a batch at a time, as the model that made the index embeds them."""
     name, revision = options.model or index.about.get("model"), options.revision
     if name == index.about.get("model"):
         revision = revision or index.about.get("revision")
     if not isinstance(name, str) or not isinstance(revision, str | None):
         raise InputError(f"{options.index}: does not say which model made it; give --model")
-    student = load_model(name, "ACTStudent", revision=revision)
-    index.check_model(torch.tensor(embed_probe(student, options)))
-    paths = list_clouds(options.inputs)
-    for names, vectors in predict(student, paths, lambda points: student(points).pooler_output, options):
-        for cloud, neighbors in zip(names, index.search(vectors, options.count), strict=True):
-            print_json(name=cloud, nearest=[[shape, round(cosine, 6)] for shape, cosine in neighbors])
+    student = load_model(name, MODEL_OF_SPACE[space], revision=revision)
+    index.check_model(torch.tensor(embed_probe(student, space, options)))
+    yield from predict(student, list_clouds(options.inputs), lambda points: student.embed(points, space), options)
 
 
 def view(options: argparse.Namespace) -> None:

@@ -6,10 +6,10 @@ import sys
 MODEL_HELP, TABLE_HELP = "folder or Hub id", "table to write: .npz, .json or .parquet"
 
 
-def make_parents() -> list[argparse.ArgumentParser]:
+def make_parents(num_inputs: str = "+") -> list[argparse.ArgumentParser]:
     """Make the flags that commands share: of clouds, of inference on them, of inference in batches, and of the Hub."""
     clouds = argparse.ArgumentParser(add_help=False)
-    clouds.add_argument("inputs", nargs="+", help="files of clouds and meshes, and folders of them")
+    clouds.add_argument("inputs", nargs=num_inputs, help="files of clouds and meshes, and folders of them")
     clouds.add_argument("--seed", type=int, default=0, help="seed of the points that are sampled")
     clouds.add_argument("--up_axis", choices=("y", "z"), help="axis that is up in these clouds, if not as in training")
     clouds.add_argument("--skip_bad", action="store_true", help="skip clouds that cannot be read")
@@ -42,6 +42,12 @@ def make_parser() -> argparse.ArgumentParser:
     encode = add("encode", "clouds -> vectors, and an index to search", batches, revision)
     encode.add_argument("--out", help=TABLE_HELP)
     encode.add_argument("--index", help="folder for an index that `similar` searches")
+    encode.add_argument(
+        "--space",
+        choices=("student", "teacher"),
+        default="student",
+        help="space of the vectors: the student's own, or its first teacher's, which CLIP and SigLIP share with text",
+    )
 
     classify = add("classify", "clouds -> their most likely classes", batches, revision)
     classify.add_argument("--top_k", type=int, default=5, help="number of classes to print")
@@ -58,10 +64,12 @@ def make_parser() -> argparse.ArgumentParser:
     reconstruct.add_argument("--student", help="folder or Hub id of an ACTStudentForPreTraining")
     reconstruct.add_argument("--out", required=True, help="folder for input, visible part and reconstruction, as PLY")
 
-    similar = add("similar", "clouds -> the nearest shapes of an index", batches, revision)
+    similar = add("similar", "clouds or a text -> the nearest shapes of an index", make_parents("*")[2], revision)
+    similar.add_argument("--text", help="words to search by, in place of clouds; needs `encode --space teacher`")
+    similar.add_argument("--text_model", help=f"{MODEL_HELP} that embeds --text; default: the one the student names")
     similar.add_argument("--model", help=f"{MODEL_HELP}; default: the model that made the index")
     similar.add_argument("--index", required=True, help="folder that `encode --index` made")
-    similar.add_argument("--count", type=int, default=10, help="number of shapes for each cloud")
+    similar.add_argument("--count", type=int, default=10, help="number of shapes for each cloud or text")
 
     view = add("view", "clouds -> one HTML page to view them in 3D", clouds)
     view.add_argument("--out", default="clouds.html", help="the page; default: clouds.html")

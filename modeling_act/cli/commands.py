@@ -63,9 +63,9 @@ def info(options: argparse.Namespace) -> None:
     model = load_model(options.model, revision=options.revision)
     summary = {"model": options.model, "class": type(model).__name__, "dtype": str(model.dtype)}
     summary["parameters"] = model.num_parameters()
-    for name in ("num_groups", "group_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
-        summary[name] = getattr(model.config, name)
-    if summary["class"] not in ("ACTStudent", "ACTStudentForPreTraining", "ACTTeacher"):
+    sizes = ("num_groups", "group_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_views")
+    summary |= {name: getattr(model.config, name) for name in sizes if hasattr(model.config, name)}
+    if summary["class"] not in ("ACTStudent", "ACTStudentForPreTraining", "ACTTeacher", "ACTViewTeacher"):
         summary["labels"] = list(model.config.id2label.values())
     summary["processor"] = processor_of(model).to_dict()
     summary["processor"].pop("auto_map", None)

@@ -18,6 +18,7 @@ from modeling_act import (
     ACTStudentForPointCloudClassification,
     ACTStudentForPreTraining,
     ACTTeacher,
+    ACTViewTeacher,
 )
 from modeling_act.__main__ import main
 from modeling_act.cli.commands import COMMANDS
@@ -26,7 +27,12 @@ from modeling_act.hub.load_model import load_model
 from modeling_act.point_ops import chamfer_l1
 from modeling_act.readers.cloud import read_cloud
 from shape_files import make_shapes
-from small_models import save_small_text_model, small_student_config, small_teacher_config
+from small_models import (
+    save_small_text_model,
+    small_student_config,
+    small_teacher_config,
+    small_view_teacher_config,
+)
 
 NAMES = ["box.ply", "can.stl", "nested/ball.off", "ring.glb", "scan.xyz"]
 PARTS = {"num_categories": 2, "category_names": ["chair", "car"], "parts_of_category": [[0, 1], [2, 3, 4]]}
@@ -189,13 +195,16 @@ def test_view(run, shapes):
     assert all(name in page for name in NAMES) and "http://" not in page and "https://" not in page
 
 
-def test_info(models, capsys):
+def test_info(models, tmp_path, capsys):
     assert main(["info", str(models / "classifier")]) == 0
     lines = json.loads(capsys.readouterr().out)
     model = ACTStudentForPointCloudClassification.from_pretrained(models / "classifier")
     assert lines["class"] == "ACTStudentForPointCloudClassification" and lines["labels"] == list("abcde")
     assert lines["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert lines["processor"]["num_points"] == 64 and lines["num_groups"] == 16
+    ACTViewTeacher(small_view_teacher_config()).save_pretrained(tmp_path / "views")
+    assert main(["info", str(tmp_path / "views")]) == 0
+    assert json.loads(capsys.readouterr().out)["num_views"] == 3
 
 
 def test_convert_is_the_converter(run, tmp_path, capsys):

@@ -20,14 +20,14 @@ from act_training.data.batches import Sampling, validation_batches
 from act_training.data.point_sets import open_point_set
 from act_training.measure.frozen_features import embed
 from act_training.prepare.dinov2_small import save_dinov2_small
-from act_training.report.run_folder import save_cloud_panels, write_report
+from act_training.report.run_folder import make_figure, save_figure, write_report
 from act_training.run.training_state import calibrate_batch_norm
 from transformers.utils import logging
 
-from modeling_act import ACTStudent, ACTViewTeacher
+from modeling_act import ACTStudent, ACTViewTeacher, ACTViewTeacherConfig
 
 TRAINING = Path(__file__).resolve().parent
-GALLERY, QUERIES, NEIGHBORS = 700, 5, 3
+GALLERY, NEIGHBORS = 700, 3
 DIRECTIONS = 32  # of vectors, the principal ones, with equal weight
 
 
@@ -54,28 +54,46 @@ def run_stages(folder: Path, steps: int, seed: int) -> None:
 
 
 def compare_neighbors(folder: Path, seed: int) -> dict[str, float]:
-    """Draw the nearest of new shapes to five others, before and after training; return the share of all neighbors that
-    are of their shape's class."""
+    """Draw the nearest of new shapes to a few of them, before and after training; return the share of all neighbors
+    that are of their shape's class."""
     shapes = open_point_set("everyday_shapes", "test").select(range(GALLERY))
-    labels, sampling = shapes.labels(), Sampling(512)
+    labels, names, sampling, cpu = shapes.labels(), shapes.names_of("label"), Sampling(512), torch.device("cpu")
     student = ACTStudent.from_pretrained(folder / "student").eval()
     torch.manual_seed(seed)
     untrained = ACTStudent(student.config)
-    batches = validation_batches(shapes, 32, sampling, torch.device("cpu"))
+    batches = validation_batches(shapes, 32, sampling, cpu)
     calibrate_batch_norm(untrained, lambda batch: untrained(batch["points"]), batches)
-    clouds = np.concatenate([b["points"] for b in validation_batches(shapes, 32, Sampling(2048), torch.device("cpu"))])
-    rows = [{"shape": clouds[query]} for query in range(QUERIES)]
-    shares = {}
+    nearest, shares = {}, {}
     for name, network in (("untrained", untrained), ("pretrained", student)):
         vectors = torch.from_numpy(embed(network, shapes, sampling, 64))
         vectors = torch.linalg.svd(vectors - vectors.mean(0), full_matrices=False).U[:, :DIRECTIONS]
         similarity = ACTStudent.similarity(vectors, vectors).fill_diagonal_(-1)
-        nearest = similarity.topk(NEIGHBORS).indices.numpy()
-        shares[name] = float((labels[nearest] == labels[:, None]).mean())
-        for query, row in enumerate(rows):
-            row |= {f"{name}: {place + 1}.": clouds[nearest[query, place]] for place in range(NEIGHBORS)}
-    save_cloud_panels(folder / "neighbors.png", rows, title="Nearest shapes before and after pretraining")
+        nearest[name] = similarity.topk(NEIGHBORS).indices.numpy()
+        shares[name] = float((labels[nearest[name]] == labels[:, None]).mean())
+    clouds = torch.cat([batch["points"] for batch in validation_batches(shapes, 64, Sampling(2048), cpu)])
+    queries = [int((labels == label).argmax()) for label in range(0, len(names), 2)]  # the first of every second class
+    draw_neighbors(folder / "neighbors.png", clouds, labels, queries, nearest)
     return shares
+
+
+def draw_neighbors(
+    path: Path, clouds: torch.Tensor, labels: np.ndarray, queries: list[int], nearest: dict[str, np.ndarray]
+) -> None:
+    """Draw each query and its nearest shapes, in a green frame if they are of its class, else in a red one."""
+    teacher = ACTViewTeacher(ACTViewTeacherConfig(num_views=8, image_size=168))  # draws; its weights do not matter
+    figure = make_figure(1400, 1440)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.96, wspace=0.05, hspace=0.05)
+    for row, query in enumerate(queries):
+        cells = [("shape", query), *((name, other) for name, found in nearest.items() for other in found[query])]
+        images = teacher.render(clouds[[place for _, place in cells]]).images[:, 1].permute(0, 2, 3, 1)
+        for column, ((name, place), image) in enumerate(zip(cells, images, strict=True)):
+            axes = figure.add_subplot(len(queries), len(cells), row * len(cells) + column + 1, xticks=[], yticks=[])
+            axes.imshow(image.numpy())
+            color = "#2e9e5b" if labels[place] == labels[query] else "#d6336c"
+            axes.spines[:].set(color=color if column else "white", linewidth=3)
+            if row == 0:
+                axes.set_title(name)
+    save_figure(figure, path)
 
 
 def main() -> None:

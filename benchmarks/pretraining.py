@@ -50,7 +50,7 @@ def pretrain(row: str, seed: int, options: argparse.Namespace) -> Path:
         place = flags.index("--model") + 1
         fields = yaml.safe_load(options.config.read_text())["model"] | yaml.safe_load(f"{{{flags[place]}}}")
         flags[place] = yaml.safe_dump(fields, default_flow_style=True, width=10_000).strip()
-    folder = options.work / "_".join([*row.replace(",", "").split(), str(seed)])
+    folder = options.work / "_".join([*row.replace(",", "").split(), str(seed), "quick" * options.quick])
     if not (folder / "metrics.json").exists():
         cache = options.work / f"targets_{Path(flags[1]).name}"  # of a teacher, shared by its rows
         data = ["--dataset_name", options.data / "pretrain.npz", "--validation_split", "validation"]
@@ -78,9 +78,7 @@ def main() -> None:
     parser.add_argument("--image_transformer", default="facebook/dinov2-small", help="folder or Hub id")
     parser.add_argument("--config", type=Path, default=TRAINING / "recipes" / "distill_views_small.yaml")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW")
-    parser.add_argument(
-        "--sets", nargs="+", default=["ldraw_parts", "kicad_parts", "everyday_objects", "ancient_objects"]
-    )
+    parser.add_argument("--sets", nargs="+", default=SETS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, default=6000, help="of 32 clouds")
     options = parser.parse_args()

@@ -352,7 +352,12 @@ class ACTStudentForPreTraining(ACTStudentPreTrainedModel):
                 raise ValueError(f"`teacher_features` must have shape {shape}")
             target = self.target_norm(gather_points(teacher_features, masked))
             loss = self._loss(predicted, target, self.target_norm.dims)
-        if cloud_features is not None and predicted_cloud is not None:
+        if (cloud_features is None) != (predicted_cloud is None) and loss is not None:
+            raise ValueError("`cloud_features` and the configuration's `cloud_dims` go together")
+        if cloud_features is not None:
+            if cloud_features.shape != predicted_cloud.shape:
+                shape = f"(batch, sum of `cloud_dims`) = {tuple(predicted_cloud.shape)}"
+                raise ValueError(f"`cloud_features` must have shape {shape}, got {tuple(cloud_features.shape)}")
             cloud_loss = self._loss(predicted_cloud, self.cloud_norm(cloud_features), self.config.cloud_dims)
             group_loss = loss
             loss = self.config.cloud_loss_weight * cloud_loss + (0 if group_loss is None else group_loss)

@@ -105,7 +105,8 @@ class ACTViewTeacher(ACTPreTrainedModel):
         """Render clouds of the unit sphere; return the cameras (views, 3, 3) too."""
         config = self.config
         cameras = make_cameras(config.num_views, config.elevation, config.up_axis).to(points.device)
-        return render(points, cameras, config.image_size, config.splat, config.shading), cameras
+        with torch.autocast(points.device.type, enabled=False):  # bf16 would move points by pixels
+            return render(points, cameras, config.image_size, config.splat, config.shading), cameras
 
     @can_return_tuple
     @torch.no_grad()
@@ -121,7 +122,8 @@ class ACTViewTeacher(ACTPreTrainedModel):
         views, cameras = self._render((points - center) / radius)
         patches, cloud_features = self._look(views.images)
         seen = PointGroups((centers - center) / radius, neighborhoods / radius.unsqueeze(3))
-        features = lift_features(patches, views, seen, cameras, self.config.visibility_tolerance)
+        with torch.autocast(points.device.type, enabled=False):
+            features = lift_features(patches, views, seen, cameras, self.config.visibility_tolerance)
         return ACTViewTeacherOutput(features, cloud_features, centers, views.images)
 
     def get_teacher_features(

@@ -43,11 +43,13 @@ def make_cameras(num_views: int, elevation: float, up_axis: str = "y") -> Tensor
 
 def point_spacing(points: Tensor) -> Tensor:
     """Distance (batch,) at which points (batch, points, 3) of surfaces lie from each other: the side of the square
-    that a point has to itself, in a disc that holds 16 of them."""
-    count = min(16, points.shape[1])
+    that a point has to itself, in a disc that holds 16 of them. Repeated points count once."""
     samples = points[:, :: max(1, points.shape[1] // 64)]
-    reach = k_nearest_neighbors(samples, points, count)[0][..., -1].sqrt()
-    return reach.median(1).values * math.sqrt(math.pi / count)
+    squares = k_nearest_neighbors(samples, points, min(64, points.shape[1]))[0]  # (batch, samples, nearest)
+    copies = (squares == 0).sum(2).median(1).values  # of each point, itself among them
+    last = (16 * copies).clamp(max=squares.shape[2])
+    reach = squares.sqrt().median(1).values.gather(1, last.unsqueeze(1) - 1).squeeze(1)
+    return reach * (math.pi * copies / last).sqrt()
 
 
 def project(points: Tensor, cameras: Tensor, size: int) -> tuple[Tensor, Tensor]:

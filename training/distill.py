@@ -25,10 +25,10 @@ from act_training.run.script import (
     parse_arguments,
     parse_mapping,
     run_script,
+    warn,
 )
 from act_training.run.training_run import TrainingRun
-from act_training.run.training_state import digest_of
-from act_training.tasks.pretraining import SelfTeacher, TeacherTargets, evaluate_distillation, load_teacher
+from act_training.tasks.pretraining import SelfTeacher, TeacherTargets, evaluate_distillation, identify, load_teacher
 from torch import Tensor
 from transformers.hf_argparser import HfArg
 
@@ -75,6 +75,8 @@ class DistillArguments(ACTTrainingArguments):
             raise InputError(f"--teacher_weights needs {len(self.teacher)} numbers, got {len(self.teacher_weights)}")
         if SELF in self.teacher[:-1] or (SELF in self.teacher and self.ema_decay is None):
             raise InputError("--teacher self comes last, and needs --ema_decay, such as 0.996")
+        if self.teacher == [SELF] and self.target_norm in ("standardize", "phi_s"):
+            raise InputError("--teacher self alone has no statistics to measure: use --target_norm layer_norm or none")
         if self.target == "backbone" and len(self.teacher) > 1:
             raise InputError("--target backbone takes one --teacher")
         fixed = self.samplings and not self.streaming and self.teacher_code_mode == "argmax"
@@ -95,17 +97,19 @@ def make_student(
 ) -> ACTStudentForPreTraining:
     """Make a student of the teachers' groups; one that predicts coordinates is as wide as a group's points."""
     own = {"target": options.target, "target_norm": options.target_norm}
-    needed = {}
+    needed, sizes_of_views = {}, {}
     for teacher in teachers:
         sizes = {name: getattr(teacher.config, name) for name in GROUPS}
         if isinstance(teacher, ACTTeacher):
             needed |= sizes
         else:  # views show groups of any size
-            own = sizes | own
+            sizes_of_views |= sizes
     with errors_of("--model"):
+        if flags := sorted({"teacher_dim", "teacher_dims", "teacher_weights", "cloud_dims", *own} & set(fields)):
+            raise ValueError(f"{', '.join(flags)} follow from the teachers and from flags; leave them out")
         if clash := [name for name in needed if name in fields and fields[name] != needed[name]]:
             raise ValueError(f"{', '.join(clash)} must be the teacher's, {[needed[name] for name in clash]}")
-        fields = own | fields | needed
+        fields = own | sizes_of_views | fields | needed
         if not options.teacher:
             width = 3 * fields.get("group_size", ACTStudentConfig.group_size)
             fields |= {"teacher_dim": width, "target_norm": "none"}
@@ -153,12 +157,15 @@ def main(arguments: list[str]) -> None:
     options = parse_arguments(DistillArguments, __doc__, arguments)
     fields = parse_mapping("--model", options.model, set(ACTStudentConfig.__dataclass_fields__))
     run = TrainingRun(options)
-    teachers = [load_teacher(name).to(run.device) for name in options.teacher if name != SELF]
+    names = [name for name in options.teacher if name != SELF]
+    teachers = [load_teacher(name, options.up_axis).to(run.device) for name in names]
     student = make_student(fields, teachers, options)
     config = student.config
     run.open_data(max(config.num_groups, config.group_size))
     if any(isinstance(teacher, ACTViewTeacher) for teacher in teachers):
         run.data.sampling = replace(run.data.sampling, teacher_points=options.teacher_points or options.num_points)
+    elif options.teacher_points:
+        warn("--teacher_points has no effect without a teacher of views")
     probe = Probe(run, max(config.num_groups, config.group_size)) if options.probe_dataset else None
     bf16 = "bf16" in (options.mixed_precision, options.teacher_precision)
     targets = TeacherTargets(teachers, options.teacher_code_mode, bf16, options.target == "backbone")
@@ -169,10 +176,11 @@ def main(arguments: list[str]) -> None:
         run.data.augmentation = []  # of points; the groups are augmented instead
     if teachers:
         targets.measure(run, student)
-    run.prepare(student, teacher=", ".join(digest_of(teacher) for teacher in teachers) or "none")
+    run.prepare(student, teacher=", ".join(map(identify, teachers)) or "none")
     run.calibrate_batch_norm(lambda batch: student.student(batch["points"]))
     if SELF in options.teacher:
         targets.self_teacher = SelfTeacher(student)
+        targets.self_teacher.update(run.average)
     num_masked = int(config.mask_ratio * config.num_groups)
     samples = run.data.sample_clouds(4)
     metrics: dict[str, float] = {}
@@ -206,8 +214,6 @@ def main(arguments: list[str]) -> None:
     for batch in run.batches():
         groups = student.group(batch["points"])  # computed once, for teachers and student
         number = batch["keys"][:, 0] % options.samplings if options.cache_targets else None
-        if targets.self_teacher:
-            targets.self_teacher.update(run.average)
         with run.autocast():
             features = targets(groups, batch, number)
             if options.cache_targets:
@@ -215,6 +221,8 @@ def main(arguments: list[str]) -> None:
             mask = make_mask(batch["keys"], groups)
             output = run.model(groups=groups, bool_masked_pos=mask, num_masked=num_masked, **features)
         run.step(output.loss)
+        if targets.self_teacher:
+            targets.self_teacher.update(run.average)
 
         if run.is_log_due():
             run.log_training()

@@ -116,6 +116,14 @@ def test_clouds_of_a_batch_are_rendered_by_themselves_and_images_are_colors(shad
         assert torch.equal(render(cloud, CAMERAS, 64, 1.0, shading).images, image)
 
 
+def test_repeated_points_cover_as_much():
+    points = sphere(600)
+    expected = render(points, CAMERAS, SIZE, 1.0, "light").images
+    for times in (2, 4, 16):
+        images = render(points.repeat(1, times, 1), CAMERAS, SIZE, 1.0, "light").images
+        assert (images < 1).float().mean().item() == pytest.approx((expected < 1).float().mean().item(), rel=0.06)
+
+
 def test_the_view_fits_any_cloud():
     points = sphere(300) * 7 + torch.tensor([100.0, -3.0, 5.0])
     center, radius = bounding_sphere(points)

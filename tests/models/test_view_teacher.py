@@ -138,9 +138,10 @@ def test_groups_are_looked_up_in_pictures_of_all_points(teacher, points):
 def test_bf16(teacher, points):
     expected = teacher.get_teacher_features(points)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = teacher.get_teacher_features(points)
+        rounded, images = teacher.get_teacher_features(points), teacher(points).images
+    assert torch.equal(images, teacher(points).images)  # of the pictures nothing is rounded
     assert rounded.dtype == torch.float32
-    assert torch.cosine_similarity(rounded, expected, dim=-1).mean() > 0.97
+    assert torch.cosine_similarity(rounded, expected, dim=-1).min() > 0.99
 
 
 @pytest.mark.parametrize(

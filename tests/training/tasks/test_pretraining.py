@@ -18,6 +18,7 @@ from act_training.tasks.pretraining import (
     code_use,
     evaluate_autoencoder,
     evaluate_distillation,
+    identify,
     is_collapsed,
 )
 
@@ -169,7 +170,9 @@ def test_gumbel_targets_are_noisy(point_set, teacher):
 def test_several_teachers_lie_beside_each_other_and_the_student_itself_is_one(point_set, teacher):
     (batch,) = batches_of(point_set, 11)
     views = ACTViewTeacher(small_view_teacher_config()).eval()
-    student = ACTStudentForPreTraining(small_student_config(teacher_dim=68, teacher_dims=[20, 24, 24]))
+    student = ACTStudentForPreTraining(
+        small_student_config(teacher_dim=68, teacher_dims=[20, 24, 24], cloud_dims=[20, 48, 24])
+    )
     targets = TeacherTargets([teacher, views])
     targets.self_teacher, targets.learns_cloud = SelfTeacher(student), True
     groups = student.group(batch["points"])
@@ -206,3 +209,13 @@ def test_use_of_codes():
     assert code_use(torch.tensor([0.0, 9])) == {"codes_used": 1, "perplexity": pytest.approx(1)}
     assert [is_collapsed({"perplexity": value}, 512) for value in (11.3, 11.4)] == [True, False]
     assert [is_collapsed({"perplexity": value}, 16) for value in (3.9, 4)] == [True, False]
+
+
+def test_a_teacher_is_identified_by_weights_and_configuration():
+    torch.manual_seed(0)
+    first = ACTViewTeacher(small_view_teacher_config())
+    other = ACTViewTeacher(small_view_teacher_config(shading="depth"))
+    other.load_state_dict(first.state_dict())
+    assert identify(first) != identify(other)
+    other.config.shading = "light"
+    assert identify(first) == identify(other)

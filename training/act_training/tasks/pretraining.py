@@ -1,8 +1,11 @@
 """Teachers, targets and validation of pretraining, for `autoencode.py` and `distill.py`."""
 
 import copy
+import itertools
 import json
 import math
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +17,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from act_training.data.batches import VALIDATION_EPOCH, read_batch
 from act_training.data.point_sets import PointSet
@@ -31,15 +34,18 @@ F_SCORE_DISTANCE = 0.05  # in units of the sphere's radius
 STATISTICS_CLOUDS, STATISTICS_BATCH_SIZE = 1024, 64  # to standardize targets
 
 
-def load_teacher(name: str, **sizes: int) -> ACTTeacher | ACTViewTeacher:
+def load_teacher(name: str, up_axis: str | None = None) -> ACTTeacher | ACTViewTeacher:
     """Load a frozen teacher in eval mode, whose checkpoint must be complete; an image Transformer becomes a teacher of
-    views, which groups of any `sizes` suit."""
+    views. Cameras must stand around the `up_axis` of the clouds, if it is known."""
     with errors_of("--teacher"):
         if not is_timm_name(name):
             kind = PreTrainedConfig.get_config_dict(name)[0].get("model_type", "")
             if kind.startswith("act_"):
-                return load_model(name, "ACTTeacher", "ACTViewTeacher").requires_grad_(False)
-        return ACTViewTeacher.from_backbone(name, **sizes)
+                teacher = load_model(name, "ACTTeacher", "ACTViewTeacher").requires_grad_(False)
+                if getattr(teacher.config, "up_axis", up_axis) != up_axis and up_axis:
+                    raise ValueError(f"{name} looks at clouds with {teacher.config.up_axis} up, not {up_axis}")
+                return teacher
+        return ACTViewTeacher.from_backbone(name, up_axis=up_axis or "y")
 
 
 class SelfTeacher:
@@ -112,13 +118,14 @@ class TeacherTargets:
         return tuple(torch.cat([part.float() for part in kind], dim=-1) for kind in zip(*parts, strict=True))
 
     def measure(self, run: TrainingRun, student: ACTStudentForPreTraining) -> None:
-        """Measure the statistics of the student's normalization on fixed clouds, if it has any."""
+        """Measure the statistics of the student's normalization on the first training rows, if it has any."""
         if student.config.target_norm not in ("standardize", "phi_s"):
             return
-        clouds, features = run.data.sample_clouds(STATISTICS_CLOUDS), []
-        for start in range(0, len(clouds["points"]), STATISTICS_BATCH_SIZE):
-            part = {name: values[start : start + STATISTICS_BATCH_SIZE] for name, values in clouds.items()}
-            features.append(self(student.group(part["points"]), part))
+        features = []
+        batches = run.data.all_train_batches(STATISTICS_BATCH_SIZE)
+        for batch in itertools.islice(batches, STATISTICS_CLOUDS // STATISTICS_BATCH_SIZE):
+            first = torch.zeros_like(batch["keys"][:, 0])  # of the samplings
+            features.append(self(student.group(batch["points"]), batch, first))
         student.target_norm.measure(torch.cat([part["teacher_features"].flatten(0, 1) for part in features]))
         if self.learns_cloud:
             student.cloud_norm.measure(torch.cat([part["cloud_features"] for part in features]))
@@ -137,7 +144,7 @@ class TeacherTargets:
         self, run: TrainingRun, student: ACTStudentForPreTraining, folder: Path, point_set: PointSet, samplings: int
     ) -> "TargetCache":
         config, processes = student.config, run.accelerator.num_processes
-        teachers = [digest_of(teacher) for teacher in self.teachers]
+        teachers = [identify(teacher) for teacher in self.teachers]
         sizes = config.num_groups, config.group_size, config.skip_near_origin, samplings, self.of_backbone, self.bf16
         cache = TargetCache(folder, [run.data.fingerprint, len(point_set), asdict(run.data.sampling), sizes, teachers])
         first = self._compute(run, student, point_set, range(1), samplings)
@@ -170,6 +177,12 @@ class TeacherTargets:
         return [(part, cloud) for part in features.split(student.config.num_groups, dim=1)]
 
 
+def identify(teacher: PreTrainedModel) -> str:
+    """Identify a teacher by its weights and its configuration."""
+    fields = {name: value for name, value in teacher.config.to_diff_dict().items() if name != "transformers_version"}
+    return f"{digest_of(teacher)} {json.dumps(fields, sort_keys=True, default=str)}"
+
+
 def in_frame(groups: PointGroups, batch: dict[str, Tensor]) -> PointGroups:
     """Return groups of sampled points to where they lie in the cloud as it is stored."""
     center, radius = batch["center"], batch["radius"]
@@ -192,11 +205,17 @@ class TargetCache:
                     f"{self.folder} holds features of other data or teachers; name another --cache_folder"
                 )
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         features, clouds = (torch.stack(values, dim=1)[0].shape for values in zip(*first, strict=True))
+        draft = self.folder.with_name(f".writing-{self.folder.name}-{os.getpid()}")
+        draft.mkdir(parents=True)
         for name, shape, dtype in (("features", features, "f2"), ("clouds", clouds, "f2"), ("done", (), "?")):
-            np.lib.format.open_memmap(self.folder / f"{name}.npy", "w+", dtype, (num_rows, *shape))
-        write_text(marker, self.description)
+            np.lib.format.open_memmap(draft / f"{name}.npy", "w+", dtype, (num_rows, *shape))
+        write_text(draft / "cache.json", self.description)
+        try:
+            draft.rename(self.folder)
+        except OSError:  # another run was faster
+            shutil.rmtree(draft)
+            self.create(first, num_rows)
 
     def open(self) -> None:
         self.features, self.clouds, self.done = (
@@ -205,7 +224,10 @@ class TargetCache:
 
     def write(self, rows: range, samplings: list[tuple[Tensor, Tensor]]) -> None:
         for array, values in zip((self.features, self.clouds), zip(*samplings, strict=True), strict=True):
-            array[rows.start : rows.stop] = torch.stack(values, dim=1).half().cpu().numpy()
+            values = torch.stack(values, dim=1).half()
+            if not values.isfinite().all():
+                raise InputError(f"features of rows {rows.start} to {rows.stop - 1} are not finite in half precision")
+            array[rows.start : rows.stop] = values.cpu().numpy()
             array.flush()
         self.done[rows.start : rows.stop] = True
         self.done.flush()

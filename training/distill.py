@@ -34,6 +34,7 @@ from transformers.hf_argparser import HfArg
 
 from modeling_act import ACTStudentConfig, ACTStudentForPreTraining, ACTTeacher, ACTViewTeacher
 from modeling_act.errors import InputError
+from modeling_act.hub.publishing import without_local_paths
 from modeling_act.point_ops import PointGroups
 
 SELF = "self"  # as a teacher
@@ -235,7 +236,7 @@ def main(arguments: list[str]) -> None:
 
     text = "A 3D Transformer pretrained on the coordinates of masked groups."
     if options.teacher:
-        names = ", ".join(f"`{name}`" for name in options.teacher)
+        names = ", ".join(f"`{name}`" for name in without_local_paths(options.teacher))
         text = f"A 3D Transformer pretrained by masked distillation (ACT, stage 2) from {names}."
     name, width = options.hub_model_id or run.folder.name, config.pooled_dim
     usage = USAGE.format(name=name, num_points=options.num_points, width=width)

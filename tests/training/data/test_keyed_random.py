@@ -11,6 +11,7 @@ from act_training.data.batches import (
     RandomStream,
     Sampling,
     augment,
+    augment_groups,
     keyed_bits,
     keyed_mask,
     keyed_uniform,
@@ -19,7 +20,7 @@ from act_training.data.batches import (
 )
 
 from modeling_act.errors import InputError
-from modeling_act.point_ops import farthest_point_sample
+from modeling_act.point_ops import farthest_point_sample, group_points
 from modeling_act.processing_act import to_unit_sphere
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -49,7 +50,7 @@ def test_split_mix_has_its_published_values():
 
 def test_no_two_uses_share_a_stream():
     assert list(RandomStream.__members__) == [stream.name for stream in RandomStream]  # an alias would be left out
-    assert [stream.value for stream in RandomStream] == [*range(5), *range(100, 104), *range(200, 206)]
+    assert [stream.value for stream in RandomStream] == [*range(6), *range(100, 104), *range(200, 206)]
     calls = [
         node
         for path in (ROOT / "training").rglob("*.py")
@@ -222,7 +223,10 @@ def test_a_turn_about_z_keeps_heights_and_distances():
 
 
 def test_an_unknown_augmentation_is_refused():
-    with pytest.raises(InputError, match="`augmentation` must be among scale_shift, rotate_y, rotate_z, got 'flip'"):
+    with pytest.raises(
+        InputError,
+        match="must be among scale, scale_shift, rotate_y, rotate_z, drop_points, got 'flip'",
+    ):
         augment(torch.zeros(1, 2, 3), keys_of(1), 0, ("flip",))
 
 
@@ -248,3 +252,29 @@ def test_block_masks_hide_the_groups_nearest_to_one_of_them():
         nearest = distances.argsort(1)[:, :12]
         blocks = torch.zeros(30, 30, dtype=torch.bool).scatter_(1, nearest, True)
         assert (blocks == hidden).all(1).any()
+
+
+def test_groups_are_augmented_as_their_points_are():
+    groups = group_points(torch.randn(3, 64, 3), 8, 6)
+    row_ids = torch.tensor([[0, 1], [0, 2], [5, 1]])
+    names = ["scale", "scale_shift", "rotate_y"]
+    centers, neighborhoods = augment_groups(groups, row_ids, 7, names)
+    whole = (groups.centers.unsqueeze(2) + groups.neighborhoods).flatten(1, 2)
+    torch.testing.assert_close(centers, augment(groups.centers, row_ids, 7, names))
+    torch.testing.assert_close((centers.unsqueeze(2) + neighborhoods).flatten(1, 2), augment(whole, row_ids, 7, names))
+    dropped = augment_groups(groups, row_ids, 7, ["drop_points"])
+    assert torch.equal(dropped.centers, groups.centers)
+    changed = (dropped.neighborhoods != groups.neighborhoods).any(-1)
+    assert changed.any() and (dropped.neighborhoods[changed] == 0).all() and changed.float().mean() < 0.5
+    clouds = augment(groups.centers, row_ids, 7, ["drop_points"])
+    assert ((clouds == groups.centers) | (clouds == groups.centers[:, :1])).all()
+
+
+def test_a_teacher_sees_more_points_of_the_same_cloud():
+    cloud, keys = torch.randn(2, 100, 3) * 3 + 1, torch.tensor([[0, 1], [0, 2]])
+    batch = {"points": cloud, "lengths": torch.tensor([100, 80]), "keys": keys}
+    few, many = (sample_points(batch, Sampling(40, teacher_points=count)) for count in (None, 90))
+    assert torch.equal(many["points"], few["points"]) and "teacher_points" not in few
+    assert many["teacher_points"].shape == (2, 90, 3) and torch.equal(many["teacher_points"][:, :40], few["points"])
+    back = many["teacher_points"] * many["radius"] + many["center"]
+    assert (torch.cdist(back, cloud).amin(2) < 1e-5).all()

@@ -133,7 +133,7 @@ def test_one_commit_publishes_the_model_and_nothing_of_the_run(published, name):
 def test_a_published_recipe_names_what_was_local_and_publishes_nothing(published):
     files = published.hub.files("models/org/student")
     recipe = yaml.safe_load(files["recipe.yaml"])
-    assert (recipe["dataset_name"], recipe["teacher"], recipe["output_dir"]) == ("clouds.npz", "teacher", "student")
+    assert (recipe["dataset_name"], recipe["teacher"], recipe["output_dir"]) == ("clouds.npz", ["teacher"], "student")
     assert recipe["push_to_hub"] is False and recipe["resume_from_checkpoint"] is None
     local = yaml.safe_load((published.folder / "student" / "recipe.yaml").read_text())
     assert local["dataset_name"] == str(published.folder / "clouds.npz")

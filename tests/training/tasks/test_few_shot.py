@@ -38,7 +38,7 @@ def recipe(folder, shapes):
 def test_folds_are_seeded_and_their_rows_are_counted(shapes):
     known, queries = open_point_set(str(shapes), "train"), open_point_set(str(shapes), "test")
     options = few_shot.FewShotArguments(dataset_name="", output_dir="", queries=3)
-    names = known.class_names
+    names = known.names_of("label")
     folds = [few_shot.draw_rows(known, queries, 3, 4, number, options) for number in (0, 1, 0)]
     for drawn, asked, classes in folds:
         assert np.unique(drawn.labels(), return_counts=True)[1].tolist() == [4, 4, 4]

@@ -99,10 +99,9 @@ def main() -> None:
     for row, values in scores.items():
         columns = []
         for task in TASKS:
-            known = (
-                np.array([value[task] for value in values if task in value]).reshape(len(options.seeds), -1).mean(1)
-            )
-            columns.append(f"{known.mean():.1%} +- {known.std():.1%}" if known.size else "-")
+            known = [value[task] for value in values if task in value]
+            of_seeds = np.reshape(known, (len(options.seeds), -1)).mean(1) if known else None
+            columns.append(f"{of_seeds.mean():.1%} +- {of_seeds.std():.1%}" if known else "-")
         print(f"{row:<44}" + "".join(f"{column:>16}" for column in columns))
 
 

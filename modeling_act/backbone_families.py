@@ -6,7 +6,8 @@ checkpoint converter.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -86,18 +87,24 @@ def load_backbone(
     backbone: str | os.PathLike | nn.Module, pretrained: bool = True, trust_remote_code: bool = False, **hub
 ) -> tuple[dict, dict[str, Tensor]]:
     """Read fields of `ACTTeacherConfig` and weights of `ACTBackbone` from a model or the name of one."""
-    if isinstance(backbone, nn.Module):
-        if not pretrained:
-            raise ValueError("`pretrained=False` takes the name of a model; a model itself is read with its weights")
-        model, name = backbone, getattr(backbone, "name_or_path", "") or type(backbone).__name__
-    elif is_timm_name(name := os.fspath(backbone)):
-        model = load_timm(name, pretrained, **hub)
-    else:
-        model = load_transformers(name, pretrained, trust_remote_code, **hub)
+    load = partial(load_transformers, trust_remote_code=trust_remote_code)
+    model, name = find_model(backbone, pretrained, load, **hub)
     model = getattr(model, "timm_model", model)  # transformers' wrapper of a timm model
     fields, weights = read_transformers(model) if isinstance(model, PreTrainedModel) else read_timm(model)
     name = os.path.basename(os.path.abspath(name)) if os.path.isdir(name) else name  # no local path gets published
     return {"backbone": name, **fields}, weights
+
+
+def find_model(
+    backbone: str | os.PathLike | nn.Module, pretrained: bool, load: Callable[..., PreTrainedModel], **hub
+) -> tuple[nn.Module, str]:
+    """Return a model and its name, given either; `load` loads those of transformers."""
+    if isinstance(backbone, nn.Module):
+        if not pretrained:
+            raise ValueError("`pretrained=False` takes the name of a model; a model itself is read with its weights")
+        return backbone, getattr(backbone, "name_or_path", "") or type(backbone).__name__
+    name = os.fspath(backbone)
+    return (load_timm if is_timm_name(name) else load)(name, pretrained, **hub), name
 
 
 def is_timm_name(name: str) -> bool:

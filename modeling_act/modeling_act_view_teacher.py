@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .act_layers import ACTPreTrainedModel, make_groups
-from .backbone_families import is_timm_name, load_timm
+from .backbone_families import find_model
 from .configuration_act import ACTViewTeacherConfig
 from .point_ops import PointGroups, bounding_sphere
 from .rendering import Renders, lift_features, make_cameras, render
@@ -169,14 +169,8 @@ def load_image_backbone(
     """Return fields of `ACTViewTeacherConfig`, the image Transformer, and its map into a space shared with text."""
     fields, projection = {}, None
     processor = {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
-    if isinstance(backbone, nn.Module):
-        if not pretrained:
-            raise ValueError("`pretrained=False` takes the name of a model; a model itself is read with its weights")
-        model, name = backbone, getattr(backbone, "name_or_path", "") or type(backbone).__name__
-    elif is_timm_name(name := os.fspath(backbone)):
-        model = load_timm(name, pretrained, **hub)
-    else:
-        model = load_transformers(name, pretrained, **hub)
+    model, name = find_model(backbone, pretrained, load_transformers, **hub)
+    if isinstance(model, PreTrainedModel) and not isinstance(backbone, nn.Module):
         processor |= read_processor(name, **hub)
     if not isinstance(model, PreTrainedModel):
         model, processor = wrap_timm(model, image_size), model.pretrained_cfg

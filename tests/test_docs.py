@@ -161,7 +161,7 @@ def test_a_command_that_is_wrong_is_found():
 
 @functools.cache
 def flags_of_all() -> frozenset[str]:
-    """Whatever a page may mean by a flag alone."""
+    """Flags that a page may name alone."""
     scripts = [f"training/{path.name}" for path in sorted((ROOT / "training").glob("*.py"))]
     scripts += ["app/app.py", "model_cards/publish.py"]
     names = (*importlib.import_module("modeling_act.cli.commands").COMMANDS, "convert")

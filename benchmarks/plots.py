@@ -83,6 +83,41 @@ def plot_embed(records: list[dict], folder: Path) -> str:
     return save(figure, "embed.png", folder)
 
 
+def plot_pretraining(records: list[dict], folder: Path) -> str:
+    """Plot 1-NN accuracies, means over sets: by row, with deviations over seeds, and by clouds seen."""
+    figure, (bars, curves) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained", width_ratios=[3, 2])
+    means = {}
+    for record in records:
+        values = means.setdefault(record["row"], {}).setdefault(record["steps"], {})
+        values.setdefault(record["seed"], []).append(record["nearest"])
+    means = {
+        row: {
+            steps: [100 * statistics.mean(values) for values in seeds.values()] for steps, seeds in sorted(own.items())
+        }
+        for row, own in means.items()
+    }
+    last = {row: list(own.values())[-1] for row, own in means.items()}
+    order = sorted(last, key=lambda row: statistics.mean(last[row]))
+    heights, deviations = (
+        [statistics.mean(last[row]) for row in order],
+        [statistics.pstdev(last[row]) for row in order],
+    )
+    colors = ["#c0392b" if row.startswith("views") else "#7f8c8d" for row in order]
+    bars.barh(order, heights, 0.7, xerr=deviations, color=colors)
+    for place, height in enumerate(heights):
+        bars.text(1, place, f"{height:.1f}", va="center", color="white", fontsize=8)
+    bars.set(xlabel="1-NN accuracy, %, mean over sets", title="after the same clouds")
+    for row, own in means.items():
+        if len(own) > 1:
+            clouds = [32 * steps for steps in own]
+            curves.plot(clouds, [statistics.mean(values) for values in own.values()], marker="o", label=row)
+    if curves.lines:
+        curves.legend(fontsize=8, frameon=False)
+    curves.set(xscale="log", xlabel="clouds seen", ylabel="1-NN accuracy, %", title="longer training")
+    curves.grid(which="major", alpha=0.4)
+    return save(figure, "pretraining.png", folder)
+
+
 def save(figure: Figure, name: str, folder: Path) -> str:
     """Save in 64 colors, for a small file."""
     drawn = io.BytesIO()

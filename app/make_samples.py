@@ -12,7 +12,8 @@ import trimesh
 APP = Path(__file__).resolve().parent
 sys.path.insert(0, str(APP.parent / "training"))
 
-from act_training.synthetic.everyday_shapes import CLASS_NAMES, OBJECTS, triangles_of  # noqa: E402
+from act_training.synthetic.everyday_shapes import CLASS_NAMES, OBJECTS  # noqa: E402
+from act_training.synthetic.shape_kit import triangles_of  # noqa: E402
 
 SEEDS = {"chair": 3, "lamp": 2, "mug": 0, "airplane": 7, "car": 3, "guitar": 4, "boat": 0, "rocket": 6}
 

@@ -41,6 +41,7 @@ SOURCES = {
     "fewshot_modelnet40": objects.plan_few_shot,
     "folder": objects.plan_folder,
     "everyday_shapes": plan_everyday,
+    "broad_shapes": plan_everyday,
     "everyday_rooms": plan_everyday,
 }
 CARD = """---

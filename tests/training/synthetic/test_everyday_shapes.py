@@ -4,17 +4,8 @@ import hashlib
 
 import numpy as np
 import pytest
-from act_training.synthetic.everyday_shapes import (
-    BOX,
-    CLASS_NAMES,
-    CYLINDER,
-    OBJECTS,
-    PART_NAMES,
-    generate_shapes,
-    plate,
-    sample_points,
-    tube,
-)
+from act_training.synthetic.everyday_shapes import CLASS_NAMES, OBJECTS, PART_NAMES, generate_shapes, sample_points
+from act_training.synthetic.shape_kit import BOX, CYLINDER, plate, tube
 
 CLASS_OF_PART = np.array([CLASS_NAMES.index(name.split("/")[0]) for name in PART_NAMES])
 

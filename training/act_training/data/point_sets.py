@@ -26,7 +26,7 @@ from act_training.data import schema
 from modeling_act.errors import InputError
 from modeling_act.readers.cloud import CLOUD_SUFFIXES, read_cloud
 
-BUILT_IN = ("everyday_shapes", "everyday_rooms")
+BUILT_IN = ("everyday_shapes", "broad_shapes", "everyday_rooms")
 TRAINING = Path(__file__).parents[2]
 
 

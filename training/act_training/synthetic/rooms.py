@@ -7,7 +7,7 @@ few positions. Metres; z is up, the floor lies at 0 and the middle of the room a
 import numpy as np
 
 from act_training.synthetic import everyday_shapes
-from act_training.synthetic.everyday_shapes import BOX, X, Z, rotate, uniform
+from act_training.synthetic.shape_kit import BOX, X, Z, rotate, uniform
 
 
 def chest(rng: np.random.Generator) -> everyday_shapes.Parts:

@@ -34,6 +34,7 @@ from act_training.measure.metrics import retrieval_map  # noqa: E402
 from act_training.run.training_state import calibrate_batch_norm  # noqa: E402
 
 from modeling_act import ACTStudent, ACTStudentConfig, ACTViewTeacher  # noqa: E402
+from modeling_act.act_layers import ACTWhitening  # noqa: E402
 
 SETS = ["everyday_objects", "ancient_objects", "kicad_parts", "ldraw_parts"]
 VIEWS = ["--teacher", "{work}/views"]
@@ -148,8 +149,16 @@ def score_student(folder: Path | None, name: str, seed: int, options: argparse.N
         student = ACTStudent(ACTStudentConfig(**student_fields(options))).eval()
         batches = validation_batches(sets[0], 32, sampling, torch.device("cpu"))
         calibrate_batch_norm(student, lambda batch: student(batch["points"]), batches)
-    known, new = (frozen_features.embed(student, rows, sampling, 64, pooling="cls_max_mean") for rows in sets)
-    return score_features(known, new, *(rows.labels() for rows in sets), seed)
+    pretraining = open_point_set(str(options.data / "pretrain.npz"), "train")
+    pretraining = pretraining.select(range(min(2000, len(pretraining))))
+    known, new, seen = (
+        frozen_features.embed(student, rows, sampling, 64, pooling="cls_max_mean") for rows in (*sets, pretraining)
+    )
+    labels = [rows.labels() for rows in sets]
+    whitening = ACTWhitening(known.shape[1])
+    whitening.measure(torch.from_numpy(seen))
+    whitened = [whitening(torch.from_numpy(part)).numpy() for part in (known, new)]
+    return score_features(known, new, *labels, seed) | {"whitened": nearest(*whitened, *labels)}
 
 
 def score_teacher(name: str, options: argparse.Namespace) -> dict:

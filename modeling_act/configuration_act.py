@@ -223,6 +223,8 @@ class ACTStudentConfig(PreTrainedConfig):
     pooling (`str`):
         How `pooler_output` pools the tokens, any of cls (the class token), max and mean (over the groups), joined by
         "_". The paper's is "cls_max".
+    whitening (`bool`):
+        Whether vectors of `encode` are pooled features after `ACTStudent.fit_whitening`, which sets this.
     residual_after_norm (`bool`):
         Whether each branch is added to the normalized tokens instead of the raw ones, as in ReCon.
     decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size (`int`):
@@ -285,6 +287,7 @@ class ACTStudentConfig(PreTrainedConfig):
     drop_path_rate: float | int = interval(min=0, max=1, exclude_max=True)(default=0.1)
     use_cls_token: bool = True
     pooling: Literal["cls", "max", "mean", "cls_max", "cls_mean", "mean_max", "cls_mean_max"] = "cls_max"
+    whitening: bool = False
     residual_after_norm: bool = False
     initializer_range: float = interval(min=0)(default=0.02)
 

@@ -1,5 +1,6 @@
 """`ACTStudent`, stage 2 and after: a plain Transformer over groups of points, its pretraining and its heads."""
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from .act_layers import (
     ACTPositionEmbedding,
     ACTPreTrainedModel,
     ACTTargetNorm,
+    ACTWhitening,
     init_torch_linears,
     make_groups,
     select_groups,
@@ -178,7 +180,7 @@ class ACTStudentPreTrainedModel(ACTPreTrainedModel):
                 if isinstance(linear, nn.Linear):
                     init.xavier_uniform_(linear.weight)
             init_torch_linears(module.position_embedding, module.projection)
-        elif isinstance(module, ACTTargetNorm):
+        elif isinstance(module, (ACTTargetNorm, ACTWhitening)):
             module.reset()
         elif isinstance(module, ACTClassificationHead):
             init_torch_linears(module)
@@ -193,11 +195,13 @@ class ACTStudentPreTrainedModel(ACTPreTrainedModel):
         return self.config.pooled_dim if space == "student" else self.config.cloud_dims[0]
 
     def embed(self, points: Tensor, space: str = "student") -> Tensor:
-        """Embed clouds (batch, points, 3) as vectors (batch, width): the encoder's `pooler_output`, or in the space
-        "teacher" the first teacher's features of the cloud, which the class token predicts."""
-        width, output = self.vector_dim(space), self.base_model(points)
+        """Embed clouds (batch, points, 3) as vectors (batch, width): the encoder's `pooler_output`, whitened if it has
+        been measured, or in the space "teacher" the first teacher's features of the cloud, which the class token
+        predicts."""
+        width, encoder = self.vector_dim(space), self.base_model
+        output = encoder(points)
         if space == "student":
-            return output.pooler_output
+            return output.pooler_output if encoder.whitening is None else encoder.whitening(output.pooler_output)
         return self.cloud_norm.invert(self.cloud_head(output.last_hidden_state[:, 0]))[:, :width]
 
     def save_pretrained(self, *args, **kwargs) -> None:
@@ -231,6 +235,7 @@ class ACTStudent(ACTStudentPreTrainedModel):
             self.cls_position = nn.Parameter(torch.empty(1, 1, config.hidden_size))
         self.layers = make_layers(config, config.num_hidden_layers)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.whitening = ACTWhitening(config.pooled_dim) if config.whitening else None
         self.post_init()
 
     @merge_with_config_defaults
@@ -273,6 +278,16 @@ class ACTStudent(ACTStudentPreTrainedModel):
         layer_states = None if read_layers is None else tuple(states[number] for number in read_layers)
         pooled = pool_tokens(tokens, self.cls_token is not None, self.config.pooling)
         return ACTStudentOutput(tokens, pooled, centers, layer_states)
+
+    def fit_whitening(self, inputs: Iterable, **options) -> None:
+        """Spread the cosines of vectors of `encode`: center them and even out their principal directions, as measured
+        on a thousand clouds or more, with `options` of `encode`."""
+        self.whitening, self.config.whitening = None, False
+        vectors = self.encode(inputs, normalize=False, **options)
+        if len(vectors) <= (width := self.config.pooled_dim):
+            raise InputError(f"whitening needs more clouds than the {width} numbers of a vector, got {len(vectors)}")
+        self.whitening, self.config.whitening = ACTWhitening(width).to(self.device), True
+        self.whitening.measure(vectors.to(self.device))
 
     encode = encode
     encode_points = encode_points

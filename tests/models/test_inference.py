@@ -45,6 +45,27 @@ def test_vectors_are_those_of_the_model(student, processor):
     assert torch.allclose(unit, torch.nn.functional.normalize(found, dim=1), atol=1e-6)
 
 
+def test_whitening_spreads_cosines_and_is_saved(student, processor, tmp_path):
+    clouds = [cloud * RANDOM.uniform(0.2, 2, 3) for cloud in RANDOM.normal(size=(150, 64, 3))]
+    plain = encode(student, clouds, processor, normalize=False)
+    student.fit_whitening(clouds, processor=processor, show_progress=False)
+    vectors = encode(student, clouds, processor, normalize=False)
+    assert torch.allclose(vectors.mean(0), torch.zeros(48), atol=1e-2)
+    before, after = (torch.linalg.eigvalsh(torch.cov(values.double().t())) for values in (plain, vectors))
+    assert torch.allclose(after, before.clamp_min(1e-5 * before[-1]).pow(-0.8) * before, rtol=0.05, atol=1e-4)
+    off = ~torch.eye(150, dtype=bool)
+    assert student.similarity(plain, plain)[off].mean() > 0.9 > 0.1 > student.similarity(vectors, vectors)[off].mean()
+
+    processor.save_pretrained(tmp_path)
+    student.save_pretrained(tmp_path)
+    loaded = ACTStudent.from_pretrained(tmp_path)
+    assert torch.allclose(loaded.encode(clouds[:3], show_progress=False, normalize=False), vectors[:3], atol=1e-4)
+    student.fit_whitening(clouds, processor=processor, show_progress=False)  # anew, not on top of the first
+    assert torch.allclose(encode(student, clouds, processor, normalize=False).abs(), vectors.abs(), atol=1e-2)
+    with pytest.raises(InputError, match="whitening needs more clouds than the 48 numbers of a vector, got 5"):
+        student.fit_whitening(clouds[:5], processor=processor, show_progress=False)
+
+
 def test_order_and_values_know_neither_batches_nor_workers(student, processor):
     expected = encode(student, CLOUDS, processor)
     for options in ({"batch_size": 1}, {"batch_size": 3}, {"num_workers": 2, "batch_size": 2}):

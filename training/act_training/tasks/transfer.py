@@ -71,6 +71,7 @@ def make_model(
         model, loading = kind.from_pretrained(
             name, config=config, output_loading_info=True, ignore_mismatched_sizes=True
         )
+    model.student.whitening, model.config.whitening = None, False  # of features that training changes
     unused = {"student.cls_token", "student.cls_position"} if model.student.cls_token is None else set()
     for problem, entries in loading.items():
         keys = {entry[0] if isinstance(entry, tuple) else str(entry) for entry in entries}  # mismatches have shapes

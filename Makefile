@@ -1,4 +1,4 @@
-# make check | test | test-slow | demo | bench | format | clean. Each sets up .venv first, where missing or out of date.
+# make check | test | test-slow | demo | pretrained | bench | format | clean. Each sets up .venv first, where missing or out of date.
 # `make test PYTHON=/path/to/python` uses that interpreter as it is instead, with the package installed in it by you.
 
 VENV := .venv
@@ -11,7 +11,7 @@ PYTHON := $(VENV)/bin/python
 ENVIRONMENT := $(VENV)/.installed $(VENV)/.kernels
 endif
 
-.PHONY: check test test-slow demo bench format clean
+.PHONY: check test test-slow demo pretrained bench format clean
 
 check: $(ENVIRONMENT)
 	$(PYTHON) -m ruff check .
@@ -26,6 +26,10 @@ test-slow: $(ENVIRONMENT)
 
 demo: $(ENVIRONMENT)
 	$(PYTHON) training/demo.py
+
+# An hour on one core; a second call continues.
+pretrained: $(ENVIRONMENT)
+	$(PYTHON) training/pretrained.py act-tiny
 
 # The better part of an hour on one core; benchmarks/README.md has the parts.
 bench: $(ENVIRONMENT)

@@ -61,7 +61,7 @@ ROWS = {  # flags of distill.py
     "ACT, class token, apart": [*ACT, *APART],
     "views and ACT": [*VIEWS, "{work}/act", "--teacher_points", "512"],
 }
-POOLINGS = {"cls_max": (0, 1), "mean_max": (2, 1), "cls": (0,), "cls_mean_max": (0, 2, 1)}  # parts of cls_max_mean
+POOLINGS = {"cls_max": (0, 2), "mean_max": (1, 2), "cls": (0,), "cls_mean_max": (0, 1, 2)}  # parts of cls_mean_max
 EPISODES, QUERIES = 200, 10
 FINETUNE_STEPS = {5: 300, 20: 600}  # of 32 clouds, for so many shapes a class; 1,200 for all
 
@@ -152,13 +152,14 @@ def score_student(folder: Path | None, name: str, seed: int, options: argparse.N
     pretraining = open_point_set(str(options.data / "pretrain.npz"), "train")
     pretraining = pretraining.select(range(min(2000, len(pretraining))))
     known, new, seen = (
-        frozen_features.embed(student, rows, sampling, 64, pooling="cls_max_mean") for rows in (*sets, pretraining)
+        frozen_features.embed(student, rows, sampling, 64, pooling="cls_mean_max") for rows in (*sets, pretraining)
     )
     labels = [rows.labels() for rows in sets]
-    whitening = ACTWhitening(known.shape[1])
-    whitening.measure(torch.from_numpy(seen))
+    if (whitening := student.whitening) is None:
+        whitening = ACTWhitening(known.shape[1])
+        whitening.measure(torch.from_numpy(seen))
     whitened = [whitening(torch.from_numpy(part)).numpy() for part in (known, new)]
-    return score_features(known, new, *labels, seed) | {"whitened": nearest(*whitened, *labels)}
+    return score_features(known, new, *labels, seed, options.svm) | {"whitened": nearest(*whitened, *labels)}
 
 
 def score_teacher(name: str, options: argparse.Namespace) -> dict:
@@ -170,10 +171,10 @@ def score_teacher(name: str, options: argparse.Namespace) -> dict:
         with torch.autocast("cpu", torch.bfloat16):
             parts = [teacher(points=batch["points"]).cloud_features for batch in batches]
         features.append(torch.cat(parts).float().numpy())
-    return score_features(*features, *(rows.labels() for rows in sets), seed=0, poolings=None)
+    return score_features(*features, *(rows.labels() for rows in sets), seed=0, svm=options.svm, poolings=None)
 
 
-def score_features(known, new, known_labels, new_labels, seed: int, poolings: dict | None = POOLINGS) -> dict:
+def score_features(known, new, known_labels, new_labels, seed: int, svm: bool = True, poolings=POOLINGS) -> dict:
     """Accuracies of classifiers on features, mean average precision of retrieval, accuracies of few-shot episodes.
 
     Features are standardized by those of the train rows. With `poolings` the nearest neighbor is asked for each.
@@ -189,7 +190,7 @@ def score_features(known, new, known_labels, new_labels, seed: int, poolings: di
         scores["poolings"] = {name: nearest(*pair, known_labels, new_labels) for name, pair in joined.items()}
         known, new = joined["cls_mean_max"]
     scores["nearest"] = nearest(known, new, known_labels, new_labels)
-    for task in ("probe", "svm"):
+    for task in ("probe", "svm") if svm else ("probe",):
         predicted, _ = frozen_features.fit_and_predict(task, known, known_labels, new, seed)
         scores[task] = float((predicted == new_labels).mean())
     scores["retrieval"] = retrieval_map(new, new_labels)
@@ -272,10 +273,12 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=ROOT / "training/recipes/distill_views_small.yaml")
     parser.add_argument("--teacher_config", type=Path, default=ROOT / "training/recipes/autoencode_small.yaml")
     parser.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS), metavar="ROW")
+    parser.add_argument("--students", nargs="*", type=Path, default=[], help="finished students to score as well")
     parser.add_argument("--sets", nargs="+", default=SETS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", nargs="+", type=int, default=[6000], help="of 32 clouds; a student of each length")
     parser.add_argument("--finetune", nargs="*", type=int, default=[], help="shapes of each class; 0: all")
+    parser.add_argument("--svm", action="store_true", help="score by support vector machines too, which takes minutes")
     parser.add_argument("--teacher_itself", action="store_true", help="score the view teacher as well")
     options = parser.parse_args()
     if options.quick:
@@ -297,6 +300,8 @@ def main() -> None:
 
     for seed in options.seeds:
         add_student("untrained", 0, seed, None, options.finetune)
+        for student in options.students:
+            add_student(student.name, 0, seed, student, options.finetune)
         for name in options.sets:
             accuracy = frozen_features.nearest_shape_accuracy(*labelled(name, options), Sampling(512, seed))
             add("shape statistics", 0, seed, name, {"nearest": accuracy})

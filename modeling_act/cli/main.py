@@ -79,7 +79,8 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument("model", help=MODEL_HELP)
     export.add_argument("out", help="FILE.onnx or FILE.pt2")
 
-    for command in (encode, classify, segment):
+    encode.add_argument("--model", default="act-tiny", help=f"{MODEL_HELP}; default: act-tiny, of this package")
+    for command in (classify, segment):
         command.add_argument("--model", required=True, help=MODEL_HELP)
     add("convert", "released checkpoints -> folders for from_pretrained")
     return parser

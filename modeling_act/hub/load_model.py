@@ -2,6 +2,7 @@
 checkpoint lacks at random, for finetuning; pipelines, command line and app must never do that."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -26,11 +27,19 @@ MODELS = {
     "ACTTeacher": ACTTeacher,
     "ACTViewTeacher": ACTViewTeacher,
 }
+SHIPPED = [Path(__file__).parents[level] / "pretrained" for level in (1, 2)]  # installed, or in a clone
 SEGMENTERS = ("ACTStudentForPartSegmentation", "ACTStudentForSemanticSegmentation")
 
 
+def locate(name: str) -> str:
+    """Return the folder of a model that comes with the package, such as act-tiny; other names stay as they are."""
+    folders = [folder / name / "config.json" for folder in SHIPPED if name and not os.path.exists(name)]
+    return next((str(file.parent) for file in folders if file.is_file()), name)
+
+
 def read_config(name: str, **options: Any) -> PreTrainedConfig:
-    """Read the configuration of a folder or Hub id, which must be a model of this package."""
+    """Read the configuration of a folder, Hub id or model of the package, which must be a model of ACT."""
+    name = locate(name)
     if not os.path.isdir(name) and (os.path.isabs(name) or name.count("/") != 1):
         raise InputError(f"{name}: there is no such folder, nor is it ORGANIZATION/NAME on the Hub")
     try:  # no question on the terminal whether to trust remote code, which models of this package do not need
@@ -45,6 +54,7 @@ def read_config(name: str, **options: Any) -> PreTrainedConfig:
 def load_model(name: str, *wanted: str, config: PreTrainedConfig | None = None, **options: Any) -> PreTrainedModel:
     """Load a model in eval mode. `wanted` names the accepted classes; `"ACTStudent"` also loads a head's encoder."""
     options.pop("_from_pipeline", None)
+    name = locate(name)
     hub = {key: options[key] for key in HUB_ARGUMENTS if key in options}
     config = config if isinstance(config, PreTrainedConfig) else read_config(name, **hub)
     saved = chosen = (config.architectures or ["unknown"])[0]

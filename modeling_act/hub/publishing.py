@@ -24,9 +24,10 @@ except ImportError as error:
 
 # Published beside the weights and the modules that the configurations name. Everything else stays on this machine.
 SETTINGS = ("config.json", "preprocessor_config.json", "recipe.yaml", "metrics.json")
-ALLOWED = (*SETTINGS, "README.md", "report.html", "pictures/*.png", ".eval_results/*.yaml")
+ALLOWED = (*SETTINGS, "README.md", "NOTICE", "report.html", "pictures/*.png", ".eval_results/*.yaml")
 INDEX = "model.safetensors.index.json"
 MAIN_METRICS = ("instance_miou", "miou", "map_25", "accuracy")  # the first that a run measured is its result
+PACKAGE = Path(__file__).parents[1]
 TOKEN = re.compile(r"(?<![A-Za-z0-9_])hf_[A-Za-z0-9]{20,}")
 # Absolute paths by their first folder, outside URLs and longer words; and Windows paths.
 ROOTS = "home|root|Users|tmp|var|private|mnt|media|data|datasets|scratch|work|workspace|opt|srv|content|kaggle"
@@ -59,7 +60,8 @@ def check_folder(folder: str | Path, repo_id: str | None = None) -> dict[str, Pa
         if not (folder / name).is_file():
             raise InputError(f"{folder} has no {name}: publish a folder of `save_pretrained` with a model card")
     paths = [*_weights(folder), *_modules(folder), *(path for pattern in ALLOWED for path in folder.glob(pattern))]
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(paths)}
+    own = {path for path in paths if folder in path.parents}
+    files = {path.relative_to(folder).as_posix() if path in own else path.name: path for path in sorted(paths)}
     for name in filter(files.get, SETTINGS):
         values = _read(folder / name)
         if (public := without_local_paths(values)) != values:
@@ -153,7 +155,9 @@ def _modules(folder: Path) -> set[Path]:
         targets += values.get("auto_map", {}).values()
         targets += [pipeline["impl"] for pipeline in values.get("custom_pipelines", {}).values()]
     # `module.Class` lies in this folder, `ORGANIZATION/NAME--module.Class` in another repository.
-    modules = {folder / f"{Path(target).stem}.py" for target in targets if "--" not in target}
+    names = {f"{Path(target).stem}.py" for target in targets if "--" not in target}
+    # A model of pretrained/ has no copy of the package's own.
+    modules = {folder / name if (folder / name).is_file() else PACKAGE / name for name in names}
     try:
         return modules.union(*(map(Path, get_relative_import_files(path)) for path in modules))
     except OSError as error:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MARK = r"(?:<!-- (needs|test adds): ([^\n]+) -->\n)?"
 FENCE = re.compile(rf"^{MARK}```([^\n]*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 # Blocks run in a folder of their page, which has links to these parts of the project.
-LINKED = ("app", "benchmarks", "point_kernels", "setup.cfg", "training")
+LINKED = ("app", "benchmarks", "point_kernels", "pretrained", "setup.cfg", "training")
 
 
 @dataclass
@@ -86,7 +86,8 @@ def run_python_block(block: Block) -> int:
 def run_bash_block(block: Block) -> int:
     """Run its commands, which must be those of this project."""
     for command in f"{block.text.rstrip()} {block.adds}".replace("\\\n", "").splitlines():
-        python, *words = shlex.split(command, comments=True)
-        assert python == "python", f"{block}: {command}"
+        program, *words = shlex.split(command, comments=True)
+        assert program in ("python", "act"), f"{block}: {command}"
+        words = words if program == "python" else ["-m", "modeling_act", *words]
         run_command(*words, folder=Path.cwd(), timeout=900)
     return 0

@@ -1,7 +1,8 @@
-"""The command line: `python -m modeling_act COMMAND --help`."""
+"""The command line: `act COMMAND --help`, or `python -m modeling_act COMMAND --help`."""
 
 import argparse
 import sys
+from pathlib import Path
 
 MODEL_HELP, TABLE_HELP = "folder or Hub id", "table to write: .npz, .json or .parquet"
 
@@ -29,7 +30,8 @@ def make_parents(num_inputs: str = "+") -> list[argparse.ArgumentParser]:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m modeling_act", description="Models of ACT on your clouds.")
+    program = "act" if Path(sys.argv[0]).stem == "act" else "python -m modeling_act"
+    parser = argparse.ArgumentParser(prog=program, description="Models of ACT on your clouds.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     clouds, inference, batches, revision = make_parents()
 
@@ -84,6 +86,11 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--model", required=True, help=MODEL_HELP)
     add("convert", "released checkpoints -> folders for from_pretrained")
     return parser
+
+
+def run_command() -> int:
+    """The command `act`, which an installation brings."""
+    return main(sys.argv[1:])
 
 
 def main(arguments: list[str]) -> int:

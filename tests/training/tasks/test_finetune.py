@@ -46,9 +46,13 @@ def test_a_folder_holds_all_that_is_needed_to_use_it(inputs):
 def test_the_weights_are_those_that_did_best_on_rows_held_out_of_train(inputs):
     folder = inputs / "classifier"
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    found = {r["step"]: r["validation/accuracy"] for r in records if r["step"] and "validation/accuracy" in r}
-    best = metrics_of(folder)["best"]
-    assert best["accuracy"] == max(found.values()) and best["step"] == max(found, key=found.get)
+    validated = [r for r in records if r["step"] and "validation/accuracy" in r]
+    found = {r["step"]: (r["validation/accuracy"], -r["validation/loss"]) for r in validated}
+    record = metrics_of(folder)
+    best = record["best"]
+    assert (best["accuracy"], -best["loss"]) == max(found.values()) and best["step"] == max(found, key=found.get)
+    assert record["measured_at"] == best["step"]
+    assert record["metrics"] == {name: value for name, value in best.items() if name != "step"}
     assert not any("test" in name for record in records for name in record)
     kept, left = (load_file(folder / name) for name in ("best/model.safetensors", "model.safetensors"))
     assert all(torch.equal(kept[name], left[name]) for name in left)

@@ -62,6 +62,7 @@ def finish_run(
     """Leave a folder that `from_pretrained` loads, with metrics, recipe, card and report; upload it if asked.
 
     `metrics` are of the validation rows and the last weights, `test` of the test split and the weights that are saved.
+    What is printed and written are those of the weights that are saved.
     `processor` overrides settings of the saved processor, which otherwise follow from the flags.
     """
     if not run.accelerator.is_main_process:
@@ -76,10 +77,11 @@ def finish_run(
     # Without a single finite validation there is no best.
     kind = "last" if options.final_weights == "best" and not run.best else options.final_weights
     summary = {name: value for name, value in (run.best if kind == "best" else metrics).items() if name != "step"}
-    measured = MEASURED[kind].format(step=run.best.get("step"))
+    step = run.best["step"] if kind == "best" else run.global_step
+    measured = MEASURED[kind].format(step=step)
     card = make_card(title, text, usage, summary, measured, test, options.license)
     with name_in_errors(run.folder):
-        _fill_folder(run, kind, {"metrics": metrics, "test": test}, recipe, card, processor or {})
+        _fill_folder(run, kind, {"metrics": summary, "measured_at": step, "test": test}, recipe, card, processor or {})
     test_metrics = {f"test {name}": value for name, value in (test or {}).items()}
     images = {path.stem: path for path in sorted((run.folder / "pictures").glob("step-*.png"))[-1:]} | (images or {})
     report, records = run.folder / "report.html", run.log.records()
@@ -87,7 +89,8 @@ def finish_run(
         content = summary | test_metrics, records, _as_arrays(clouds), tables, images, as_recipe(public)
         write_report(report, title, *content)
     run.log.close()
-    print(json.dumps(metrics | test_metrics))
+    validation = {f"validation {name}": value for name, value in summary.items()}
+    print(json.dumps({"step": step, "weights": kind} | validation | test_metrics))
     where = f"; published as {_push(run.folder, options)}" if options.push_to_hub else ""
     print(f"{run.folder}: model, metrics.json, report.html{where}")
 

@@ -280,10 +280,15 @@ class TrainingRun:
     def log_validation(
         self, group: str, metrics: dict[str, float], best_by: str | None = None, highest: bool = False
     ) -> None:
-        """Log `metrics`; save the weights if they are the best so far by the metric `best_by` (lowest or highest)."""
+        """Log `metrics`; save the weights if they are the best so far by the metric `best_by` (lowest or highest), and
+        of equals those of the lowest loss."""
+
+        def rank(metrics: dict[str, float]) -> tuple[float, float]:
+            return -metrics[best_by] if highest else metrics[best_by], metrics.get("loss", 0.0)
+
         self.log.write(self.global_step, {f"{group}/{name}": value for name, value in metrics.items()})
-        sign = -1 if highest else 1
-        if best_by and self.global_step and sign * metrics[best_by] < sign * self.best.get(best_by, sign * math.inf):
+        counts = best_by and self.global_step and math.isfinite(metrics[best_by])
+        if counts and (not self.best or rank(metrics) < rank(self.best)):
             self.best = metrics | {"step": self.global_step}
             on_main_process(self.accelerator, lambda: training_state.save_weights(self.folder / "best", self.weights))
 

@@ -173,25 +173,25 @@ def encode(
     show_progress: bool = True,
     num_workers: int = 0,
     space: str = "student",
+    samples: int = 1,
+    seed: int = 0,
     **options,
 ) -> Tensor:
     """Encode clouds into vectors, (clouds, width) on the CPU, or one cloud into (width,).
 
     `inputs` are whatever `ACTPointCloudProcessor` takes, in a list or iterator of any length. With `normalize` the
     vectors have length one. `num_workers` processes read and sample clouds. `space` is that of the student, or of its
-    "teacher", which CLIP and SigLIP share with text. `options`: `seed` selects the points; `up_axis` and `unit` of the
-    clouds; `processor` replaces the one saved beside the weights.
+    "teacher", which CLIP and SigLIP share with text. `seed` selects the points; `samples` selections are averaged.
+    `options`: `up_axis` and `unit` of the clouds; `processor` replaces the one saved beside the weights.
     """
     alone, width = is_one_cloud(inputs), student.vector_dim(space)
-
-    def read(points: Tensor) -> Tensor:
-        vectors = student.embed(points, space)
-        return nn.functional.normalize(vectors.float(), dim=-1) if normalize else vectors
-
+    clouds, total = [inputs] if alone else list(inputs) if samples > 1 else inputs, 0
     options |= {"batch_size": batch_size, "device": device, "show_progress": show_progress, "num_workers": num_workers}
-    batches = run_on_clouds(student, [inputs] if alone else inputs, read, **options)
-    vectors = [torch.zeros(0, width), *(batch.values for batch in batches)]
-    vectors = torch.cat([part for part in vectors if part.ndim == 2])
+    for sample in range(seed, seed + samples):
+        batches = run_on_clouds(student, clouds, partial(student.embed, space=space), seed=sample, **options)
+        vectors = [torch.zeros(0, width), *(batch.values for batch in batches)]
+        total = total + torch.cat([part for part in vectors if part.ndim == 2]) / samples
+    vectors = nn.functional.normalize(total, dim=-1) if normalize else total
     return vectors[0] if alone else vectors
 
 

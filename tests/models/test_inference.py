@@ -45,6 +45,13 @@ def test_vectors_are_those_of_the_model(student, processor):
     assert torch.allclose(unit, torch.nn.functional.normalize(found, dim=1), atol=1e-6)
 
 
+def test_samples_are_averaged(student, processor):
+    parts = [encode(student, CLOUDS, processor, normalize=False, seed=seed) for seed in (3, 4)]
+    found = encode(student, iter(CLOUDS), processor, normalize=False, samples=2, seed=3)
+    assert torch.allclose(found, (parts[0] + parts[1]) / 2, atol=1e-6) and not torch.allclose(parts[0], parts[1])
+    assert torch.allclose(encode(student, CLOUDS[3], processor, samples=2).norm(), torch.tensor(1.0))
+
+
 def test_whitening_spreads_cosines_and_is_saved(student, processor, tmp_path):
     clouds = [cloud * RANDOM.uniform(0.2, 2, 3) for cloud in RANDOM.normal(size=(150, 64, 3))]
     plain = encode(student, clouds, processor, normalize=False)

@@ -97,9 +97,12 @@ def main(arguments: list[str]) -> None:
     codebook_size = teacher.config.codebook_size
     samples = run.data.sample_clouds(4)["points"]
 
-    def validate() -> dict[str, float]:
+    def measure() -> dict[str, float]:
         with run.autocast():
-            metrics = evaluate_autoencoder(teacher, run.validation_batches(), run.accelerator)
+            return evaluate_autoencoder(teacher, run.validation_batches(), run.accelerator)
+
+    def validate() -> dict[str, float]:
+        metrics = measure()
         run.log_validation("validation", metrics, best_by="reconstruction_loss")
         return metrics
 
@@ -131,6 +134,8 @@ def main(arguments: list[str]) -> None:
         if run.is_due(options.picture_epochs):
             save_pictures(run, draw_samples(teacher, samples))
 
+    if run.load_final_weights():
+        metrics = measure()
     collapsed = is_collapsed(metrics, codebook_size)
     if collapsed and run.accelerator.is_main_process:
         warn(COLLAPSED.format(codebook_size=codebook_size, **metrics))

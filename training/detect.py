@@ -12,18 +12,23 @@ at overlaps (IoU) of 0.25 and 0.5.
 
 from dataclasses import dataclass
 
-from act_training.measure.detection_metrics import detection_metrics
 from act_training.report.pictures import save_scenes
 from act_training.report.run_folder import finish_run
 from act_training.run.run_data import LabelColumn, hold_out_any
 from act_training.run.script import parse_arguments, parse_mapping, run_script
 from act_training.run.training_run import TrainingRun
 from act_training.run.training_state import digest_of
-from act_training.tasks.detection import AUGMENTATIONS, augment_scenes, boxes_to_learn, check_boxes, detect, detect_all
+from act_training.tasks.detection import (
+    AUGMENTATIONS,
+    augment_scenes,
+    boxes_to_learn,
+    check_boxes,
+    detect,
+    measure,
+)
 from act_training.tasks.transfer import (
     TransferArguments,
     describe_student,
-    final_metrics,
     make_model,
     read_config,
     required_points,
@@ -60,12 +65,15 @@ class DetectArguments(TransferArguments):
             raise InputError(f"--scene_augmentation must be among {', '.join(AUGMENTATIONS)}, got {unknown[0]!r}")
 
 
-def evaluate_on_test(run: TrainingRun, model: ACTStudentForObjectDetection) -> dict:
-    """Measure the test split, which is read here and nowhere else, and draw some scenes; arguments of `finish_run`."""
-    results = {}
+def evaluate(run: TrainingRun, model: ACTStudentForObjectDetection) -> dict:
+    """Measure validation, and the test split, which is read here and nowhere else, and draw some scenes; return
+    arguments of `finish_run`."""
+    results, split = {}, "validation"
+    results["metrics"], table = measure(run, model, run.data.validation)
     if run.data.test is not None:
-        metrics, table = detection_metrics(detect_all(run, model, run.data.test), run.data.class_names)
-        results = {"test": metrics, "tables": {"classes of the test split": table}}
+        split = "the test split"
+        results["test"], table = measure(run, model, run.data.test)
+    results["tables"] = {f"classes of {split}": table}
     if run.accelerator.is_main_process:
         batch, picture = run.data.sample_clouds(3), run.folder / "pictures" / "boxes.png"
         scenes = detect(run, model, batch, every_class=False)
@@ -88,12 +96,10 @@ def train(options: DetectArguments) -> dict[str, float]:
     model = make_model(ACTStudentForObjectDetection, options, fields, data.class_names)
     run.prepare(model, student=digest_of(model), boxes=boxes)
     run.calibrate_batch_norm(lambda batch: model(batch["points"]))
-    metrics: dict[str, float] = {}
 
     def validate() -> None:
-        values, _ = detection_metrics(detect_all(run, model, data.validation), data.class_names)
+        values, _ = measure(run, model, data.validation)
         run.log_validation("validation", values, best_by="map_25", highest=True)
-        metrics.update(values)
 
     if run.global_step == 0 or run.finished:
         validate()
@@ -109,11 +115,11 @@ def train(options: DetectArguments) -> dict[str, float]:
             validate()
 
     run.load_final_weights()
-    tested = evaluate_on_test(run, model)
+    results = evaluate(run, model)
     text = f"{describe_student(options)} with a 3DETR-style decoder, trained on `{options.dataset_name}`."
     usage = USAGE.format(name=options.hub_model_id or run.folder.name)
-    finish_run(run, "ACT object detector", text, usage, metrics, **tested)
-    return tested.get("test") or final_metrics(run, metrics)
+    finish_run(run, "ACT object detector", text, usage, **results)
+    return results.get("test") or results["metrics"]
 
 
 def main(arguments: list[str]) -> None:

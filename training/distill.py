@@ -189,15 +189,17 @@ def main(arguments: list[str]) -> None:
     def make_mask(keys: Tensor, groups: PointGroups) -> Tensor:
         return keyed_mask(keys, groups.centers, num_masked, config.mask_type, options.seed)
 
-    def validate() -> None:
+    def validate(log: bool = True) -> None:
         with run.autocast():
             values = evaluate_distillation(student, targets, make_mask, run.validation_batches())
-        run.log_validation("validation", values, best_by="loss")
+        if log:
+            run.log_validation("validation", values, best_by="loss")
         metrics.update(values)
 
-    def measure_probe() -> None:
+    def measure_probe(log: bool = True) -> None:
         values = on_main_process(run.accelerator, lambda: probe(student))
-        run.log_validation("probe", values)
+        if log:
+            run.log_validation("probe", values)
         metrics.update({f"probe_{name}": value for name, value in values.items()})
 
     def draw_samples() -> list[dict]:
@@ -234,6 +236,10 @@ def main(arguments: list[str]) -> None:
         if run.is_due(options.picture_epochs) and (clouds := draw_samples()):
             save_pictures(run, clouds)
 
+    if run.load_final_weights():
+        validate(log=False)
+        if probe:
+            measure_probe(log=False)
     text = "A 3D Transformer pretrained on the coordinates of masked groups."
     if options.teacher:
         names = ", ".join(f"`{name}`" for name in without_local_paths(options.teacher))

@@ -195,7 +195,8 @@ def main(arguments: list[str]) -> None:
             settings.setdefault(name, []).append(record["metrics"]["accuracy"])
             rows.append({"setting": name, "fold": number} | record["metrics"])
     runs = [dict(zip(settings, values, strict=True)) for values in zip(*settings.values(), strict=True)]
-    write_summary(folder, "ACT few-shot", runs, {"recipe": asdict(options)}, {"each fold": rows})
+    about, tables = {"recipe": asdict(options)}, {"each fold": rows}
+    write_summary(folder, "ACT few-shot", runs, about, tables, f"queries of {options.test_split}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from act_training.tasks.classification import (
     predict,
     prepare_for_protocol,
 )
-from act_training.tasks.transfer import describe_student, final_metrics, read_config, required_points, run_seeds
+from act_training.tasks.transfer import describe_student, read_config, required_points, run_seeds
 
 from modeling_act import ACTStudentConfig, ACTStudentForPointCloudClassification
 
@@ -37,26 +37,24 @@ logits = model(**processor(clouds)).logits  # clouds: a list of arrays (points, 
 names = [model.config.id2label[label] for label in logits.argmax(1).tolist()]"""
 
 
-def evaluate_on_test(
-    run: TrainingRun, model: ACTStudentForPointCloudClassification, features: CachedFeatures | None
-) -> dict:
-    """Measure the test split, which is read here and nowhere else; return arguments of `finish_run`."""
-    data = run.data
-    if data.test is None:
-        return {}
-    labels, names = data.test.labels(), data.class_names
-    test, predicted = measure(predict(run, model, data.test, features), labels)
+def evaluate(run: TrainingRun, model: ACTStudentForPointCloudClassification, features: CachedFeatures | None) -> dict:
+    """Measure validation, and the test split, which is read here and nowhere else; return arguments of `finish_run`.
+    Table and pictures are of the test split, or of validation without a test."""
+    data, names = run.data, run.data.class_names
+    results, split, point_set = {}, "validation", data.validation
+    labels = point_set.labels()
+    results["metrics"], predicted = measure(predict(run, model, point_set, features), labels)
+    if data.test is not None:
+        split, point_set, labels = "the test split", data.test, data.test.labels()
+        results["test"], predicted = measure(predict(run, model, point_set, features), labels)
     if not run.accelerator.is_main_process:
-        return {"test": test}
+        return results
     pictures = run.folder / "pictures"
     save_confusion_matrix(pictures / "confusion_matrix.png", confusion_matrix(labels, predicted, len(names)), names)
-    embedded = embed(model.student, data.test, data.sampling, run.options.per_device_eval_batch_size)
+    embedded = embed(model.student, point_set, data.sampling, run.options.per_device_eval_batch_size)
     save_feature_map(pictures / "features.png", embedded, labels, names)
-    return {
-        "test": test,
-        "tables": {"classes of the test split": class_table(labels, predicted, names)},
-        "images": {name: pictures / f"{name}.png" for name in ("confusion_matrix", "features")},
-    }
+    results["tables"] = {f"classes of {split}": class_table(labels, predicted, names)}
+    return results | {"images": {name: pictures / f"{name}.png" for name in ("confusion_matrix", "features")}}
 
 
 def finetune(options: ClassificationArguments) -> dict[str, float]:
@@ -68,12 +66,10 @@ def finetune(options: ClassificationArguments) -> dict[str, float]:
     model = make_classifier(options, fields, data.class_names)
     run.prepare(model, student=digest_of(model))
     features = prepare_for_protocol(run, model)
-    metrics: dict[str, float] = {}
 
     def validate() -> None:
         values, _ = measure(predict(run, model, data.validation, features), data.validation.labels())
         run.log_validation("validation", values, best_by="accuracy", highest=True)
-        metrics.update(values)
 
     if run.global_step == 0 or run.finished:
         validate()
@@ -88,11 +84,11 @@ def finetune(options: ClassificationArguments) -> dict[str, float]:
             validate()
 
     run.load_final_weights()
-    tested = evaluate_on_test(run, model, features)
+    results = evaluate(run, model, features)
     text = f"{describe_student(options)}, protocol {options.protocol}, on `{options.dataset_name}`."
     usage = USAGE.format(name=options.hub_model_id or run.folder.name)
-    finish_run(run, "ACT point-cloud classifier", text, usage, metrics, **tested)
-    return tested.get("test") or final_metrics(run, metrics)
+    finish_run(run, "ACT point-cloud classifier", text, usage, **results)
+    return results.get("test") or results["metrics"]
 
 
 def main(arguments: list[str]) -> None:

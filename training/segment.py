@@ -33,7 +33,6 @@ from act_training.tasks.segmentation import (
 from act_training.tasks.transfer import (
     TransferArguments,
     describe_student,
-    final_metrics,
     make_model,
     read_config,
     required_points,
@@ -112,13 +111,14 @@ def segment(options: SegmentArguments) -> dict[str, float]:
     run.prepare(model, student=digest_of(model))
     run.calibrate_batch_norm(lambda batch: model(batch["points"], **extra_inputs(batch, column)))
     weights = class_weights_of(data.train, len(data.class_names)).to(run.device) if options.class_weights else None
-    metrics: dict[str, float] = {}
 
-    def validate() -> None:
+    def measure() -> tuple[dict[str, float], list[dict]]:
         values = new_metrics(options, data, model)
         evaluate_samples(run, model, values, column)
-        metrics.update(values.compute()[0])
-        run.log_validation("validation", dict(metrics), best_by="instance_miou" if column else "miou", highest=True)
+        return values.compute()
+
+    def validate() -> None:
+        run.log_validation("validation", measure()[0], best_by="instance_miou" if column else "miou", highest=True)
 
     if run.global_step == 0 or run.finished:
         validate()
@@ -134,19 +134,20 @@ def segment(options: SegmentArguments) -> dict[str, float]:
             validate()
 
     run.load_final_weights()
-    tested = {}
+    results, split = {}, "validation"
+    results["metrics"], table = measure()
     if data.test is not None:  # read here and nowhere else
-        values = new_metrics(options, data, model)
+        values, split = new_metrics(options, data, model), "the test split"
         evaluate_all_points(run, model, values, column, rooms=scenes)
-        tested["test"], table = values.compute()
-        tested["tables"] = {"classes of the test split": table}
+        results["test"], table = values.compute()
+    results["tables"] = {f"classes of {split}": table}
     names = {"kind": type(model).__name__, "name": options.hub_model_id or run.folder.name}
     names |= {"function": "predict_scene" if scenes else "predict_points"}
     usage = USAGE.format(**names, category=", category=0" if column else "", parts=PARTS if column else "")
     processor = {"up_axis": "z", "block_size": BLOCK_SIZE} if scenes else {}
     text = f"{describe_student(options)}, trained to segment `{options.dataset_name}`."
-    finish_run(run, f"ACT segmentation of {options.task}", text, usage, metrics, processor=processor, **tested)
-    return tested.get("test") or final_metrics(run, metrics)
+    finish_run(run, f"ACT segmentation of {options.task}", text, usage, processor=processor, **results)
+    return results.get("test") or results["metrics"]
 
 
 def main(arguments: list[str]) -> None:

@@ -53,8 +53,13 @@ def rooms(tmp_path_factory):
 def test_a_run_leaves_a_detector_its_figures_and_a_picture(rooms):
     run = rooms / "run"
     record = json.loads((run / "metrics.json").read_text())
-    assert set(record["test"]) == set(record["metrics"]) == {"map_25", "map_50"}
-    assert all(0 <= value <= 1 for value in record["test"].values())
+    assert set(record["test"]) == set(record["metrics"]) == {"loss", "map_25", "map_50"}
+    assert all(0 <= record["test"][name] <= 1 for name in ("map_25", "map_50"))
+    validated = [line for line in map(json.loads, (run / "log.jsonl").read_text().splitlines()) if line["step"]]
+    validated = [line for line in validated if "validation/loss" in line]
+    best = max(validated, key=lambda line: (line["validation/map_25"], -line["validation/loss"]))
+    assert record["measured_at"] == best["step"]
+    assert record["metrics"] == {name: best[f"validation/{name}"] for name in record["metrics"]}
     report = (run / "report.html").read_text()
     assert ">ap_25<" in report and ">umbrella<" in report and "scenes of validation" in report
     assert (run / "pictures" / "boxes.png").read_bytes().startswith(b"\x89PNG")
@@ -92,7 +97,8 @@ def test_turned_boxes_without_a_test_split(rooms, tmp_path):
     flags = ("--max_train_steps", 3, "--test_split", "", "--validation_epochs", 1, "--model", fields.strip())
     start(rooms, "detect", tmp_path / "run", *flags).finish()
     record = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert record["test"] is None and set(record["metrics"]) == {"map_25", "map_50"}
+    assert record["test"] is None and set(record["metrics"]) == {"loss", "map_25", "map_50"}
+    assert "classes of validation" in (tmp_path / "run" / "report.html").read_text()
     assert "train/angle_class_loss" in (tmp_path / "run" / "log.jsonl").read_text()
 
 

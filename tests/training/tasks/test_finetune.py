@@ -6,6 +6,8 @@ import re
 import numpy as np
 import pytest
 import torch
+from act_training.data.point_sets import open_point_set
+from act_training.run.run_data import hold_out_by_class
 from act_training.synthetic.everyday_shapes import CLASS_NAMES, generate_shapes
 from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
@@ -145,11 +147,33 @@ def test_what_cannot_be_is_one_line(inputs, tmp_path, flags, message):
     assert re.search(message, line), line
 
 
-def test_figures_without_a_test_are_those_of_the_weights_that_are_kept(inputs, tmp_path):
-    output = tmp_path / "run"
-    start(inputs, "finetune", output, "--seeds", 0, 1, *FAST, "--validation_epochs", 0.25, "--test_split", "").finish()
-    best = [metrics_of(output / f"seed-{seed}")["best"]["loss"] for seed in (0, 1)]
-    assert metrics_of(output)["metrics"]["loss"]["values"] == best
+@pytest.mark.parametrize("kind", ["last", "best", "ema"])
+def test_figures_are_those_of_the_weights_that_are_saved(inputs, tmp_path, kind):
+    """Measured here from the folder alone; and without a test split, validation gets table and pictures."""
+    output, seeds = tmp_path / "run", (0, 1)
+    flags = (*FAST, "--validation_epochs", 0.25, "--test_split", "", "--final_weights", kind, "--learning_rate", 0.01)
+    text = start(inputs, "finetune", output, "--seeds", *seeds, *flags).finish()
+    losses = []
+    for seed in seeds:
+        folder = output / f"seed-{seed}"
+        model = ACTStudentForPointCloudClassification.from_pretrained(folder).eval()
+        point_set = open_point_set(str(inputs / "parts.npz"), "train")
+        held_out = point_set.select(hold_out_by_class(point_set, 0.12, seed)[1])
+        clouds = held_out.read(range(len(held_out)))["points"][0].reshape(len(held_out), -1, 3)
+        with torch.no_grad():
+            logits = model(**ACTPointCloudProcessor.from_pretrained(folder)(clouds)).logits
+        labels = torch.from_numpy(held_out.labels())
+        record = metrics_of(folder)
+        assert record["split"] == "12% of train" and record["test"] is None
+        assert record["metrics"]["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item())
+        assert record["metrics"]["accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+        assert record["measured_at"] == (record["best"]["step"] if kind == "best" else 6)
+        report = (folder / "report.html").read_text()
+        assert "classes of validation" in report and "confusion_matrix" in report
+        losses.append(record["metrics"]["loss"])
+    summary = metrics_of(output)
+    assert summary["metrics"]["loss"]["values"] == losses and summary["split"] == "12% of train"
+    assert "12% of train: loss " in text
 
 
 def test_a_run_goes_on_in_another_folder_with_its_best_weights(inputs, tmp_path):

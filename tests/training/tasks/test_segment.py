@@ -53,7 +53,9 @@ def test_parts_are_judged_on_every_point_among_those_of_their_category(inputs):
     assert found["instance_miou"] == pytest.approx(ious.mean())
     assert found["class_miou"] == pytest.approx(np.mean([ious[kinds == kind].mean() for kind in range(3)]))
     assert found["accuracy"] == pytest.approx((np.array(answers) == labels).mean())
-    assert metrics_of(folder)["best"]["instance_miou"] > 0
+    record = metrics_of(folder)
+    assert record["metrics"] == {name: value for name, value in record["best"].items() if name != "step"}
+    assert record["metrics"]["instance_miou"] > 0 and record["measured_at"] == record["best"]["step"]
 
 
 def test_points_without_a_category_and_a_class_that_is_not_judged(inputs, tmp_path):
@@ -64,7 +66,7 @@ def test_points_without_a_category_and_a_class_that_is_not_judged(inputs, tmp_pa
     report = (tmp_path / "run" / "report.html").read_text()
     table = report.partition("<h2>classes of the test split</h2>")[2].partition("</table>")[0]
     assert re.findall("<tr><td>(.*?)</td>", table) == ["1", "2", "3", "4"]
-    assert metrics_of(tmp_path / "run")["test"].keys() == {"miou", "mean_class_accuracy", "accuracy"}
+    assert metrics_of(tmp_path / "run")["test"].keys() == {"loss", "miou", "mean_class_accuracy", "accuracy"}
 
 
 def room(seed, blocks=2, count=200):
@@ -102,15 +104,18 @@ def test_rooms_are_put_together_and_judged_whole(inputs, rooms, tmp_path):
     processor = ACTPointCloudProcessor.from_pretrained(tmp_path / "run")
     assert model.config.id2label == {0: "floor", 1: "wall", 2: "clutter"} and not processor.normalize
     assert (processor.block_size, processor.up_axis) == (1.0, "z")
-    confusion = 0
+    confusion, losses = 0, []
     for seed in (10, 11):
         blocks = room(seed)
         points = np.concatenate([blocks[x]["points"] + (x + 0.5, 0.5, 0) for x in (0, 1)])
         labels = np.concatenate([block["point_labels"] for block in blocks])
         logits = predict_scene(model, torch.from_numpy(points), processor, batch_size=64)
         confusion = confusion + confusion_matrix(labels, logits.argmax(1).numpy(), 3)
+        losses.append(torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels).long()).item())
     assert confusion.sum() == 800  # every point, once
-    assert metrics_of(tmp_path / "run")["test"] == pytest.approx(segmentation_metrics(confusion))
+    assert metrics_of(tmp_path / "run")["test"] == pytest.approx(
+        segmentation_metrics(confusion) | {"loss": np.mean(losses)}
+    )
 
 
 def test_validation_holds_out_whole_rooms(rooms):

@@ -28,9 +28,9 @@ from modeling_act.hub.publishing import make_card, publish, without_local_paths,
 from modeling_act.viewer.page import VALUE_COLORS, VIEWER_SCRIPT, VIEWER_STYLE, ViewerCloud, bounding_ball, pack_clouds
 
 MEASURED = {
-    "last": "of the weights after the last step",
+    "last": "of the weights after the last step, {step}",
     "best": "of the weights that did best in validation, after step {step}",
-    "ema": "of the weights after the last step, not of their average, which this model holds",
+    "ema": "of the averaged weights after step {step}",
 }
 PANEL_SIZE = 320  # pixels of a cloud
 TITLE_HEIGHT = 48  # pixels, also of the names above the columns
@@ -61,9 +61,8 @@ def finish_run(
 ) -> None:
     """Leave a folder that `from_pretrained` loads, with metrics, recipe, card and report; upload it if asked.
 
-    `metrics` are of the validation rows and the last weights, `test` of the test split and the weights that are saved.
-    What is printed and written are those of the weights that are saved.
-    `processor` overrides settings of the saved processor, which otherwise follow from the flags.
+    `metrics` are of the validation rows, `test` of the test split, both of the weights that are saved. `processor`
+    overrides settings of the saved processor, which otherwise follow from the flags.
     """
     if not run.accelerator.is_main_process:
         return run.log.close()
@@ -74,29 +73,28 @@ def finish_run(
     public = replace(recipe, **without_local_paths(asdict(recipe)))
     for name, value in asdict(public).items():
         text = text.replace(f"`{getattr(options, name)}`", f"`{value}`")
-    # Without a single finite validation there is no best.
-    kind = "last" if options.final_weights == "best" and not run.best else options.final_weights
-    summary = {name: value for name, value in (run.best if kind == "best" else metrics).items() if name != "step"}
+    kind = run.final_weights
     step = run.best["step"] if kind == "best" else run.global_step
-    measured = MEASURED[kind].format(step=step)
-    card = make_card(title, text, usage, summary, measured, test, options.license)
+    record = {"metrics": metrics, "split": options.validation_name, "measured_at": step, "test": test}
+    measured = f"on {record['split']}, {MEASURED[kind].format(step=step)}"
+    card = make_card(title, text, usage, metrics, measured, test, options.license)
     with name_in_errors(run.folder):
-        _fill_folder(run, kind, {"metrics": summary, "measured_at": step, "test": test}, recipe, card, processor or {})
-    test_metrics = {f"test {name}": value for name, value in (test or {}).items()}
+        _fill_folder(run, kind, record, recipe, card, processor or {})
+    summary = {f"validation {name}": value for name, value in metrics.items()}
+    summary |= {f"test {name}": value for name, value in (test or {}).items()}
     images = {path.stem: path for path in sorted((run.folder / "pictures").glob("step-*.png"))[-1:]} | (images or {})
     report, records = run.folder / "report.html", run.log.records()
     with name_in_errors(report):
-        content = summary | test_metrics, records, _as_arrays(clouds), tables, images, as_recipe(public)
+        content = {"step": step} | summary, records, _as_arrays(clouds), tables, images, as_recipe(public)
         write_report(report, title, *content)
     run.log.close()
-    validation = {f"validation {name}": value for name, value in summary.items()}
-    print(json.dumps({"step": step, "weights": kind} | validation | test_metrics))
+    print(json.dumps({"step": step, "weights": kind, "validation split": record["split"]} | summary))
     where = f"; published as {_push(run.folder, options)}" if options.push_to_hub else ""
     print(f"{run.folder}: model, metrics.json, report.html{where}")
 
 
 def _fill_folder(
-    run: TrainingRun, kind: str, metrics: dict, recipe: ACTTrainingArguments, card: str, processor: dict
+    run: TrainingRun, kind: str, record: dict, recipe: ACTTrainingArguments, card: str, processor: dict
 ) -> None:
     """Write processor, metrics, recipe and card, then the weights: a folder with weights is complete."""
     staged = run.folder / ".final"
@@ -112,14 +110,14 @@ def _fill_folder(
     settings |= {"up_axis": options.up_axis, "unit": options.unit} | processor
     ACTPointCloudProcessor(**settings).save_pretrained(staged)
     write_text(staged / "recipe.yaml", yaml.safe_dump(as_recipe(recipe), sort_keys=False))
-    record = metrics | {"best": run.best, "steps": run.global_step, "versions": describe_versions()}
-    write_text(staged / "metrics.json", json.dumps(record, indent=1))
+    described = record | {"best": run.best, "steps": run.global_step, "versions": describe_versions()}
+    write_text(staged / "metrics.json", json.dumps(described, indent=1))
     write_text(staged / "README.md", card)
     for path in sorted(staged.iterdir(), key=lambda path: path.suffix == ".safetensors"):
         os.replace(path, run.folder / path.name)
     staged.rmdir()
     shutil.rmtree(run.folder / ".eval_results", ignore_errors=True)
-    if metrics["test"]:
+    if record["test"]:
         write_eval_results(run.folder)
 
 

@@ -134,6 +134,11 @@ class ACTTrainingArguments:
         if self.streaming and self.validation_split is None:
             raise InputError("--streaming needs --validation_split: rows cannot be held out of a stream")
 
+    @property
+    def validation_name(self) -> str:
+        """Name of the validation rows in reports."""
+        return self.validation_split or f"{self.validation_share:.0%} of {self.train_split}"
+
 
 Arguments = TypeVar("Arguments", bound=ACTTrainingArguments)
 

@@ -316,12 +316,18 @@ class TrainingRun:
         limit = self.options.checkpoints_total_limit
         training_state.write_checkpoint(self.checkpoint_folder, self.global_step, write, limit)
 
-    def load_final_weights(self) -> None:
-        """Load the weights that --final_weights names into the model."""
-        if self.options.final_weights == "best" and self.best:
+    @property
+    def final_weights(self) -> str:
+        """--final_weights, or "last" where no validation was finite and there is no best."""
+        return "last" if self.options.final_weights == "best" and not self.best else self.options.final_weights
+
+    def load_final_weights(self) -> bool:
+        """Load the weights of the result into the model; return False if these are those of the last step."""
+        if self.final_weights == "best":
             load_model(self.weights, str(self.folder / "best" / "model.safetensors"))
-        elif self.options.final_weights == "ema":
+        elif self.final_weights == "ema":
             self.weights.load_state_dict(self.average, strict=False)
+        return self.final_weights != "last"
 
 
 def check_tracker(name: str) -> None:

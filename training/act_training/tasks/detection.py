@@ -10,6 +10,7 @@ from torch import Tensor
 
 from act_training.data.batches import RandomStream, keyed_uniform
 from act_training.data.point_sets import PointSet
+from act_training.measure.detection_metrics import detection_metrics
 from act_training.run.training_run import TrainingRun
 from modeling_act import ACTStudentForObjectDetection
 from modeling_act.errors import InputError
@@ -89,21 +90,25 @@ def boxes_to_learn(batch: dict[str, Tensor], model: ACTStudentForObjectDetection
 def detect(
     run: TrainingRun, model: ACTStudentForObjectDetection, batch: dict[str, Tensor], every_class: bool
 ) -> list[dict[str, np.ndarray]]:
-    """Detect the boxes of a batch, as scenes for `detection_metrics`."""
+    """Detect the boxes of a batch, as scenes for `detection_metrics`, each with the loss of its batch."""
     training = model.training
     model.eval()
     with run.autocast():
-        output = model(batch["points"])
+        output = model(batch["points"], boxes_to_learn(batch, model), batch["box_labels"])
     model.train(training)
     scenes = model.post_process(output, batch["points"], every_class=every_class)
     for scene, boxes, labels in zip(scenes, boxes_to_learn(batch, model), batch["box_labels"], strict=True):
-        scene |= {"true_boxes": boxes[labels >= 0], "true_labels": labels[labels >= 0]}
+        scene |= {"true_boxes": boxes[labels >= 0], "true_labels": labels[labels >= 0], "loss": output.loss}
     return [{name: values.cpu().numpy() for name, values in scene.items()} for scene in scenes]
 
 
-def detect_all(run: TrainingRun, model: ACTStudentForObjectDetection, point_set: PointSet) -> list[dict]:
-    """Detect the boxes of every scene of a set, in its order, in every process."""
+def measure(
+    run: TrainingRun, model: ACTStudentForObjectDetection, point_set: PointSet
+) -> tuple[dict[str, float], list[dict]]:
+    """Loss and `detection_metrics` of a set, in every process, and the table of its classes."""
     scenes = []
     for batch in run.validation_batches(point_set):
         scenes += zip(batch["keys"][:, 1].tolist(), detect(run, model, batch, every_class=True), strict=True)
-    return [scene for _, scene in sorted(gather_object(scenes), key=lambda pair: pair[0])]
+    scenes = [scene for _, scene in sorted(gather_object(scenes), key=lambda pair: pair[0])]
+    metrics, table = detection_metrics(scenes, run.data.class_names)
+    return {"loss": float(np.mean([scene["loss"] for scene in scenes]))} | metrics, table

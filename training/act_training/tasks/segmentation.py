@@ -1,6 +1,7 @@
 """Segmentation for `segment.py`: categories and their parts, rooms made of blocks, predictions for every point."""
 
 import itertools
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -76,18 +77,21 @@ def class_weights_of(point_set: PointSet, num_classes: int) -> Tensor:
 
 
 class SegmentationMetrics:
-    """Confusion matrix and part IoUs, added up over clouds and processes."""
+    """Loss, confusion matrix and part IoUs, added up over clouds and processes."""
 
     def __init__(self, names: list[str], ignored: list[int], parts: list[list[int]] | None):
         self.names, self.ignored, self.parts = names, ignored, parts
         self.confusion = np.zeros((len(names), len(names)), dtype=np.int64)
         self.objects: list[tuple[float, int]] = []  # IoU and category of each
+        self.losses: list[float] = []  # mean cross-entropy of each cloud
 
     def add(self, labels: np.ndarray, logits: Tensor, category: int | None) -> None:
         """Add a cloud with labels (points,) and logits (points, classes). Of an object, only the parts of its category
         are predicted. Clouds without any label do not count."""
         if (labels == IGNORED).all():
             return
+        target = torch.from_numpy(labels.astype(np.int64))
+        self.losses.append(torch.nn.functional.cross_entropy(logits, target, ignore_index=IGNORED).item())
         if self.parts is None:
             predicted = logits.argmax(-1).numpy()
         else:
@@ -99,11 +103,12 @@ class SegmentationMetrics:
     def compute(self) -> tuple[dict[str, float], list[dict]]:
         """Return metrics over all processes, and a table of the classes."""
         confusion, objects = sum(gather_object([self.confusion])), gather_object(self.objects)
-        metrics = segmentation_metrics(confusion, self.ignored)
+        losses = gather_object(self.losses)
+        metrics, loss = segmentation_metrics(confusion, self.ignored), math.fsum(losses) / max(len(losses), 1)
         if self.parts is not None:
             ious, categories = zip(*objects, strict=True)
             metrics = part_metrics(np.array(ious), categories) | {"accuracy": metrics["accuracy"]}
-        return metrics, iou_table(confusion, self.names, self.ignored)
+        return {"loss": loss} | metrics, iou_table(confusion, self.names, self.ignored)
 
 
 def extra_inputs(batch: dict[str, Tensor], column: str | None) -> dict[str, Tensor]:

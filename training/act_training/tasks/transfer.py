@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 from act_training.measure.metrics import mean_and_std
 from act_training.report.run_folder import write_report
 from act_training.run.script import ACTTrainingArguments, check_disjoint, describe_versions, errors_of
-from act_training.run.training_run import TrainingRun
 from act_training.run.training_state import write_text
 from modeling_act import ACTStudentConfig
 from modeling_act.errors import InputError
@@ -111,13 +110,6 @@ def describe_student(options: TransferArguments) -> str:
     return f"An ACT student from `{options.student}`" if options.student else "A 3D Transformer from scratch"
 
 
-def final_metrics(run: TrainingRun, metrics: dict[str, float]) -> dict[str, float]:
-    """Validation metrics of the weights that a run keeps, where `metrics` are those of the last ones."""
-    if run.options.final_weights != "best" or not run.best:
-        return metrics
-    return {name: value for name, value in run.best.items() if name != "step"}
-
-
 def set_training(model: nn.Module) -> None:
     """Set training mode, without dropout, drop path and new batch statistics in parts that are frozen entirely."""
     model.train()
@@ -136,15 +128,24 @@ def run_seeds(options: TransferArguments, train: Callable[[TransferArguments], d
         runs.append(train(replace(options, seed=seed, seeds=[], output_dir=str(folder / f"seed-{seed}"))))
     if PartialState().is_main_process:
         rows = [{"seed": seed} | run for seed, run in zip(options.seeds, runs, strict=True)]
-        write_summary(folder, title, runs, {"seeds": options.seeds}, {"each seed": rows})
+        write_summary(
+            folder,
+            title,
+            runs,
+            {"seeds": options.seeds},
+            {"each seed": rows},
+            options.test_split or options.validation_name,
+        )
 
 
-def write_summary(folder: Path, title: str, runs: list[dict], about: dict, tables: dict[str, list[dict]]) -> None:
-    """Write metrics.json and report.html of several runs: mean and sample standard deviation of each metric."""
+def write_summary(
+    folder: Path, title: str, runs: list[dict], about: dict, tables: dict[str, list[dict]], split: str
+) -> None:
+    """Write metrics.json and report.html of several runs: mean and sample std of each metric, measured on `split`."""
     summary, texts = mean_and_std(runs), {}
-    record = about | {"metrics": summary, "versions": describe_versions()}
+    record = about | {"split": split, "metrics": summary, "versions": describe_versions()}
     write_text(folder / "metrics.json", json.dumps(record, indent=1))
     for name, metric in summary.items():
         texts[name] = f"{metric['mean']:.4g}" + ("" if metric["std"] is None else f" +- {metric['std']:.4g}")
     write_report(folder / "report.html", title, texts, [], [], tables, recipe=about)
-    print("  ".join(f"{name} {text}" for name, text in texts.items()))
+    print(f"{split}: " + "  ".join(f"{name} {text}" for name, text in texts.items()))

@@ -29,7 +29,7 @@ from act_training.prepare.scenes import plan_s3dis, plan_scannet
 from datasets import DatasetDict, disable_progress_bars
 from huggingface_hub import DatasetCard
 
-from modeling_act.errors import InputError
+from modeling_act.errors import InputError, check_flags
 
 SOURCES = {
     "shapenet55": objects.plan_shapenet55,
@@ -84,10 +84,11 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--skip_bad", action="store_true", help="leave out what cannot be read")
     parser.add_argument("--push_to_hub", metavar="ORGANIZATION/NAME", help="upload the set and its card, private")
+    check_flags(parser, arguments)
     return parser.parse_args(arguments)
 
 
-def check_flags(flags: argparse.Namespace) -> None:
+def check_values(flags: argparse.Namespace) -> None:
     for name in ("num_points", "way", "shot", "num_workers"):
         value = getattr(flags, name)
         if value is not None and value < 1:
@@ -131,7 +132,7 @@ def push_set(name: str, joined: DatasetDict, card: str) -> None:
 
 def main(arguments: list[str]) -> None:
     flags = parse_flags(arguments)
-    check_flags(flags)
+    check_values(flags)
     disable_progress_bars()
     choices = objects.Choices(**{field.name: getattr(flags, field.name) for field in fields(objects.Choices)})
     plan = SOURCES[flags.source](flags.raw, choices)

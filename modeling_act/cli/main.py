@@ -4,7 +4,24 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..errors import InputError, check_flags
+
 MODEL_HELP, TABLE_HELP = "folder or Hub id", "table to write: .npz, .json or .parquet"
+
+
+class Parser(argparse.ArgumentParser):
+    """Argument parser whose errors are one line."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        if self._subparsers is None:  # the flags of a command are those of its own parser
+            try:
+                check_flags(self, args)
+            except InputError as error:
+                self.error(str(error))
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 
 def make_parents(num_inputs: str = "+") -> list[argparse.ArgumentParser]:
@@ -29,9 +46,12 @@ def make_parents(num_inputs: str = "+") -> list[argparse.ArgumentParser]:
     return [clouds, inference, batches, revision]
 
 
+def program_name() -> str:
+    return "act" if Path(sys.argv[0]).stem == "act" else "python -m modeling_act"
+
+
 def make_parser() -> argparse.ArgumentParser:
-    program = "act" if Path(sys.argv[0]).stem == "act" else "python -m modeling_act"
-    parser = argparse.ArgumentParser(prog=program, description="Models of ACT on your clouds.")
+    parser = Parser(prog=program_name(), description="Models of ACT on your clouds.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     clouds, inference, batches, revision = make_parents()
 
@@ -98,7 +118,7 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["convert"]:
         from ..convert.official_checkpoint import main as convert
 
-        return convert(arguments[1:])
+        return convert(arguments[1:], f"{program_name()} convert")
     options = make_parser().parse_args(arguments or ["--help"])
     try:
         from .commands import run  # imports torch and transformers, which takes seconds; --help does not need them

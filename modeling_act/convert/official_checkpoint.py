@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from .. import modeling_act_student as students
 from ..backbone_families import load_backbone, read_block, shape_fields
-from ..errors import InputError
+from ..errors import InputError, check_flags
 from ..modeling_act_teacher import ACTTeacher
 from ..processing_act import ACTPointCloudProcessor
 from . import official_keys as official
@@ -254,8 +254,8 @@ def write(model: PreTrainedModel, folder: Path, options: argparse.Namespace) -> 
     print(f"wrote {type(model).__name__} with {model.num_parameters() / 1e6:.1f} M parameters to {folder}")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m modeling_act convert", description=__doc__.splitlines()[0])
+def main(arguments: list[str], program: str = "python -m modeling_act convert") -> int:
+    parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR")
     parser.add_argument("--teacher_output", type=Path, metavar="DIR", help="folder for the teacher of a stage-2 file")
@@ -266,8 +266,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--num_attention_heads", type=int, help="heads of the converted model; default width / 64")
     parser.add_argument("--backbone", help="timm or transformers name of the teacher's Transformer")
     parser.add_argument("--num_labels", type=int, help="checked against the head; recorded where there is none")
-    options = parser.parse_args(arguments)
     try:
+        check_flags(parser, arguments)
+        options = parser.parse_args(arguments)
         model, teacher = convert(read_state(options.checkpoint), options)
         if options.teacher_output and teacher is None:
             raise InputError("--teacher_output: the file carries no teacher beside another model")
@@ -285,4 +286,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

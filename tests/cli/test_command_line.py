@@ -2,9 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +21,6 @@ from modeling_act import (
     ACTViewTeacher,
 )
 from modeling_act.__main__ import main
-from modeling_act.cli import main as command_line
 from modeling_act.cli.commands import COMMANDS
 from modeling_act.cli.tables import check_table, list_clouds, path_below, write_table
 from modeling_act.hub.load_model import load_model
@@ -364,11 +360,3 @@ def test_a_reconstruction_leaves_the_modes_of_both(models):
     teacher.reconstruct(points)
     student.reconstruct(points, teacher)
     assert all(module.training for model in (teacher, student) for module in model.modules())
-
-
-def test_the_installed_command_is_the_same():
-    (entry,) = entry_points(group="console_scripts", name="act")
-    assert entry.load() is command_line.run_command
-    program = Path(sys.executable).with_name("act")
-    printed = subprocess.run([program, "encode", "--help"], capture_output=True, text=True, check=True).stdout
-    assert printed.startswith("usage: act encode")

@@ -296,7 +296,9 @@ def test_the_command_line(folder, tmp_path):
     assert json.loads(printed[0]) == json.loads((tmp_path / "metrics.json").read_text())["metrics"]
     assert printed[1] == f"{tmp_path}: metrics.json, pictures, report.html"
     failed = run_command("training/evaluate.py", *flags, "--vote", 3, returncode=1)
-    assert failed.stderr.splitlines()[-1] == "evaluate.py: error: unrecognized arguments: --vote 3"
+    assert (
+        failed.stderr.splitlines()[-1] == "evaluate.py: error: unrecognized arguments: --vote; did you mean --votes?"
+    )
 
 
 @torch.no_grad()

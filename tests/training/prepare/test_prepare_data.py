@@ -166,6 +166,8 @@ def test_pushing_keeps_the_metadata_of_the_hub_and_adds_the_card(monkeypatch):
     ("flags", "line"),
     [
         (["folder"], "folder needs --raw"),
+        (["folder", "--raww", "x"], "unrecognized arguments: --raww; did you mean --raw?"),
+        (["folder", "--num-point=3"], "unrecognized arguments: --num-point; did you mean --num_points?"),
         (["everyday_shapes", "--raw", "."], "everyday_shapes is generated and takes no --raw"),
         (["folder", "--raw", "nowhere"], "--raw nowhere: there is no such folder"),
         (["folder", "--raw", ".", "--num_points", "0"], "--num_points must be at least 1, got 0"),

@@ -30,7 +30,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
-from modeling_act.errors import InputError
+from modeling_act.errors import InputError, check_flags
 
 
 @dataclass
@@ -162,7 +162,9 @@ def parse_arguments(kind: type[Arguments], description: str, arguments: list[str
     config = _Parser([], add_help=False, allow_abbrev=False)
     config.add_argument("--config", type=Path)
     path = config.parse_known_args(arguments)[0].config
-    options = vars(parser.parse_args([*(read_recipe(path) if path else []), *arguments]))
+    words = [*(read_recipe(path) if path else []), *arguments]
+    check_flags(parser, words)
+    options = vars(parser.parse_args(words))
     del options["config"]
     return kind(**options)
 

@@ -7,7 +7,7 @@ python training/prepare_data.py shapenetpart --raw shapenetcore_partanno_segment
 python training/prepare_data.py s3dis --raw Stanford3dDataset_v1.2_Aligned_Version --out data/s3dis [--test_area 5]
 python training/prepare_data.py scannet --raw votenet/scannet --out data/scannet
 python training/prepare_data.py fewshot_modelnet40 --raw ModelNetFewshot --out data/5way10shot --way 5 --shot 10
-python training/prepare_data.py folder --raw any_meshes_or_clouds --out data/mine [--num_points 2048]
+python training/prepare_data.py folder --raw any_meshes_or_clouds --out data/mine [--test_share 0.2]
 python training/prepare_data.py everyday_shapes --out data/everyday_shapes
 
 An interrupted run continues when it is started again. Files that cannot be read are listed, and the set is not
@@ -80,7 +80,9 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--test_area", type=int, default=5, help="of s3dis")
     parser.add_argument("--way", type=int, default=5, help="classes of a few-shot fold")
     parser.add_argument("--shot", type=int, default=10, help="training clouds a class of a few-shot fold")
-    parser.add_argument("--seed", type=int, default=0, help="of points sampled from meshes and of generated sets")
+    parser.add_argument("--validation_share", type=float, default=0.0, help="of folder: held out, of each class")
+    parser.add_argument("--test_share", type=float, default=0.0, help="of folder: held out to test on, of each class")
+    parser.add_argument("--seed", type=int, default=0, help="of points of meshes, generated sets and shares held out")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--skip_bad", action="store_true", help="leave out what cannot be read")
     parser.add_argument("--push_to_hub", metavar="ORGANIZATION/NAME", help="upload the set and its card, private")
@@ -93,6 +95,14 @@ def check_values(flags: argparse.Namespace) -> None:
         value = getattr(flags, name)
         if value is not None and value < 1:
             raise InputError(f"--{name} must be at least 1, got {value}")
+    shares = {name: getattr(flags, name) for name in ("validation_share", "test_share")}
+    for name, share in shares.items():
+        if not 0 <= share < 1:
+            raise InputError(f"--{name} must lie between 0 and 1, got {share}")
+    if sum(shares.values()) >= 1:
+        raise InputError("--validation_share and --test_share must add up to less than 1")
+    if any(shares.values()) and flags.source != "folder":
+        raise InputError(f"--validation_share and --test_share go with folder: {flags.source} has splits of its own")
     if flags.seed < 0:
         raise InputError(f"--seed must not be negative, got {flags.seed}")
     if (flags.raw is None) != (flags.source in NUM_CLOUDS):

@@ -171,6 +171,15 @@ def test_pushing_keeps_the_metadata_of_the_hub_and_adds_the_card(monkeypatch):
         (["everyday_shapes", "--raw", "."], "everyday_shapes is generated and takes no --raw"),
         (["folder", "--raw", "nowhere"], "--raw nowhere: there is no such folder"),
         (["folder", "--raw", ".", "--num_points", "0"], "--num_points must be at least 1, got 0"),
+        (["folder", "--raw", ".", "--test_share", "1"], "--test_share must lie between 0 and 1, got 1.0"),
+        (
+            ["folder", "--raw", ".", "--test_share", ".5", "--validation_share", ".5"],
+            "--validation_share and --test_share must add up to less than 1",
+        ),
+        (
+            ["shapenet55", "--raw", ".", "--test_share", ".5"],
+            "--validation_share and --test_share go with folder: shapenet55 has splits of its own",
+        ),
         (["folder", "--raw", ".", "--seed", "-1"], "--seed must not be negative, got -1"),
         (["folder", "--raw", ".", "--out", "."], "--out .: is there already; remove it or name another"),
     ],

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from act_training.data.schema import open_h5
+from act_training.prepare.splits import split_files
 from modeling_act.errors import InputError
 from modeling_act.readers.cloud import (
     CLOUD_SUFFIXES,
@@ -59,6 +60,8 @@ class Choices:
     way: int = 5
     shot: int = 10
     seed: int = 0
+    validation_share: float = 0.0
+    test_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -260,7 +263,8 @@ def read_part_text(item: Item, choices: Choices) -> list[Row]:
 
 
 def plan_folder(raw: Path, choices: Choices) -> Plan:
-    """Plan any folder of clouds: subfolders name the split, optionally, and the class if all files are in one."""
+    """Plan any folder of clouds: subfolders name the split, optionally, and the class if all files are in one. Without
+    folders of splits, shares of the files can be held out."""
     files = sorted(file for file in raw.rglob("*") if file.is_file() and not file.name.startswith("."))
     clouds = [file.relative_to(raw) for file in files if file.suffix.lower() in CLOUD_SUFFIXES]
     if not clouds:
@@ -272,10 +276,16 @@ def plan_folder(raw: Path, choices: Choices) -> Plan:
     if 0 < len(flat) < len(clouds):
         raise InputError(f"{raw / flat[0]}: lies beside folders of classes; move it into one")
     classes = sorted({parts[0] for parts in inner.values()}) if has_classes else []
+    labels = [classes.index(parts[0]) if has_classes else None for parts in inner.values()]
+    shares = {"test": choices.test_share, "validation": choices.validation_share}
+    if has_splits and any(shares.values()):
+        raise InputError(f"{raw}: its folders name the splits; leave out --validation_share and --test_share")
+    split_names = [SPLIT_FOLDERS[file.parts[0].lower()] if has_splits else "train" for file in clouds]
+    if any(shares.values()):
+        numbers = [label or 0 for label in labels]
+        split_names = split_files([raw / file for file in clouds], numbers, shares, choices.seed)
     splits: dict[str, list[Item]] = {}
-    for file, parts in inner.items():
-        label = classes.index(parts[0]) if has_classes else None
-        split = SPLIT_FOLDERS[file.parts[0].lower()] if has_splits else "train"
+    for file, split, label in zip(clouds, split_names, labels, strict=True):
         splits.setdefault(split, []).append(Item(str(raw / file), file.as_posix(), label))
     ignored = dict(Counter(file.suffix for file in files if file.suffix.lower() not in CLOUD_SUFFIXES))
     about = f"Clouds as in their files; {choices.num_points or 8192} points sampled evenly by area from each mesh."

@@ -10,8 +10,8 @@ python training/prepare_data.py fewshot_modelnet40 --raw ModelNetFewshot --out d
 python training/prepare_data.py folder --raw any_meshes_or_clouds --out data/mine [--test_share 0.2]
 python training/prepare_data.py everyday_shapes --out data/everyday_shapes
 
-An interrupted run continues when it is started again. Files that cannot be read are listed, and the set is not
-written, unless --skip_bad.
+An interrupted run continues when it is started again. Files that cannot be read are listed at the end, and the set is
+not written, unless --skip_bad; --strict stops at the first.
 """
 
 import argparse
@@ -84,7 +84,9 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--test_share", type=float, default=0.0, help="of folder: held out to test on, of each class")
     parser.add_argument("--seed", type=int, default=0, help="of points of meshes, generated sets and shares held out")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, help="processes")
-    parser.add_argument("--skip_bad", action="store_true", help="leave out what cannot be read")
+    bad = parser.add_mutually_exclusive_group()
+    bad.add_argument("--skip_bad", action="store_true", help="leave out what cannot be read")
+    bad.add_argument("--strict", action="store_true", help="stop at the first file that cannot be read")
     parser.add_argument("--push_to_hub", metavar="ORGANIZATION/NAME", help="upload the set and its card, private")
     check_flags(parser, arguments)
     return parser.parse_args(arguments)
@@ -148,7 +150,7 @@ def main(arguments: list[str]) -> None:
     plan = SOURCES[flags.source](flags.raw, choices)
 
     work = flags.out.parent / f".{flags.out.name}.shards"
-    joined, rejected = prepare_splits(plan, choices, work, flags.num_workers)
+    joined, rejected = prepare_splits(plan, choices, work, flags.num_workers, flags.strict)
     for bad in rejected:
         print(f"rejected: {bad['why']}", file=sys.stderr)
     if rejected and not flags.skip_bad:
@@ -171,8 +173,7 @@ def main(arguments: list[str]) -> None:
         print(f"{split}: {figures['clouds']} clouds, points least, median, most {figures['points']}")
         print("  " + ", ".join(f"{name} {count}" for name, count in figures["classes"].items()))
     if plan.ignored:
-        ignored = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in plan.ignored.items())
-        print(f"ignored: {ignored}")
+        print(f"ignored, no clouds: {plan.ignored}")
     print(f"saved {flags.out}, {len(rejected)} left out")
 
 

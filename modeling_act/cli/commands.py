@@ -33,30 +33,38 @@ def processor_options(options: argparse.Namespace) -> dict:
     return {"seed": options.seed, "up_axis": options.up_axis, "unit": options.unit}
 
 
+def note_problem(problem: str, num_clouds: int, options: argparse.Namespace) -> None:
+    """Keep the error of a cloud for the summary at the end. It ends the command with --strict, if there is no other
+    cloud, or if another cloud had the very same one: that lies in a flag."""
+    if options.strict or num_clouds == 1 or problem in options.problems:
+        options.problems.clear()
+        raise InputError(problem)
+    options.problems.append(problem)
+
+
 def predict(
     model: nn.Module, paths: dict[str, str], predict_batch: Callable[[Tensor], Tensor], options: argparse.Namespace
 ) -> Iterator[tuple[list[str], Tensor]]:
-    """Yield (names, values) for each batch of clouds. A cloud that cannot be read ends the command, or is skipped."""
+    """Yield (names, values) for each batch of clouds. One that cannot be read is skipped, with --strict an error."""
     logging.enable_progress_bar()
-    names, flags = list(paths), ("batch_size", "device", "num_workers", "skip_bad", "seed", "up_axis", "unit")
+    names, flags = list(paths), ("batch_size", "device", "num_workers", "seed", "up_axis", "unit")
     settings = {flag: getattr(options, flag) for flag in flags} | {"show_progress": not options.quiet}
-    for batch in run_on_clouds(model, list(paths.values()), predict_batch, **settings):
+    for batch in run_on_clouds(model, list(paths.values()), predict_batch, skip_bad=True, **settings):
         for problem in batch.problems.values():
-            print(f"skipped: {problem}", file=sys.stderr)
+            note_problem(problem, len(paths), options)
         if batch.places:
             yield [names[place] for place in batch.places], batch.values
 
 
 def one_by_one(options: argparse.Namespace, use: Callable[[str, str], None]) -> None:
-    """Call `use(name, path)` for each cloud. One that cannot be read ends the command, or is skipped."""
+    """Call `use(name, path)` for each cloud. One that cannot be read is skipped, or with --strict an error."""
     logging.enable_progress_bar()
-    for name, path in logging.tqdm(list_clouds(options.inputs).items(), unit="cloud", disable=options.quiet):
+    paths = list_clouds(options.inputs)
+    for name, path in logging.tqdm(paths.items(), unit="cloud", disable=options.quiet):
         try:
             use(name, path)
         except InputError as error:
-            if not options.skip_bad:
-                raise
-            print(f"skipped: {error}", file=sys.stderr)
+            note_problem(str(error), len(paths), options)
 
 
 def info(options: argparse.Namespace) -> None:
@@ -224,7 +232,8 @@ COMMANDS = {function.__name__: function for function in (info, classify, segment
 COMMANDS["encode"] = encode_clouds  # `encode` is the function that it calls
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> int:
+    """Run a command, then list all clouds that could not be read; return the exit code."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()  # of loading a model
     device = getattr(options, "device", None)
@@ -232,4 +241,15 @@ def run(options: argparse.Namespace) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
         raise InputError(f"--device {device}: {str(error).splitlines()[0][:200]}") from error
-    COMMANDS[options.command](options)
+    options.problems = []
+    try:
+        COMMANDS[options.command](options)
+    finally:
+        if options.problems:
+            print(
+                f"skipped {len(options.problems)} clouds that cannot be read:",
+                *options.problems,
+                sep="\n  ",
+                file=sys.stderr,
+            )
+    return int(bool(options.problems) and not options.skip_bad)

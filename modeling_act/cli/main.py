@@ -30,7 +30,9 @@ def make_parents(num_inputs: str = "+") -> list[argparse.ArgumentParser]:
     clouds.add_argument("inputs", nargs=num_inputs, help="files of clouds and meshes, and folders of them")
     clouds.add_argument("--seed", type=int, default=0, help="seed of the points that are sampled")
     clouds.add_argument("--up_axis", choices=("y", "z"), help="axis that is up in these clouds, if not as in training")
-    clouds.add_argument("--skip_bad", action="store_true", help="skip clouds that cannot be read")
+    bad = clouds.add_mutually_exclusive_group()
+    bad.add_argument("--skip_bad", action="store_true", help="exit with 0 although some clouds cannot be read")
+    bad.add_argument("--strict", action="store_true", help="stop at the first cloud that cannot be read")
     clouds.add_argument("--quiet", action="store_true", help="no progress bar")
 
     inference = argparse.ArgumentParser(add_help=False, parents=[clouds])
@@ -123,7 +125,7 @@ def main(arguments: list[str]) -> int:
     try:
         from .commands import run  # imports torch and transformers, which takes seconds; --help does not need them
 
-        run(options)
+        return run(options)
     except (ValueError, OSError) as error:
         print(f"modeling_act {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

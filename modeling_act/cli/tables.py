@@ -2,13 +2,14 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import InputError
-from ..readers.cloud import CLOUD_SUFFIXES
+from ..readers.cloud import CLOUD_SUFFIXES, list_cloud_files
 
 try:
     import pyarrow
@@ -28,8 +29,10 @@ def list_clouds(inputs: Iterable[str]) -> dict[str, str]:
         names = {os.path.basename(source): source}
         if os.path.isdir(source):
             parent = Path(source).resolve().name if len(inputs) > 1 else ""
-            files = (path for path in sorted(Path(source).rglob("*")) if path.suffix.lower() in CLOUD_SUFFIXES)
-            names = {Path(parent, path.relative_to(source)).as_posix(): str(path) for path in files if path.is_file()}
+            files, ignored = list_cloud_files(source)
+            if ignored:
+                print(f"ignored in {source}, no clouds: {ignored}", file=sys.stderr)
+            names = {Path(parent, path.relative_to(source)).as_posix(): str(path) for path in files}
             if not names:
                 raise InputError(f"{source}: holds no file of points or of a mesh ({', '.join(CLOUD_SUFFIXES)})")
         for name, path in names.items():

@@ -4,6 +4,7 @@ import io
 import itertools
 import re
 import struct
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from .mesh import MESH_SUFFIXES, NUM_SURFACE_POINTS, read_mesh
+from .mesh import MESH_SUFFIXES, NUM_SURFACE_POINTS, read_mesh, refuse_utf16
 
 TEXT_SUFFIXES = (".xyz", ".txt", ".pts", ".csv")
 CLOUD_SUFFIXES = (*MESH_SUFFIXES, ".pcd", *TEXT_SUFFIXES, ".npy", ".npz")
 # Names of the points in an npz archive, in order of preference.
 ALIASES = ("points", "xyz", "pc", "pos", "point_cloud", "pointcloud", "coords", "coord", "vertices", "data", "inputs")
+# Text files that accompany clouds and hold none.
+NOTES = re.compile(r"(read_?me|licen[cs]e|copying|copyright|notice|authors|changelog|citation)([^a-z].*)?\.txt", re.I)
 NUMBER = re.compile(r"(?<!\S)[-+]?(\.?\d\S*|inf|nan)(?!\S)", re.IGNORECASE)  # which a header of a table does not have
 
 
@@ -64,9 +67,22 @@ def translate_errors(path: str | Path, read: Callable[[Path], object]):
     except (OSError, ImportError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{str(path)[:200]}: cannot be read: {reason}") from error
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
-        raise InputError(f"{path}: is damaged, or no {path.suffix} file: {reason}") from error
+    except Exception as error:  # a parser's own words are for programmers
+        objects = ", or holds Python objects, which are not loaded" if path.suffix in (".npy", ".npz") else ""
+        raise InputError(f"{path}: is damaged, or no {path.suffix} file{objects}") from error
+
+
+def list_cloud_files(folder: str | Path) -> tuple[list[Path], str]:
+    """List the files of clouds and meshes below a folder, and describe the files that are none, such as "2 .jpg, 1
+    README.txt". Hidden files do not count."""
+    files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    clouds = [path for path in files if path.suffix.lower() in CLOUD_SUFFIXES and not NOTES.fullmatch(path.name)]
+    others = Counter(
+        path.name if NOTES.fullmatch(path.name) else path.suffix or "without suffix"
+        for path in files
+        if path not in set(clouds)
+    )
+    return clouds, ", ".join(f"{count} {kind}" for kind, count in others.items())
 
 
 def read_columns(path: Path, num_points: int, seed: int) -> dict[str, np.ndarray]:
@@ -120,6 +136,7 @@ def split_columns(table: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def parse_table(data: bytes) -> np.ndarray:
+    refuse_utf16(data)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -134,10 +151,25 @@ def parse_table(data: bytes) -> np.ndarray:
     try:
         table = np.loadtxt(io.StringIO(rest), comments=None, ndmin=2)
     except ValueError as error:
-        raise InputError(f"is not a table of numbers: {error}") from error
+        raise InputError(f"is not a table of numbers: {describe_bad_row(rest.splitlines())}") from error
     if count not in (None, len(table)):
         raise InputError(f"announces {count} points, got {len(table)}")
     return table
+
+
+def describe_bad_row(lines: list[str]) -> str:
+    """Describe the first row that has a word in it, or another width than the rows before."""
+    width = None
+    for words in filter(None, map(str.split, lines)):
+        for word in words:
+            try:
+                float(word)
+            except ValueError:
+                return f"{word[:40]!r} is no number, in the row {' '.join(words)[:60]!r}"
+        if width not in (None, len(words)):
+            return f"the row {' '.join(words)[:60]!r} has {len(words)} columns, the rows before have {width}"
+        width = len(words)
+    return "its rows cannot be parsed"
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:

@@ -23,14 +23,19 @@ class BufferResolver(FilePathResolver):
     """Opens the buffers of a glTF file, which must lie in its own folder; their names may be percent-encoded."""
 
     def get(self, name: str) -> bytes:
-        return super().get(unquote(name))
+        try:
+            return super().get(unquote(name))
+        except (OSError, ValueError) as error:  # missing, or outside of the folder
+            raise InputError(f"needs the file {name[:100]!r}, which is not in its folder") from error
 
 
 def read_mesh(path: Path, num_points: int, seed: int) -> dict[str, np.ndarray]:
     """Read points (n, 3), and normals and colors where there are any: sampled from a mesh, or those of a cloud."""
     suffix = path.suffix.lower()
     clean = {".ply": clean_ply, ".off": clean_off, ".stl": clean_stl, ".obj": clean_obj}.get(suffix, clean_gltf)
-    data = clean(path.read_bytes())
+    data = path.read_bytes()
+    refuse_utf16(data)
+    data = clean(data)
     resolver = BufferResolver(str(path)) if clean is clean_gltf else None
     logging.getLogger("trimesh").setLevel(logging.CRITICAL)  # it logs tracebacks of optional parts
     with warnings.catch_warnings():
@@ -104,6 +109,12 @@ def name_columns(vertices: np.ndarray | dict[str, np.ndarray]) -> dict[str, np.n
     return columns
 
 
+def refuse_utf16(data: bytes) -> None:
+    """Refuse text as some programs on Windows save it: with a byte order mark, or with a zero beside each letter."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff") or re.match(rb"([\t\r\n -~]\0){8}|(\0[\t\r\n -~]){8}", data):
+        raise InputError("is text in UTF-16; save it as UTF-8")
+
+
 def text_rows(data: bytes) -> list[str]:
     """Split a text file into lines, without comments and blank lines."""
     return [line for line in re.sub("#.*", "", data.decode(errors="replace")).splitlines() if line.strip()]
@@ -162,9 +173,13 @@ def clean_obj(data: bytes) -> bytes:
 
 
 def clean_gltf(data: bytes) -> bytes:
-    """Refuse compressed files, which trimesh would read as zeros, and damaged JSON, which it hides."""
-    if not data.startswith(b"glTF"):
-        json.loads(data)
+    """Refuse glTF 1.0, compressed files, which trimesh would read as zeros, and damaged JSON, which it hides."""
+    if data.startswith(b"glTF"):
+        version = str(int.from_bytes(data[4:8], "little"))
+    else:
+        version = str(json.loads(data).get("asset", {}).get("version", "1.0"))  # 1.0 need not say so
+    if version.startswith("1"):
+        raise InputError("is glTF 1.0, which is not supported; save it as glTF 2.0")
     required = re.search(rb'"extensionsRequired"\s*:\s*\[(.*?)\]', data, re.DOTALL)
     if compression := required and re.search(rb"KHR_draco_mesh_compression|EXT_meshopt_compression", required[1]):
         raise InputError(f"is compressed by {compression[0].decode()}, which is not supported")

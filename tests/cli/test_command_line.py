@@ -215,12 +215,23 @@ def test_convert_is_the_converter(run, tmp_path, capsys):
 def test_clouds_that_cannot_be_read(run, models, shapes, capsys):
     (shapes / "bad.ply").write_text("nothing")
     command = ("encode", shapes, "--model", models / "student", "--out", "vectors.npz", "--quiet")
-    assert run(*command, code=1) == f"modeling_act encode: {shapes}/bad.ply: has no header from ply to end_header"
+    first = f"{shapes}/bad.ply: has no header from ply to end_header"
+    assert run(*command, "--strict", code=1) == f"modeling_act encode: {first}"
     assert not list(shapes.parent.glob("*vectors*"))
-    assert main([*map(str, command), "--skip_bad"]) == 0
-    captured = capsys.readouterr()
-    assert captured.err == f"skipped: {shapes}/bad.ply: has no header from ply to end_header\n"
-    assert json.loads(captured.out) == {"clouds": 5, "skipped": 1, "width": 48}
+    (shapes / "empty.xyz").write_text("")
+    for name in ("readme.txt", "box.blend", "cup.blend"):
+        (shapes / name).write_text("no cloud")
+    for flags, code in (((), 1), (("--skip_bad",), 0)):
+        assert main([*map(str, command), *flags]) == code
+        captured = capsys.readouterr()
+        ignored = f"ignored in {shapes}, no clouds: 2 .blend, 1 readme.txt\n"
+        listed = f"skipped 2 clouds that cannot be read:\n  {first}\n  {shapes}/empty.xyz: is empty\n"
+        assert captured.err == ignored + listed
+        assert json.loads(captured.out) == {"clouds": 5, "skipped": 2, "width": 48}
+    assert main(["view", str(shapes), "--out", "page.html", "--quiet"]) == 1
+    assert listed in capsys.readouterr().err and Path("page.html").is_file()
+    for name in ("readme.txt", "box.blend", "cup.blend"):
+        (shapes / name).unlink()
     segment = ("segment", shapes, "--model", models / "parts", "--category", "0", "--out", "parts", "--quiet")
     assert "must be what the object is, one of chair, car, got '0'" in run(*segment, code=1)
 

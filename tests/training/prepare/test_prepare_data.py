@@ -77,7 +77,13 @@ def test_bad_files_are_refused_and_then_left_out(tmp_path, capsys):
     reason = f"rejected: {raw}/box/bad.off: is truncated: announces 9 vertices and 9 faces, got 0 lines\n"
     assert reason in capsys.readouterr().err and not out.exists()
 
+    with pytest.raises(InputError, match=f"^{raw}/box/bad.off: is truncated"):
+        prepare_data.main([*flags, "--strict"])
+    assert "rejected" not in capsys.readouterr().err
+    (raw / "box" / "License.txt").write_text("Free.")
+
     made = run_command(SCRIPT, *flags, "--skip_bad")
+    assert "ignored, no clouds: 1 License.txt\n" in made.stdout
     assert "box 1" in made.stdout and made.stdout.endswith(f"saved {out}, 1 left out\n")
     rows = load_from_disk(str(out))["train"].with_format("numpy")
     assert rows[0]["points"].shape == (64, 3) and rows[0]["name"] == "box/good.off"

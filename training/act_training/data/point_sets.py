@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from act_training.data import schema
 from modeling_act.errors import InputError
-from modeling_act.readers.cloud import CLOUD_SUFFIXES, read_cloud
+from modeling_act.readers.cloud import list_cloud_files, read_cloud
 
 BUILT_IN = ("everyday_shapes", "broad_shapes", "everyday_rooms")
 TRAINING = Path(__file__).parents[2]
@@ -300,7 +300,7 @@ def _prepare_built_in(name: str) -> Path:
 
 def _read_folder(path: Path, num_points: int) -> Dataset:
     """Read a folder of mesh and cloud files; the class of a file is its subfolder."""
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in CLOUD_SUFFIXES and file.is_file())
+    files, _ = list_cloud_files(path)
     if not files:
         raise InputError(f"{path}: no set; expected parquet, npz, h5, a `save_to_disk` folder, or files such as ply")
     classes = sorted({file.relative_to(path).parts[0] for file in files if file.parent != path})

@@ -31,9 +31,11 @@ from modeling_act.point_ops import farthest_point_sample
 CLOUDS_PER_SAMPLING = 8  # in one call of farthest point sampling; twice as fast as one by one in plain torch
 
 
-def prepare_splits(plan: Plan, choices: Choices, work: Path, num_workers: int = 1) -> tuple[DatasetDict, list[dict]]:
+def prepare_splits(
+    plan: Plan, choices: Choices, work: Path, num_workers: int = 1, strict: bool = False
+) -> tuple[DatasetDict, list[dict]]:
     """Read all items of a plan; `work` holds finished shards. Returns the set, and a dict of split, name and reason
-    for each file or cloud that was rejected."""
+    for each file or cloud that was rejected; with `strict` the first of them is an error."""
     work.mkdir(parents=True, exist_ok=True)
     shards = []
     for split, items in plan.splits.items():
@@ -43,7 +45,13 @@ def prepare_splits(plan: Plan, choices: Choices, work: Path, num_workers: int = 
     pool = ProcessPoolExecutor(num_workers, initializer=end_with_parent)
     try:
         results = (map if num_workers == 1 else pool.map)(read, [items for _, items in shards])
-        folders = list(tqdm(results, total=len(shards), unit="shard", desc=f"reading {choices.source}"))
+        folders, reasons_of = [], []
+        for folder in tqdm(results, total=len(shards), unit="shard", desc=f"reading {choices.source}"):
+            reasons = json.loads((folder / "rejected.json").read_text())
+            if reasons and strict:
+                raise InputError(reasons[0][1])
+            folders.append(folder)
+            reasons_of.append(reasons)
     except BrokenProcessPool as error:
         reasons = "out of memory (use fewer --num_workers), or killed by a damaged file"
         count = sum(map(len, plan.splits.values()))
@@ -51,8 +59,7 @@ def prepare_splits(plan: Plan, choices: Choices, work: Path, num_workers: int = 
     finally:
         pool.shutdown(cancel_futures=True)
     splits, rejected = {split: [] for split, _ in shards}, []
-    for (split, _), folder in zip(shards, folders, strict=True):
-        reasons = json.loads((folder / "rejected.json").read_text())
+    for (split, _), folder, reasons in zip(shards, folders, reasons_of, strict=True):
         rejected += [{"split": split, "name": name, "why": reason} for name, reason in reasons]
         if (folder / "state.json").is_file():
             splits[split].append(load_from_disk(str(folder)))

@@ -7,7 +7,6 @@ import io
 import json
 import pickle
 import zlib
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from modeling_act.errors import InputError
 from modeling_act.readers.cloud import (
     CLOUD_SUFFIXES,
     check_numbers,
+    list_cloud_files,
     read_array,
     read_cloud,
     read_table,
@@ -85,7 +85,7 @@ class Plan:
     num_points: int | None = None  # of each cloud after farthest point sampling
     normalize: bool = False
     items_per_shard: int = 64
-    ignored: dict[str, int] = field(default_factory=dict)  # counts of files by suffix that are no clouds
+    ignored: str = ""  # files that are no clouds, such as "2 .jpg"
 
 
 def find_root(raw: Path, *patterns: str, required: bool = True) -> Path | None:
@@ -265,8 +265,8 @@ def read_part_text(item: Item, choices: Choices) -> list[Row]:
 def plan_folder(raw: Path, choices: Choices) -> Plan:
     """Plan any folder of clouds: subfolders name the split, optionally, and the class if all files are in one. Without
     folders of splits, shares of the files can be held out."""
-    files = sorted(file for file in raw.rglob("*") if file.is_file() and not file.name.startswith("."))
-    clouds = [file.relative_to(raw) for file in files if file.suffix.lower() in CLOUD_SUFFIXES]
+    files, ignored = list_cloud_files(raw)
+    clouds = [file.relative_to(raw) for file in files]
     if not clouds:
         raise InputError(f"{raw}: holds no file with one of the suffixes {', '.join(CLOUD_SUFFIXES)}")
     has_splits = all(len(file.parts) > 1 and file.parts[0].lower() in SPLIT_FOLDERS for file in clouds)
@@ -287,7 +287,6 @@ def plan_folder(raw: Path, choices: Choices) -> Plan:
     splits: dict[str, list[Item]] = {}
     for file, split, label in zip(clouds, split_names, labels, strict=True):
         splits.setdefault(split, []).append(Item(str(raw / file), file.as_posix(), label))
-    ignored = dict(Counter(file.suffix for file in files if file.suffix.lower() not in CLOUD_SUFFIXES))
     about = f"Clouds as in their files; {choices.num_points or 8192} points sampled evenly by area from each mesh."
     names = {"class_names": classes} if classes else {}
     return Plan(splits, read_file, about, names, choices.num_points, ignored=ignored)

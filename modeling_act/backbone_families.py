@@ -125,8 +125,8 @@ def load_timm(
         import timm
     except (ImportError, RuntimeError) as error:
         raise ImportError(
-            f"{name} is a timm model and timm cannot be imported ({error}): pip install modeling_act[timm], with a "
-            "torchvision build that matches your torch"
+            f'{name} is a timm model and timm cannot be imported ({error}): in the clone, pip install ".[timm]", with '
+            "a torchvision build that matches your torch"
         ) from error
     if unknown := [option for option, value in options.items() if value]:
         raise ValueError(f"timm takes no {', '.join(unknown)}; set HF_TOKEN or HF_HUB_OFFLINE instead")

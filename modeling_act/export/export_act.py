@@ -72,7 +72,7 @@ def export_onnx(
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise InputError(f'ONNX files need {error.name}: pip install "modeling_act[export]"') from error
+        raise InputError(f'ONNX files need {error.name}: in the clone, pip install ".[export]"') from error
     # It warns of each torchvision operator if torchvision is not installed; no model here has one.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with traceable(model) as (module, inputs, shapes):

@@ -117,7 +117,7 @@ def probe_cloud() -> np.ndarray:
 
 def check_usearch() -> None:
     if Index is None:
-        raise InputError('searching needs usearch: pip install "modeling_act[search]"')
+        raise InputError('searching needs usearch: in the clone, pip install ".[search]"')
 
 
 def check_names(names: list) -> None:

@@ -221,7 +221,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path):
         except InputError as error:
             print(error)"""
     lines = run_command("-c", code).stdout.splitlines()
-    assert lines[-1] == 'ONNX files need onnx: pip install "modeling_act[export]"'
+    assert lines[-1] == 'ONNX files need onnx: in the clone, pip install ".[export]"'
     assert not list(tmp_path.iterdir())
 
 

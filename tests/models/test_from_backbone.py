@@ -263,7 +263,9 @@ def test_mixers_refuse_other_numbers_of_tokens(fields):
 
 def test_timm_is_asked_for_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ImportError, match=r"vit_tiny_patch16_224 is a timm model .*pip install modeling_act\[timm\]"):
+    with pytest.raises(
+        ImportError, match=r"vit_tiny_patch16_224 is a timm model .*in the clone, pip install \"\.\[timm\]\""
+    ):
         ACTTeacher.from_backbone("vit_tiny_patch16_224", **SMALL)
 
 

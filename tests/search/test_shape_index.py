@@ -143,3 +143,9 @@ def test_one_name_twice_among_many_is_found_at_once(tmp_path):
     names = [f"{number}.ply" for number in range(50_000)]
     with pytest.raises(InputError, match="two clouds have one name, '49999.ply'"):
         ShapeIndex.build(tmp_path, [*names, names[-1]], torch.ones(50_001, 2), {})
+
+
+def test_a_missing_extra_says_how_to_install_it_from_a_clone(monkeypatch):
+    monkeypatch.setattr(shape_index, "Index", None)
+    with pytest.raises(InputError, match=r'searching needs usearch: in the clone, pip install "\.\[search\]"$'):
+        shape_index.check_usearch()

@@ -3,7 +3,7 @@
 Importing it registers every model, processor and pipeline with the Auto classes and `pipeline` of transformers.
 """
 
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForPreTraining, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_act import ACTStudentConfig, ACTTeacherConfig, ACTViewTeacherConfig
@@ -51,6 +51,7 @@ AutoModel.register(ACTStudentConfig, ACTStudent)
 AutoModelForPreTraining.register(ACTStudentConfig, ACTStudentForPreTraining)
 for _config in (ACTTeacherConfig, ACTViewTeacherConfig, ACTStudentConfig):
     AutoFeatureExtractor.register(_config, ACTPointCloudProcessor)
+    AutoProcessor.register(_config, ACTPointCloudProcessor)
     _config.register_for_auto_class()  # a saved folder then names its own code, for `trust_remote_code=True`
 
 for _task, _pipeline, _loader in (

@@ -540,18 +540,18 @@ class ACTStudentForPointCloudClassification(ACTStudentPreTrainedModel):
         labels: Tensor | None = None,
         groups: PointGroups | None = None,
         features: Tensor | None = None,
-        label_smoothing: float = 0.0,
+        smoothing: float = 0.0,  # Trainer takes any argument called label... for a label
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput:
         """Classify clouds (batch, points, 3), with labels (batch,): logits (batch, num_labels).
 
-        `features`, the student's `pooler_output`, may replace clouds that were encoded before. `label_smoothing` is
-        the share of each label that the loss spreads over all classes."""
+        `features`, the student's `pooler_output`, may replace clouds that were encoded before. `smoothing` is the
+        share of each label that the loss spreads over all classes."""
         encoded = ACTStudentOutput(pooler_output=features)
         if features is None:
             encoded = self.student(points, groups=groups, **kwargs)
         logits = self.classifier(encoded.pooler_output)
-        loss = None if labels is None else prediction_loss(logits, labels, label_smoothing=label_smoothing)
+        loss = None if labels is None else prediction_loss(logits, labels, label_smoothing=smoothing)
         return SequenceClassifierOutput(loss, logits, encoded.hidden_states, encoded.attentions)
 
 

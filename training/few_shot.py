@@ -142,7 +142,7 @@ def train_fold(options: FewShotArguments, fold: Fold, fields: dict) -> dict[str,
     for batch in run.batches(sampled=features is None):
         batch["label"] = label_of[batch["label"]]
         with run.autocast():
-            loss = run.model(**model_inputs(run, batch, features), label_smoothing=options.label_smoothing).loss
+            loss = run.model(**model_inputs(run, batch, features), smoothing=options.label_smoothing).loss
         run.step(loss)
         if run.is_log_due():
             run.log_training()

@@ -75,7 +75,7 @@ def finetune(options: ClassificationArguments) -> dict[str, float]:
         validate()
     for batch in run.batches(sampled=features is None):
         with run.autocast():
-            output = run.model(**model_inputs(run, batch, features), label_smoothing=options.label_smoothing)
+            output = run.model(**model_inputs(run, batch, features), smoothing=options.label_smoothing)
         run.step(output.loss)
 
         if run.is_log_due():

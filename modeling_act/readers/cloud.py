@@ -67,6 +67,8 @@ def translate_errors(path: str | Path, read: Callable[[Path], object]):
     except (OSError, ImportError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{str(path)[:200]}: cannot be read: {reason}") from error
+    except MemoryError as error:
+        raise InputError(f"{path}: needs more memory than there is") from error
     except Exception as error:  # a parser's own words are for programmers
         objects = ", or holds Python objects, which are not loaded" if path.suffix in (".npy", ".npz") else ""
         raise InputError(f"{path}: is damaged, or no {path.suffix} file{objects}") from error

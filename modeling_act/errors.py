@@ -6,6 +6,11 @@ import re
 from collections.abc import Sequence
 
 
+def printable(text: str) -> str:
+    """Escape the characters that a terminal would act upon."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class InputError(ValueError):
     """Error in something the user passed: a flag, a file, a row, a checkpoint. Scripts print one line and exit with 1.
 
@@ -13,7 +18,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str):
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+        super().__init__(printable(message))
 
 
 def check_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..readers.cloud import CLOUD_SUFFIXES, list_cloud_files
 
 try:
@@ -31,7 +31,7 @@ def list_clouds(inputs: Iterable[str]) -> dict[str, str]:
             parent = Path(source).resolve().name if len(inputs) > 1 else ""
             files, ignored = list_cloud_files(source)
             if ignored:
-                print(f"ignored in {source}, no clouds: {ignored}", file=sys.stderr)
+                print(printable(f"ignored in {source}, no clouds: {ignored}"), file=sys.stderr)
             names = {Path(parent, path.relative_to(source)).as_posix(): str(path) for path in files}
             if not names:
                 raise InputError(f"{source}: holds no file of points or of a mesh ({', '.join(CLOUD_SUFFIXES)})")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, printable
 from .mesh import MESH_SUFFIXES, NUM_SURFACE_POINTS, read_mesh, refuse_utf16
 
 TEXT_SUFFIXES = (".xyz", ".txt", ".pts", ".csv")
@@ -67,6 +67,8 @@ def translate_errors(path: str | Path, read: Callable[[Path], object]):
     except (OSError, ImportError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{str(path)[:200]}: cannot be read: {reason}") from error
+    except MemoryError as error:
+        raise InputError(f"{path}: needs more memory than there is") from error
     except Exception as error:  # a parser's own words are for programmers
         objects = ", or holds Python objects, which are not loaded" if path.suffix in (".npy", ".npz") else ""
         raise InputError(f"{path}: is damaged, or no {path.suffix} file{objects}") from error
@@ -74,15 +76,18 @@ def translate_errors(path: str | Path, read: Callable[[Path], object]):
 
 def list_cloud_files(folder: str | Path) -> tuple[list[Path], str]:
     """List the files of clouds and meshes below a folder, and describe the files that are none, such as "2 .jpg, 1
-    README.txt". Hidden files do not count."""
-    files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file() and not path.name.startswith(".")]
-    clouds = [path for path in files if path.suffix.lower() in CLOUD_SUFFIXES and not NOTES.fullmatch(path.name)]
-    others = Counter(
-        path.name if NOTES.fullmatch(path.name) else path.suffix or "without suffix"
-        for path in files
-        if path not in set(clouds)
-    )
-    return clouds, ", ".join(f"{count} {kind}" for kind, count in others.items())
+    README.txt". What macOS puts beside a file, ._NAME, and hidden files of other suffixes do not count."""
+    clouds, others = [], Counter()
+    for path in sorted(Path(folder).rglob("*")):
+        if path.name.startswith("._") or not path.is_file():
+            continue
+        if NOTES.fullmatch(path.name):
+            others[path.name] += 1
+        elif path.suffix.lower() in CLOUD_SUFFIXES:
+            clouds.append(path)
+        elif not path.name.startswith("."):
+            others[path.suffix or "without suffix"] += 1
+    return clouds, printable(", ".join(f"{count} {kind}" for kind, count in others.items()))
 
 
 def read_columns(path: Path, num_points: int, seed: int) -> dict[str, np.ndarray]:

@@ -117,10 +117,14 @@ def test_a_page_shows_names_as_text(clouds, monkeypatch):
 def test_errors_show_no_control_characters(models, clouds, monkeypatch, capsys):
     monkeypatch.chdir(clouds.parent)
     (clouds / NAMES[2]).write_bytes(b"junk")
-    assert main(["encode", "clouds", "--model", str(models / "student"), "--out", "t.npz", "--quiet"]) == 1
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and error.rstrip("\n").isprintable() and r"a\nb\x1b[2J.xyz" in error
-    assert not (clouds.parent / "t.npz").exists()
+    (clouds / "note.\x1b[2J").write_bytes(b"of a suffix that is ignored")
+    command = ["encode", "clouds", "--model", str(models / "student"), "--out", "t.npz", "--quiet"]
+    for flags, num_lines in ((["--strict"], 2), ([], 3)):
+        assert main(command + flags) == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == num_lines and all(line.isprintable() for line in error.splitlines())
+        assert r"a\nb\x1b[2J.xyz" in error and r"1 .\x1b[2J" in error
+        assert (clouds.parent / "t.npz").exists() == (not flags)
 
 
 def test_links_in_a_folder_of_results_are_not_followed(tmp_path):

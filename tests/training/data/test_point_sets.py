@@ -286,7 +286,7 @@ def test_a_set_that_cannot_be_reached_is_one_line(name, streaming):
         ("a.npz", lambda path: np.savez(path, vertices=POINTS), "no column of points among"),
         ("a.npz", lambda path: np.savez(path, points=POINTS[0]), "'points' must be numbers of shape"),
         ("a.npz", lambda path: np.savez(path, points=WORDS), "got <U3 of shape"),
-        ("a.npz", lambda path: np.savez(path, points=np.array([{}])), "Object arrays cannot be loaded"),
+        ("a.npz", lambda path: np.savez(path, points=np.array([{}])), "holds Python objects, which are not loaded"),
         ("a.npz", lambda path: np.savez(path, points=POINTS, label=LABELS[:4]), "'label' must have the shape"),
         ("a.npz", lambda path: np.savez(path, points=POINTS, label=LABELS / 2), "must be whole numbers, got float64"),
         ("a.npz", lambda path: np.savez(path, points=POINTS, seg=LABELS), r"'seg' must have the shape \(10, 12\)"),

@@ -266,7 +266,7 @@ def plan_folder(raw: Path, choices: Choices) -> Plan:
     """Plan any folder of clouds: subfolders name the split, optionally, and the class if all files are in one. Without
     folders of splits, shares of the files can be held out."""
     files, ignored = list_cloud_files(raw)
-    clouds = [file.relative_to(raw) for file in files]
+    clouds = [file.relative_to(raw) for file in files if not file.name.startswith(".")]
     if not clouds:
         raise InputError(f"{raw}: holds no file with one of the suffixes {', '.join(CLOUD_SUFFIXES)}")
     has_splits = all(len(file.parts) > 1 and file.parts[0].lower() in SPLIT_FOLDERS for file in clouds)

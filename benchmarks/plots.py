@@ -96,7 +96,9 @@ def plot_pretraining(records: list[dict], folder: Path) -> str:
         }
         for row, own in means.items()
     }
-    last = {row: list(own.values())[-1] for row, own in means.items()}
+    trained = [set(own) for own in means.values() if max(own)]  # those of length 0 were not trained
+    length = max(set.intersection(*trained), default=0) if trained else 0  # the longest that all rows have
+    last = {row: own.get(length, list(own.values())[-1]) for row, own in means.items()}
     order = sorted(last, key=lambda row: statistics.mean(last[row]))
     heights, deviations = (
         [statistics.mean(last[row]) for row in order],
@@ -106,7 +108,7 @@ def plot_pretraining(records: list[dict], folder: Path) -> str:
     bars.barh(order, heights, 0.7, xerr=deviations, color=colors)
     for place, height in enumerate(heights):
         bars.text(1, place, f"{height:.1f}", va="center", color="white", fontsize=8)
-    bars.set(xlabel="1-NN accuracy, %, mean over sets", title="after the same clouds")
+    bars.set(xlabel="1-NN accuracy, %, mean over sets", title=f"after {32 * length:,} clouds")
     for row, own in means.items():
         if len(own) > 1:
             clouds = [32 * steps for steps in own]
@@ -115,6 +117,9 @@ def plot_pretraining(records: list[dict], folder: Path) -> str:
         curves.legend(fontsize=8, frameon=False)
     curves.set(xscale="log", xlabel="clouds seen", ylabel="1-NN accuracy, %", title="longer training")
     curves.grid(which="major", alpha=0.4)
+    curves.xaxis.set_major_formatter("{x:,.0f}")
+    curves.set_xticks(sorted({32 * steps for own in means.values() if len(own) > 1 for steps in own}))
+    curves.minorticks_off()
     return save(figure, "pretraining.png", folder)
 
 

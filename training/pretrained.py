@@ -37,8 +37,9 @@ points of a cloud and expects the y axis up (`up_axis="z"` turns others); vector
 
 A thin detail that {points} points miss is not seen, sizes are not compared (clouds are scaled into the unit sphere),
 and colors are not used. The scores are of clouds that stand upright."""
-MEASURED = """on real shapes, of which neither training nor any choice saw one (`benchmarks/pretraining.py --students`,
-{processor}): 1-NN by cosine of `encode`'s vectors; the others on standardized pooled features"""
+MEASURED = """on test splits of real shapes, of which training saw none (`benchmarks/pretraining.py --students`,
+{processor}; the whitening's power was chosen on their train splits): 1-NN by cosine of `encode`'s vectors; the
+others on standardized pooled features"""
 NOTICE = """Weights: Apache-2.0.
 They learned from shapes that this project generates (broad_shapes) and from features of DINOv2-small
 (Meta AI, Apache-2.0, https://github.com/facebookresearch/dinov2). No other data was used.

@@ -68,10 +68,10 @@ def test_the_probe_is_always_the_same():
 
 ABOUT = {"names": NAMES, "about": {"probe": [1.0, 0.0]}}
 DAMAGED = [
-    ([1], "TypeError list indices must be integers"),
-    ({"names": NAMES}, "KeyError 'about'"),
-    ({"about": {}}, "KeyError 'names'"),
-    (ABOUT | {"names": 5}, "TypeError 'int' object is not iterable"),
+    ([1], "index.json: is damaged, or no .json file"),
+    ({"names": NAMES}, "index.json: is damaged, or no .json file"),
+    ({"about": {}}, "index.json: is damaged, or no .json file"),
+    (ABOUT | {"names": 5}, "index.json: is damaged, or no .json file"),
     (ABOUT | {"names": [["a"], *NAMES[1:]]}, r"must be relative paths without '..', got \['a'\]"),
     (ABOUT | {"names": ["/etc/passwd.ply", *NAMES[1:]]}, "must be relative paths"),
     (ABOUT | {"names": ["a/../../x.ply", *NAMES[1:]]}, "must be relative paths"),
@@ -79,7 +79,7 @@ DAMAGED = [
     (ABOUT | {"names": ["a\0.ply", *NAMES[1:]]}, "must be relative paths"),
     (ABOUT | {"names": [NAMES[1], *NAMES[1:]]}, "two clouds have one name, 'set/shape 1.ply'"),
     (ABOUT | {"names": NAMES[:3]}, r"vector for each of 3 names, got float32 of shape \(500, 16\)"),
-    (ABOUT | {"about": ["model"]}, "'list' object has no attribute 'get'"),
+    (ABOUT | {"about": ["model"]}, "index.json: is damaged, or no .json file"),
     (ABOUT | {"about": {"probe": ["x"]}}, "index.json: is damaged"),
     (ABOUT | {"about": {"probe": {"a": 1}}}, "index.json: is damaged"),
     (ABOUT | {"about": {"probe": [[1.0], [2.0, 3.0]]}}, "index.json: is damaged"),

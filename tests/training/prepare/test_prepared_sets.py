@@ -244,7 +244,7 @@ class Hostile:
     [
         (Hostile((os.system, ("touch hostile",))), "asks for posix.system"),
         (Hostile((eval, ("1",))), "asks for builtins.eval"),
-        ({"train": [(Hostile((np.ndarray, ((10**12,),))), 0, 0)]}, "damaged, or no .pkl file"),
+        ({"train": [(Hostile((np.ndarray, ((10**12,),))), 0, 0)]}, "needs more memory than there is"),
         ({"train": [(np.array([[None]]), 0, 0)]}, "must hold numbers, got an array of object"),
         ({"train": [1], "test": []}, "damaged, or no .pkl file$"),
         ([1, 2], "damaged, or no .pkl file$"),

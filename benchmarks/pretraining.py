@@ -103,15 +103,8 @@ def pretrain(row: str, steps: int, seed: int, options: argparse.Namespace) -> Pa
         fields = student_fields(options) | yaml.safe_load(f"{{{flags[place]}}}")
         flags[place] = yaml.safe_dump(fields, default_flow_style=True, width=10_000).strip()
     cache = options.work / "_".join(["targets", *teachers])  # shared by the rows of these teachers
-    common = [
-        "--config",
-        options.config,
-        *options.pretraining_set,
-        "--cache_folder",
-        cache,
-        "--max_train_steps",
-        steps,
-    ]
+    common = ["--config", options.config, *options.pretraining_set, "--cache_folder", cache]
+    common += ["--max_train_steps", steps, "--seed", seed]
     common += ["--max_train_samples", 64] if options.quick else []
     resume = ["--resume_from_checkpoint", "latest"] if (folder / "checkpoints").exists() else []
     run("distill.py", *common, "--output_dir", folder, *flags, *resume)
@@ -126,7 +119,7 @@ def student_fields(options: argparse.Namespace) -> dict:
 
 
 def kept(function: Callable, *arguments, options: argparse.Namespace) -> dict:
-    """What a function returns, from a file of WORK where an earlier call has left it."""
+    """Return what a function returns, from a file of WORK where an earlier call has left it."""
     words = [value.name if isinstance(value, Path) else str(value or 0) for value in arguments]
     path = options.work / "scores" / f"{'_'.join([function.__name__, *words])}.json"
     path.parent.mkdir(exist_ok=True)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 from act_training.synthetic.everyday_shapes import generate_shapes
 from transformers import AutoConfig, AutoModel
 
@@ -75,6 +76,9 @@ def test_a_quick_run_continues(tmp_path):
     records = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()[1:]]
     assert [record["row"] for record in records] == ["untrained", "shape statistics", *rows, "the teacher itself"]
     assert all(0 <= record["finetuned_2"] <= 1 for record in records if record["row"] in rows)
+    assert run_command(*command, "--seeds", 1, "--sets", "shapes", "--rows", "coordinates").returncode == 0
+    students = [tmp_path / "work" / "quick" / f"coordinates_2_{seed}" for seed in (0, 1)]
+    assert [yaml.safe_load((folder / "recipe.yaml").read_text())["seed"] for folder in students] == [0, 1]
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.json")}
     assert run_command(*command).stdout == printed
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.json")} == times

@@ -123,6 +123,21 @@ def plot_pretraining(records: list[dict], folder: Path) -> str:
     return save(figure, "pretraining.png", folder)
 
 
+def plot_trade_off(records: list[dict], folder: Path) -> str:
+    """Plot 1-NN accuracy on whole clouds, the mean over sets, over clouds/s."""
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for name in dict.fromkeys(record["row"] for record in records):
+        own = [record for record in records if record["row"] == name]
+        place = own[0]["clouds_per_second"], 100 * statistics.mean(record["accuracies"]["whole"] for record in own)
+        shipped = name.startswith("act-") and "untrained" not in name
+        axes.plot(*place, "o", color="#c0392b" if shipped else "#7f8c8d", markersize=8)
+        axes.annotate(name, place, xytext=(0, 8), textcoords="offset points", ha="center", fontsize=9)
+    axes.set(xscale="log", xlabel="clouds/s, one thread", ylabel="1-NN accuracy, %, mean over sets")
+    axes.margins(x=0.15, y=0.15)
+    axes.grid(which="major", alpha=0.4)
+    return save(figure, "trade-off.png", folder)
+
+
 def save(figure: Figure, name: str, folder: Path) -> str:
     """Save in 64 colors, for a small file."""
     drawn = io.BytesIO()

@@ -65,7 +65,7 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device if device is None else torch.device(device)
 
 
-Row = tuple[int, Tensor | None, str | None]  # place of a cloud, and its points or the error
+Row = tuple[int, Tensor | None, str | None]  # place of a cloud, and its selections of points or the error
 
 
 class _Clouds(Dataset):
@@ -82,7 +82,7 @@ class _Clouds(Dataset):
 
     def read(self, place: int, cloud: Any) -> Row:
         try:
-            return place, self.take(cloud, name=naming(cloud, place)).points, None
+            return place, self.take(cloud, name=naming(cloud, place)), None
         except InputError as error:  # raised in the main process: one of a worker comes with its whole trace
             return place, None, str(error)
 
@@ -97,8 +97,8 @@ class _StreamOfClouds(IterableDataset):
 
 
 def _collate(rows: list[Row]) -> tuple[list[int], Tensor | None, dict[int, str]]:
-    """Join rows: places and points (clouds, num_points, 3) of readable clouds, and the errors of others. One tensor a
-    batch, as each takes a file descriptor on its way out of a worker."""
+    """Join rows: places and points (clouds, samples, num_points, 3) of readable clouds, and the errors of others. One
+    tensor a batch, as each takes a file descriptor on its way out of a worker."""
     good = [(place, points) for place, points, _ in rows if points is not None]
     problems = {place: problem for place, _, problem in rows if problem is not None}
     return [place for place, _ in good], torch.stack([points for _, points in good]) if good else None, problems
@@ -114,20 +114,24 @@ def run_on_clouds(
     show_progress: bool = False,
     num_workers: int = 0,
     skip_bad: bool = False,
+    samples: int = 1,
     **options,
 ) -> Iterator[Encoded]:
     """Yield `read(points)` for any number of clouds, in order, a batch at a time; memory does not grow with them.
 
-    `read` gets points (clouds, num_points, 3) on the model's device, in inference mode, the model in eval mode.
-    `options` are `ACTPointCloudProcessor.take`'s `seed`, `up_axis` and `unit`.
+    `read` gets points (clouds, num_points, 3) on the model's device, in inference mode, the model in eval mode; its
+    values are averaged over the `samples` selections of a cloud. `options` are `ACTPointCloudProcessor.take`'s `seed`,
+    `up_axis` and `unit`.
     """
     processor = processor or processor_of(model)
     min_points = max(model.config.num_groups, model.config.group_size)
     if processor.num_points < min_points:
         taken = f"the processor takes {processor.num_points} points of a cloud"
         raise InputError(f"{taken}, and the model's groups need {min_points}")
+    if samples < 1:
+        raise InputError(f"`samples` must be at least 1, got {samples}")
 
-    clouds = _Clouds(inputs, partial(processor.take, **options))
+    clouds = _Clouds(inputs, partial(processor.take_samples, samples=samples, **options))
     if not hasattr(inputs, "__getitem__") or not hasattr(inputs, "__len__"):
         if num_workers:
             raise ValueError("`num_workers` needs a list of clouds, not an iterator, which only one process can read")
@@ -146,7 +150,8 @@ def run_on_clouds(
             values = torch.empty(0)
             if points is not None:
                 with torch.inference_mode():
-                    values = read(points.to(device_of(model))).float().cpu()
+                    values = read(points.flatten(0, 1).to(device_of(model))).float().cpu()
+                values = values.unflatten(0, points.shape[:2]).mean(1)
             yield Encoded(places, values, problems)
             bar.update(len(places) + len(problems))
 
@@ -173,25 +178,26 @@ def encode(
     show_progress: bool = True,
     num_workers: int = 0,
     space: str = "student",
-    samples: int = 1,
     seed: int = 0,
+    samples: int | None = None,
+    processor: ACTPointCloudProcessor | None = None,
     **options,
 ) -> Tensor:
     """Encode clouds into vectors, (clouds, width) on the CPU, or one cloud into (width,).
 
     `inputs` are whatever `ACTPointCloudProcessor` takes, in a list or iterator of any length. With `normalize` the
     vectors have length one. `num_workers` processes read and sample clouds. `space` is that of the student, or of its
-    "teacher", which CLIP and SigLIP share with text. `seed` selects the points; `samples` selections are averaged.
-    `options`: `up_axis` and `unit` of the clouds; `processor` replaces the one saved beside the weights.
+    "teacher", which CLIP and SigLIP share with text. Vectors of `samples` selections of a cloud's points are averaged,
+    by default as many as the processor says; `seed` decides which. `processor` replaces the one saved beside the
+    weights; `options` are the `up_axis` and `unit` of the clouds.
     """
-    alone, width = is_one_cloud(inputs), student.vector_dim(space)
-    clouds, total = [inputs] if alone else list(inputs) if samples > 1 else inputs, 0
+    alone, width, processor = is_one_cloud(inputs), student.vector_dim(space), processor or processor_of(student)
     options |= {"batch_size": batch_size, "device": device, "show_progress": show_progress, "num_workers": num_workers}
-    for sample in range(seed, seed + samples):
-        batches = run_on_clouds(student, clouds, partial(student.embed, space=space), seed=sample, **options)
-        vectors = [torch.zeros(0, width), *(batch.values for batch in batches)]
-        total = total + torch.cat([part for part in vectors if part.ndim == 2]) / samples
-    vectors = nn.functional.normalize(total, dim=-1) if normalize else total
+    options |= {"processor": processor, "seed": seed, "samples": processor.samples if samples is None else samples}
+    batches = run_on_clouds(student, [inputs] if alone else inputs, partial(student.embed, space=space), **options)
+    parts = [torch.zeros(0, width), *(batch.values for batch in batches)]
+    vectors = torch.cat([part for part in parts if part.ndim == 2])
+    vectors = nn.functional.normalize(vectors, dim=-1) if normalize else vectors
     return vectors[0] if alone else vectors
 
 

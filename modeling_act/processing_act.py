@@ -39,6 +39,8 @@ class ACTPointCloudProcessor(FeatureExtractionMixin):
 
     num_points (`int`):
         Number of points of each cloud; a cloud with fewer repeats some.
+    samples (`int`):
+        Number of selections of points of one cloud whose vectors `encode` averages; more are slower and steadier.
     point_sampling (`"random"` or `"farthest"`):
         Sampling method: a subset drawn with `seed`, or farthest point sampling.
     normalize (`bool` or `"cloud"`):
@@ -61,10 +63,13 @@ class ACTPointCloudProcessor(FeatureExtractionMixin):
         up_axis: str | None = None,
         unit: str | None = None,
         block_size: float | None = None,
+        samples: int = 1,
         **kwargs,
     ):
         if not isinstance(num_points, int) or num_points < 1:
             raise InputError(f"`num_points` must be a positive integer, got {num_points!r}")
+        if not isinstance(samples, int) or samples < 1:
+            raise InputError(f"`samples` must be a positive integer, got {samples!r}")
         if block_size is not None and not (isinstance(block_size, Number) and 0 < block_size < float("inf")):
             raise InputError(f"`block_size` must be positive, got {block_size!r}")
         _check_choice("point_sampling", point_sampling, SAMPLINGS)
@@ -72,7 +77,7 @@ class ACTPointCloudProcessor(FeatureExtractionMixin):
         _check_choice("up_axis", up_axis, (*UP_AXES, None))
         _check_choice("unit", unit, (*UNITS, None))
         self.num_points, self.point_sampling, self.normalize = num_points, point_sampling, normalize
-        self.up_axis, self.unit, self.block_size = up_axis, unit, block_size
+        self.up_axis, self.unit, self.block_size, self.samples = up_axis, unit, block_size, samples
         super().__init__(**kwargs)
 
     def __call__(
@@ -100,16 +105,25 @@ class ACTPointCloudProcessor(FeatureExtractionMixin):
 
     def take(self, cloud: Any, seed: int = 0, **options) -> TakenPoints:
         """Sample, center and scale the points of one cloud; `options` are those of `read`."""
-        points = whole = self.read(cloud, seed, **options)
+        return self._select(self.read(cloud, seed, **options), seed)
+
+    def take_samples(self, cloud: Any, samples: int, seed: int = 0, **options) -> Tensor:
+        """Take several selections of one cloud, (samples, num_points, 3), the first that of `take`; random ones share
+        no points while there are enough."""
+        points = self.read(cloud, seed, **options)
+        return torch.stack([self._select(points, seed, number).points for number in range(samples)])
+
+    def _select(self, points: Tensor, seed: int, number: int = 0) -> TakenPoints:
+        whole, (cycle, first) = points, divmod(number * self.num_points, len(points))
         if self.point_sampling == "farthest":
             if len(points) > MAX_POINTS_TO_SPREAD:
                 points = points[_sample_indices(len(points), MAX_POINTS_TO_SPREAD, seed)]
-            places = torch.arange(max(len(points), self.num_points)) % len(points)
+            places = (torch.arange(max(len(points), self.num_points)) + first) % len(points)
             # Relative to the mean, so that float32 does not round large coordinates.
             centered = (points - points.mean(0))[places].float()
             chosen = places[farthest_point_sample(centered.unsqueeze(0), self.num_points)[0]]
         else:
-            chosen = _sample_indices(len(points), self.num_points, seed)
+            chosen = _sample_indices(len(points), self.num_points, seed + cycle, first)
         points = points[chosen]
         center, scale = torch.zeros(3, dtype=points.dtype), torch.ones((), dtype=points.dtype)
         if self.normalize:
@@ -175,10 +189,11 @@ def _check_choice(name: str, value: Any, choices: tuple) -> None:
         raise InputError(f"`{name}` must be one of {', '.join(map(str, choices))}, got {value!r}")
 
 
-def _sample_indices(count: int, num_samples: int, seed: int) -> Tensor:
-    """Sample a random subset of `count` points: indices (num_samples,), which repeat if there are fewer points."""
+def _sample_indices(count: int, num_samples: int, seed: int, first: int = 0) -> Tensor:
+    """Sample a random subset of `count` points: indices (num_samples,), which repeat if there are fewer points; from
+    place `first` of the random order on."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return order[torch.arange(num_samples) % count]
+    return order[(torch.arange(num_samples) + first) % count]
 
 
 def to_up_axis(points: Tensor, up_axis: str | None, target: str | None) -> Tensor:

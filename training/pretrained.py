@@ -85,7 +85,7 @@ def write_card(student: ACTStudent, processor: ACTPointCloudProcessor, name: str
         f"{of}, {title}{note}": scores[row, of][task]
         for of in dict.fromkeys(record["set"] for record in records)
         for task, title in TASKS.items()
-        for row, note in ((name, ""), ("untrained", ", untrained network"))
+        for row, note in ((name, ""), (f"{name}, untrained", ", untrained network"))
     }
     measured = MEASURED.format(processor=machine["processor"])
     return make_card(name, text, USAGE.format(name=name), metrics, measured, license="apache-2.0")

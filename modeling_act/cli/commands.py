@@ -43,13 +43,17 @@ def note_problem(problem: str, num_clouds: int, options: argparse.Namespace) -> 
 
 
 def predict(
-    model: nn.Module, paths: dict[str, str], predict_batch: Callable[[Tensor], Tensor], options: argparse.Namespace
+    model: nn.Module,
+    paths: dict[str, str],
+    predict_batch: Callable[[Tensor], Tensor],
+    options: argparse.Namespace,
+    samples: int = 1,
 ) -> Iterator[tuple[list[str], Tensor]]:
     """Yield (names, values) for each batch of clouds. One that cannot be read is skipped, with --strict an error."""
     logging.enable_progress_bar()
     names, flags = list(paths), ("batch_size", "device", "num_workers", "seed", "up_axis", "unit")
     settings = {flag: getattr(options, flag) for flag in flags} | {"show_progress": not options.quiet}
-    for batch in run_on_clouds(model, list(paths.values()), predict_batch, skip_bad=True, **settings):
+    for batch in run_on_clouds(model, list(paths.values()), predict_batch, skip_bad=True, samples=samples, **settings):
         for problem in batch.problems.values():
             note_problem(problem, len(paths), options)
         if batch.places:
@@ -91,7 +95,8 @@ def encode_clouds(options: argparse.Namespace) -> None:
     student = load_model(options.model, MODEL_OF_SPACE[options.space], revision=options.revision)
     student.vector_dim(options.space)  # raises, before hours of work
     paths = list_clouds(options.inputs)
-    batches = list(predict(student, paths, lambda points: student.embed(points, options.space), options))
+    samples = processor_of(student).samples if options.samples is None else options.samples
+    batches = list(predict(student, paths, lambda points: student.embed(points, options.space), options, samples))
     if not batches:
         raise InputError("none of the clouds could be read")
     names = [name for batch_names, _ in batches for name in batch_names]
@@ -100,7 +105,11 @@ def encode_clouds(options: argparse.Namespace) -> None:
         write_table(options.out, {"name": names, "vector": vectors.numpy()})
     if options.index:
         about = {"model": options.model, "revision": options.revision, "seed": options.seed, "space": options.space}
-        about |= {"text_model": student.config.text_model, "probe": embed_probe(student, options.space, options)}
+        about |= {
+            "samples": samples,
+            "text_model": student.config.text_model,
+            "probe": embed_probe(student, options.space, options),
+        }
         ShapeIndex.build(options.index, names, vectors, about)
     print_json(clouds=len(names), skipped=len(paths) - len(names), width=vectors.shape[1])
 
@@ -203,7 +212,11 @@ def embed_clouds(index: ShapeIndex, space: str, options: argparse.Namespace) -> 
         raise InputError(f"{options.index}: does not say which model made it; give --model")
     student = load_model(name, MODEL_OF_SPACE[space], revision=revision)
     index.check_model(torch.tensor(embed_probe(student, space, options)))
-    yield from predict(student, list_clouds(options.inputs), lambda points: student.embed(points, space), options)
+    samples = index.about.get("samples", 1)
+    if not isinstance(samples, int) or samples < 1:
+        raise InputError(f"{options.index}: its samples must be a positive number, got {samples!r:.100}")
+    paths = list_clouds(options.inputs)
+    yield from predict(student, paths, lambda points: student.embed(points, space), options, samples)
 
 
 def view(options: argparse.Namespace) -> None:

@@ -73,6 +73,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="space of the vectors: the student's own, or its first teacher's, which CLIP and SigLIP share with text",
     )
 
+    encode.add_argument(
+        "--samples", type=int, help="selections of a cloud's points to average; default: as many as the model says"
+    )
+
     classify = add("classify", "clouds -> their most likely classes", batches, revision)
     classify.add_argument("--top_k", type=int, default=5, help="number of classes to print")
     classify.add_argument("--out", help=f"{TABLE_HELP}; with all probabilities, in .json by class")

@@ -46,10 +46,17 @@ def test_vectors_are_those_of_the_model(student, processor):
 
 
 def test_samples_are_averaged(student, processor):
-    parts = [encode(student, CLOUDS, processor, normalize=False, seed=seed) for seed in (3, 4)]
+    selections = [processor.take_samples(cloud, 2, seed=3) for cloud in CLOUDS]
+    student.eval()
+    with torch.no_grad():
+        parts = [student.embed(torch.stack(points)) for points in zip(*selections, strict=True)]
     found = encode(student, iter(CLOUDS), processor, normalize=False, samples=2, seed=3)
     assert torch.allclose(found, (parts[0] + parts[1]) / 2, atol=1e-6) and not torch.allclose(parts[0], parts[1])
     assert torch.allclose(encode(student, CLOUDS[3], processor, samples=2).norm(), torch.tensor(1.0))
+    processor.samples = 2  # the default
+    assert torch.equal(encode(student, CLOUDS, processor, normalize=False, seed=3), found)
+    with pytest.raises(InputError, match="`samples` must be at least 1, got 0"):
+        encode(student, CLOUDS, processor, samples=0)
 
 
 def test_whitening_spreads_cosines_and_is_saved(student, processor, tmp_path):
@@ -280,7 +287,7 @@ def test_what_workers_are_given_can_be_sent_to_them(student, processor, monkeypa
 
     monkeypatch.setattr(inference, "DataLoader", load)
     encode(student, CLOUDS, processor, seed=3)
-    assert torch.equal(sent[0][1][1], processor.take(CLOUDS[1], seed=3).points)
+    assert torch.equal(sent[0][1][1][0], processor.take(CLOUDS[1], seed=3).points)
 
 
 def test_weights_that_lie_on_disk(student, processor, tmp_path):

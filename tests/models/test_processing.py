@@ -7,6 +7,7 @@ import trimesh
 from transformers import AutoFeatureExtractor, AutoProcessor
 
 from modeling_act import ACTPointCloudProcessor, ACTStudent, processing_act
+from modeling_act.errors import InputError
 from modeling_act.readers.cloud import Cloud, read_cloud
 from shape_files import make_shapes
 from small_models import small_student_config
@@ -59,6 +60,22 @@ def test_points_depend_on_cloud_and_seed_alone():
     assert not torch.equal(alone, processor(POINTS, seed=4)["points"][0])
     farthest = ACTPointCloudProcessor(64, "farthest")
     assert torch.equal(farthest(POINTS, seed=3)["points"], farthest(POINTS, seed=4)["points"])
+
+
+def test_selections_of_a_cloud_share_no_points_while_there_are_enough():
+    cloud = np.random.default_rng(0).normal(size=(100, 3))
+    processor = ACTPointCloudProcessor(25, normalize=False)
+    selections = processor.take_samples(cloud, 6, seed=3)
+    assert torch.equal(selections[0], processor.take(cloud, seed=3).points)
+    assert len(selections[:4].flatten(0, 1).unique(dim=0)) == 100
+    assert not torch.equal(selections[4].sort(0).values, selections[0].sort(0).values)  # drawn in another order
+    few = processor.take_samples(cloud[:10], 3)
+    assert few.shape == (3, 25, 3) and all(len(part.unique(dim=0)) == 10 for part in few)
+    farthest = ACTPointCloudProcessor(25, "farthest", normalize=False)
+    first, second = farthest.take_samples(cloud, 2)
+    assert torch.equal(first, farthest.take(cloud).points) and not torch.equal(first, second)
+    with pytest.raises(InputError, match="`samples` must be a positive integer, got 0"):
+        ACTPointCloudProcessor(samples=0)
 
 
 def test_coordinates_of_a_map_keep_their_shape():

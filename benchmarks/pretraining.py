@@ -33,7 +33,7 @@ from act_training.measure import frozen_features  # noqa: E402
 from act_training.measure.metrics import retrieval_map  # noqa: E402
 from act_training.run.training_state import calibrate_batch_norm  # noqa: E402
 
-from modeling_act import ACTPointCloudProcessor, ACTStudent, ACTStudentConfig, ACTViewTeacher  # noqa: E402
+from modeling_act import ACTStudent, ACTStudentConfig, ACTViewTeacher  # noqa: E402
 from modeling_act.act_layers import ACTWhitening  # noqa: E402
 
 SETS = ["everyday_objects", "ancient_objects", "kicad_parts", "ldraw_parts"]
@@ -134,42 +134,14 @@ def labelled(name: str, options: argparse.Namespace) -> list:
 
 def score_student(folder: Path | None, name: str, seed: int, options: argparse.Namespace) -> dict:
     """Scores of a student's frozen features on a labelled set; of the untrained network where no folder is given."""
-    student = ACTStudent.from_pretrained(folder) if folder else None
-    return score_network(student, ACTStudentConfig(**student_fields(options)), 512, name, seed, options)
-
-
-def score_finished(folder: Path, name: str, seed: int, options: argparse.Namespace) -> dict:
-    """The same of a finished student of any size, with as many points as it takes."""
-    num_points, student = ACTPointCloudProcessor.from_pretrained(folder).num_points, ACTStudent.from_pretrained(folder)
-    return score_network(student, student.config, num_points, name, seed, options)
-
-
-def score_unfinished(folder: Path, name: str, seed: int, options: argparse.Namespace) -> dict:
-    """The same of the network of a finished student with new weights."""
-    num_points, config = (
-        ACTPointCloudProcessor.from_pretrained(folder).num_points,
-        ACTStudentConfig.from_pretrained(folder),
-    )
-    return score_network(None, config, num_points, name, seed, options)
-
-
-def score_network(
-    student: ACTStudent | None,
-    config: ACTStudentConfig,
-    num_points: int,
-    name: str,
-    seed: int,
-    options: argparse.Namespace,
-) -> dict:
-    """Scores of a student, or of a new network of its configuration."""
-    sets, sampling = labelled(name, options), Sampling(num_points, seed)
-    if student is None:
+    sets, sampling = labelled(name, options), Sampling(512, seed)
+    if folder:
+        student = ACTStudent.from_pretrained(folder).eval()
+    else:
         torch.manual_seed(seed)
-        config.whitening = False
-        student = ACTStudent(config).eval()
+        student = ACTStudent(ACTStudentConfig(**student_fields(options))).eval()
         batches = validation_batches(sets[0], 32, sampling, torch.device("cpu"))
         calibrate_batch_norm(student, lambda batch: student(batch["points"]), batches)
-    student.eval()
     pretraining = open_point_set(str(options.data / "pretrain.npz"), "train")
     pretraining = pretraining.select(range(min(2000, len(pretraining))))
     known, new, seen = (
@@ -294,7 +266,6 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=ROOT / "training/recipes/distill_views_small.yaml")
     parser.add_argument("--teacher_config", type=Path, default=ROOT / "training/recipes/autoencode_small.yaml")
     parser.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS), metavar="ROW")
-    parser.add_argument("--students", nargs="*", type=Path, default=[], help="finished students to score as well")
     parser.add_argument("--sets", nargs="+", default=SETS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", nargs="+", type=int, default=[6000], help="of 32 clouds; a student of each length")
@@ -321,11 +292,6 @@ def main() -> None:
 
     for seed in options.seeds:
         add_student("untrained", 0, seed, None, options.finetune)
-        for student in options.students:
-            for name, (row, function) in itertools.product(
-                options.sets, ((student.name, score_finished), (f"{student.name}, untrained", score_unfinished))
-            ):
-                add(row, 0, seed, name, kept(function, student, name, seed, options=options))
         for name in options.sets:
             accuracy = frozen_features.nearest_shape_accuracy(*labelled(name, options), Sampling(512, seed))
             add("shape statistics", 0, seed, name, {"nearest": accuracy})

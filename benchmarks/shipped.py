@@ -1,10 +1,12 @@
-"""The shipped models: nearest neighbors of whole and of damaged clouds of real shapes, and clouds/s of one thread.
+"""The shipped models on real shapes: nearest neighbors of whole and damaged clouds, probes, retrieval, and clouds/s.
 
     python benchmarks/shipped.py --data DATA [--students pretrained/act-tiny pretrained/act-small]
 
 DATA holds labelled sets (points, labels, split) with y up, as for pretraining.py. Rows of train are the index, rows of
-test ask it, as they are or damaged; both are encoded as `encode` does. Beside each model stand its network without
+test ask it, as they are or damaged; vectors are those of `encode`. Beside each model stand its network without
 training, hand-made shape statistics and, with `--teacher FOLDER`, what a view teacher says of whole clouds.
+Accuracies are of the nearest neighbor by cosine; a linear probe, mean average precision of retrieval and few-shot
+episodes are of standardized vectors. The cards of the models are written from the results.
 """
 
 import argparse
@@ -19,6 +21,7 @@ from torch import Tensor
 
 import measure
 import plots
+from pretraining import score_features
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "training"))  # where act_training is
@@ -50,6 +53,7 @@ DAMAGES = {  # name in the table: corruption and strength, or a number of points
     "seen from one side, half hidden": ("occlusion", 0.5),
 }
 
+OTHERS = ("probe", "retrieval", "5_way", "10_way")
 PLAIN = ("shape statistics", "its teacher")  # vectors that are not whitened but standardized by those of the index
 
 
@@ -93,8 +97,8 @@ def hand_made(clouds: np.ndarray) -> Tensor:
     return torch.from_numpy(shape_statistics(to_unit_sphere(torch.from_numpy(clouds)).numpy()))
 
 
-def score(encode: Callable[[np.ndarray], Tensor], path: Path, damages: dict, standardize: bool) -> dict[str, float]:
-    """Share of the test rows whose nearest train row, by cosine, is of their class: by damage."""
+def score(encode: Callable[[np.ndarray], Tensor], path: Path, damages: dict, standardize: bool) -> dict:
+    """Accuracies of the nearest train row, by damage of the test rows; the other scores of whole ones."""
     arrays = np.load(path)
     train, test = ((arrays["split"] == split) for split in ("train", "test"))
     points, labels = arrays["points"].astype(np.float32), arrays["labels"]
@@ -105,7 +109,9 @@ def score(encode: Callable[[np.ndarray], Tensor], path: Path, damages: dict, sta
         asked = (encode(damaged(points[test], damage)) - mean) / deviation
         nearest = ACTStudent.similarity(asked, known).argmax(1).numpy()
         accuracies[name] = float((labels[train][nearest] == labels[test]).mean())
-    return accuracies
+        if damage is None:
+            scores = score_features(known.numpy(), asked.numpy(), labels[train], labels[test], 0, False, None)
+    return {"accuracies": accuracies} | {name: scores[name] for name in OTHERS}
 
 
 def clouds_per_second(encode: Callable, clouds: np.ndarray, quick: bool) -> float:
@@ -114,10 +120,11 @@ def clouds_per_second(encode: Callable, clouds: np.ndarray, quick: bool) -> floa
 
 
 def summarize(records: list[dict]) -> None:
-    """Print the means over sets, a line for each damage and a column for each model."""
+    """Print the means over sets, a line for each damage and other score, and a column for each model."""
     rows = {}
     for record in records:
-        for damage, accuracy in record["accuracies"].items():
+        others = {name: value for name, value in record.items() if name in OTHERS}
+        for damage, accuracy in (record["accuracies"] | others).items():
             rows.setdefault(damage, {}).setdefault(record["row"], []).append(accuracy)
     names = list(dict.fromkeys(record["row"] for record in records))
     print("| mean over sets | " + " | ".join(names) + " |\n|---" + "|---" * len(names) + "|")
@@ -153,8 +160,8 @@ def main() -> None:
         speed = clouds_per_second(encode, sample, options.quick)
         for of in options.sets:
             asked = {"whole": None} if name == "its teacher" else damages
-            accuracies = score(encode, options.data / f"{of}.npz", asked, standardize=name in PLAIN)
-            records.append({"row": name, "set": of, "clouds_per_second": speed, "accuracies": accuracies})
+            scores = score(encode, options.data / f"{of}.npz", asked, standardize=name in PLAIN)
+            records.append({"row": name, "set": of, "clouds_per_second": speed} | scores)
             results.append(records[-1])
     summarize(records)
     print(json.dumps({record["row"]: round(record["clouds_per_second"]) for record in records}))

@@ -4,9 +4,19 @@ import numpy as np
 import pytest
 from act_training.data.point_sets import BUILT_IN
 from act_training.prepare import everyday
-from act_training.synthetic import solids
-from act_training.synthetic.broad_shapes import BUILDERS, generate_shapes
-from act_training.synthetic.shape_kit import BALL, log_uniform, sample_triangles, triangles_of_surfaces
+from act_training.synthetic.broad_shapes import BUILDERS, generate_shapes, sample_shape
+from act_training.synthetic.shape_kit import (
+    BALL,
+    BOX,
+    CYLINDER,
+    DOME,
+    lathe,
+    log_uniform,
+    rotate,
+    sample_triangles,
+    triangles_of_surfaces,
+)
+from act_training.synthetic.solids import TORUS, WEDGE, attach, inside, sample_solids
 
 
 def test_a_shape_depends_on_its_number_alone():
@@ -27,39 +37,59 @@ def test_all_lie_in_the_unit_sphere_and_differ():
 
 @pytest.mark.parametrize("build", BUILDERS, ids=lambda build: build.__name__)
 def test_every_builder_makes_finite_shapes_of_three_dimensions(build):
-    extents = []
-    for seed in range(25):
-        surfaces = build(np.random.default_rng(seed))
-        points, _ = sample_triangles(triangles_of_surfaces(surfaces), 300, np.random.default_rng(0))
-        assert np.isfinite(points).all()
-        extents.append(np.ptp(points, axis=0))
-    extents = np.array(extents)
+    points = [sample_shape(build, 300, np.random.default_rng(seed)) for seed in range(25)]
+    assert np.shape(points) == (25, 300, 3) and np.isfinite(points).all()
+    extents = np.ptp(points, axis=1)
     assert (extents > 1e-3).all() and (extents.std(0) > 0.01).all()
 
 
-@pytest.mark.parametrize("name", solids.INSIDES)
-def test_the_inside_of_a_solid_is_within_its_surface(name):
-    surface, inside = solids.INSIDES[name]
+CONE, TURN = lathe([(0, -0.5), (0.5, -0.5), (0, 0.5)]), rotate(BOX * (1, 2, 3), 0, 0.4) + (5, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "surface", [BOX, CYLINDER, BALL, CONE, TURN, WEDGE], ids=["box", "cylinder", "ball", "cone", "turn", "wedge"]
+)
+@pytest.mark.parametrize("mirror", [1, -1])
+def test_the_inside_of_a_convex_solid_is_all_within_its_surface(surface, mirror):
+    surface = surface * (mirror, 1, 1)
     points, _ = sample_triangles(triangles_of_surfaces([surface]), 500, np.random.default_rng(0))
-    center = np.array([0, 0, -0.1]) if name == "wedge" else np.array([0, -0.1, 0])
-    assert inside(center + 0.9 * (points - center)).all()
-    assert not inside(center + 1.1 * (points - center)).any()
+    center = points.mean(0)
+    assert inside(surface, center + 0.99 * (points - center)).all()
+    assert not inside(surface, center + 1.01 * (points - center)).any()
+
+
+def test_open_hollow_and_ring_shaped_surfaces_have_no_inside():
+    points = np.random.default_rng(0).uniform(-1, 1, (2000, 3))
+    cup = lathe([(0, 0), (1, 0), (1, 1), (0.9, 1), (0.9, 0.1), (0, 0.1)])
+    for surface in (DOME, cup, TORUS):
+        assert not inside(surface, points).any()
 
 
 def test_solids_lose_what_lies_inside_others():
-    ball = solids.INSIDES["ball"]
     centers = np.array([[0, 0, 0], [0.3, 0, 0]])
-    pair = [(ball, center, np.ones(3), np.arange(3), 1) for center in centers]
-    points = solids.sample_solids(pair, 2000, np.random.default_rng(0))
+    balls = [BALL + center for center in centers]
+    points = sample_solids(balls, [], 2000, np.random.default_rng(0))
     distances = np.linalg.norm(points[:, None] - centers, axis=-1)
-    assert (
-        points.shape == (2000, 3) and distances.min() > 0.48
-    )  # the ball's corners lie on the sphere, its faces within
-    cut = (ball, centers[1], np.ones(3), np.arange(3), -1)
-    points = solids.sample_solids([pair[0], cut], 2000, np.random.default_rng(0))
+    assert points.shape == (2000, 3) and distances.min() > 0.48  # corners lie on the sphere, faces within
+    assert (distances[:, 0] < 0.501).mean() == pytest.approx(0.5, abs=0.04)
+    points = sample_solids(balls[:1], balls[1:], 2000, np.random.default_rng(0))
     of_body, of_cut = (np.abs(np.linalg.norm(points - center, axis=1) - 0.5) < 0.02 for center in centers)
     assert (of_body | of_cut).all() and of_cut.mean() > 0.2
     assert (points[of_cut & ~of_body, 0] < 0.16).all()  # the wall of the cut lies in the body
+
+
+def test_bodies_that_a_cut_swallows_stay():
+    points = sample_solids([BALL], [BOX * 2], 100, np.random.default_rng(0))
+    assert points.shape == (100, 3) and np.linalg.norm(points, axis=1).max() <= 0.5
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_attached_parts_reach_from_within_their_base_beyond_one_side(seed):
+    for part in attach(np.random.default_rng(seed), BOX, BOX * (1, 2, 3) + (5, 0, 0), 0.5, 1.5):
+        corners = (part - (5, 0, 0)) / (0.5, 1, 1.5)  # the base's sides are at -1 and 1
+        reach = np.sort(np.abs([corners.min((0, 1)), corners.max((0, 1))]), axis=0).T
+        outwards = [np.allclose(pair, (0.5, 1.5)) for pair in reach]
+        assert sum(outwards) == 1 and (np.abs(corners.mean((0, 1)))[np.logical_not(outwards)] < 1).all()
 
 
 def test_points_are_even_over_the_area():

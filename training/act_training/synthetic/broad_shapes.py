@@ -1,45 +1,35 @@
 """Shapes of every kind, without labels, to pretrain on: nothing to download, and as many as wanted.
 
-A builder returns the surfaces of one shape from random proportions: turned and bent parts, plates, bricks, components,
-furniture, buildings, vehicles, tools, plants, animals, and the fourteen everyday objects. Beside them stand solids put
-together and cut. y is up.
+A builder makes one shape of random proportions: solids put together and cut, vessels, bars along curves, plates, and
+the parts and objects of `broad_parts`, `broad_objects` and `everyday_shapes`. y is up.
 """
 
 import numpy as np
 
-from act_training.synthetic.everyday_shapes import OBJECTS
+from act_training.synthetic import broad_objects, broad_parts, everyday_shapes
+from act_training.synthetic.broad_parts import pierced
 from act_training.synthetic.shape_kit import (
     BALL,
     BOX,
     CIRCLE,
-    CONE,
     CYLINDER,
-    CYLINDER_ALONG_X,
-    CYLINDER_ALONG_Z,
     DOME,
     SQUARE,
     Surface,
     X,
     Y,
     Z,
-    arc,
     around,
-    at_corners,
     lathe,
     log_uniform,
     mirrored,
     pick,
     plate,
     rotate,
-    sample_triangles,
-    stand,
-    triangles_of_surfaces,
     tube,
-    uniform,
 )
-from act_training.synthetic.solids import WEDGE, composition, deform
+from act_training.synthetic.solids import Generator, composition, deform, machined, ngon, sample_solids
 
-Generator = np.random.Generator
 DEFORMED, TURNED, TIPPED = 0.2, 0.3, 0.1  # shares of shapes
 
 
@@ -59,303 +49,150 @@ def polygon(rng: Generator, corners: int = 20) -> np.ndarray:
         radius = rng.uniform(0.5, 1.0, corners + 1)
         radius = (radius + np.roll(radius, 1)) / 2
     radius[-1] = radius[0]
-    return radius[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1) * log_uniform(rng, 0.4, 1.0, 2)
-
-
-def pierced(outline: np.ndarray, hole: np.ndarray, thickness: float) -> Surface:
-    """Flat plate across y with a hole: outer wall, top, inner wall and bottom, as one closed grid."""
-    rings = [(outline, -1), (outline, 1), (hole, 1), (hole, -1), (outline, -1)]
-    return np.stack([np.stack([o[:, 0], np.full(len(o), side * thickness / 2), o[:, 1]], axis=1) for o, side in rings])
+    return radius[:, None] * ngon(corners) * log_uniform(rng, 0.4, 1.0, 2)
 
 
 def profile(rng: Generator) -> np.ndarray:
-    """Random outline (rows, 2) of a turned part: (radius, height) from the bottom's middle upward."""
+    """Random outside (rows, 2) of a vessel: (radius, height) from the bottom upward, in slopes, steps or curves."""
     count = rng.integers(2, 9)
     heights = np.cumsum(log_uniform(rng, 0.1, 1.0, count))
     radii = log_uniform(rng, 0.15, 1.0, count)
-    if rng.random() < 0.5:  # steps instead of slopes
+    kind = pick(rng, "steps", "curves", "curves", "slopes")
+    if kind == "steps":
         heights, radii = np.repeat(heights, 2)[:-1], np.repeat(radii, 2)[1:]
-    elif rng.random() < 0.6:  # round
-        fine = np.linspace(0, count - 1, 14)
-        ramp = np.arange(count)
+    elif kind == "curves":
+        fine, ramp = np.linspace(0, count - 1, 14), np.arange(count)
         heights, radii = np.interp(fine, ramp, heights), np.interp(fine, ramp, radii)
         radii = np.convolve(np.pad(radii, 2, mode="edge"), np.ones(5) / 5, "valid")
-    heights = (heights - heights[0]) / max(np.ptp(heights), 1e-3) * log_uniform(rng, 0.2, 3.0)
-    outer = np.stack([radii, heights], axis=1)
-    if rng.random() < 0.4:  # hollow, open above
-        inner = outer[::-1] * (rng.uniform(0.6, 0.95), 1)
-        inner[-1, 1] = min(inner[-1, 1] + 0.05 * heights[-1], inner[-2, 1])
-        return np.concatenate([[(0, outer[0, 1])], outer, inner, [(0, inner[-1, 1])]])
-    return np.concatenate([[(0, outer[0, 1])], outer, [(0, outer[-1, 1])]])
+    heights = (heights - heights[0]) / np.ptp(heights) * log_uniform(rng, 0.3, 3.0)
+    return np.stack([radii, heights], axis=1)
 
 
-def path(rng: Generator) -> np.ndarray:
-    """Random flat or helical path (rows, 3)."""
-    kind, t = rng.integers(4), np.linspace(0, 1, 15)
-    if kind == 0:  # a helix, in which height grows too slowly to be the least axis
-        turns = rng.uniform(1.5, 4) * 2 * np.pi * np.linspace(0, 1, 40)
-        return np.stack([np.cos(turns), np.linspace(0, log_uniform(rng, 0.4, 1.5), 40), np.sin(turns)], axis=1)
-    if kind == 1:
-        return arc(*log_uniform(rng, 0.4, 1.0, 2), rng.uniform(-60, 60), rng.uniform(120, 330))
-    if kind == 2:  # a smooth wave
-        return np.stack([2 * t - 1, rng.uniform(0.2, 1) * np.sin(rng.uniform(2, 9) * t + rng.uniform(0, 6)), 0 * t], 1)
-    corners = np.cumsum(pick(rng, -1, 1) * log_uniform(rng, 0.2, 1.0, (5, 1)) * np.eye(2)[np.arange(5) % 2], axis=0)
-    return np.concatenate([corners, np.zeros((5, 1))], axis=1)
-
-
-def repeated(rng: Generator, surfaces: list[Surface]) -> list[Surface]:
-    """Surfaces once, mirrored, about the axis, or in a row."""
-    kind = rng.integers(6)
-    if kind == 0:
-        return mirrored(*(surface + (rng.uniform(0.3, 1), 0, 0) for surface in surfaces))
-    if kind == 1:
-        count, reach = rng.integers(3, 9), rng.uniform(0.3, 1.2)
-        return [copy for surface in surfaces for copy in around(surface + (reach, 0, 0), count)]
-    if kind == 2:
-        step = pick(rng, (1, 0, 0), (0, 1, 0), (0, 0, 1)) * np.array(rng.uniform(0.3, 1.5))
-        return [surface + place * step for surface in surfaces for place in range(rng.integers(2, 7))]
-    return surfaces
-
-
-def turned(rng: Generator) -> list[Surface]:
-    section = pick(rng, CIRCLE, CIRCLE, SQUARE, polygon(rng, pick(rng, 6, 8, 20)))
-    body = lathe(profile(rng), section)
-    handle = tube(arc(0.5, 0.5, -80, 80), rng.uniform(0.04, 0.12)) * (1, np.ptp(body[..., 1]), 1)
-    handle += (0.7 * np.abs(body[..., 0]).max(), np.median(body[..., 1]), 0)
-    handles = pick(rng, [], [], [], [handle], mirrored(handle))
-    parts = [body, *handles]
+def vessel(rng: Generator) -> list[Surface]:
+    """A vase, bottle, bowl, cup, wheel or turned post, open or closed, with handles, a spout, a lid or a foot."""
+    outside = profile(rng)
+    radii, heights = outside.T
+    top = heights[-1]
+    walls = outside[::-1] * (rng.uniform(0.75, 0.95), 1)
+    walls[-1, 1] = min(0.08 * top, walls[-2, 1])
+    hollow = np.concatenate([[(0, 0)], outside, walls, [(0, walls[-1, 1])]])
+    closed = np.concatenate([[(0, 0)], outside, [(0, top)]])
+    section = pick(rng, CIRCLE, CIRCLE, CIRCLE, SQUARE, ngon(rng.integers(5, 9)), polygon(rng))
+    body = lathe(pick(rng, hollow, closed), section)
+    ends = np.sort(rng.uniform(0.1, 0.95, 2)) * top
+    low, high = section[0, 0] * np.interp(ends, heights, radii)
+    reach, thin = max(low, high) + rng.uniform(0.15, 0.5), rng.uniform(0.03, 0.08)
+    middle = ends @ (0.7, 0.3), ends @ (0.2, 0.8)
+    grip = [(low - thin, ends[0], 0), (reach, middle[0], 0), (reach, middle[1], 0), (high - thin, ends[1], 0)]
+    handle = tube(grip, thin, pick(rng, CIRCLE, SQUARE))
+    spout = tube([(-low + thin, ends[0], 0), (-reach, ends[1], 0), (-reach - 0.1, top, 0)], (2 * thin, thin, thin))
+    wide = 2.1 * radii[-1]
+    lid = [DOME * (wide, 0.3 * wide, wide) + (0, top, 0), BALL * 0.2 * wide + (0, top + 0.33 * wide, 0)]
+    parts = [body, *pick(rng, [], [], [], [handle], mirrored(handle), [handle, spout], lid, [handle, *lid])]
     axis = pick(rng, X, Z)
     return [rotate(part, axis, np.pi / 2) for part in parts] if rng.random() < 0.15 else parts
 
 
-def bent(rng: Generator) -> list[Surface]:
-    section = pick(rng, CIRCLE, CIRCLE, SQUARE, SQUARE * (0.3, 2))
-    way = path(rng)
-    thickness = log_uniform(rng, 0.03, 0.3) * (np.linspace(1, rng.uniform(0.3, 1), len(way)))
-    part = rotate(tube(way, thickness, section), pick(rng, X, Y, Z), pick(rng, 0, np.pi / 2))
-    return repeated(rng, [part])
+def path(rng: Generator) -> np.ndarray:
+    """Random flat or helical path (rows, 3) from the origin: a helix, hook, wave, bracket or zigzag."""
+    kind, t = rng.integers(5), np.linspace(0, 1, 15)
+    if kind == 0:  # height grows too slowly to be the least axis of `tube`
+        turns = rng.uniform(1.5, 5) * 2 * np.pi * np.linspace(0, 1, 60)
+        way = np.stack([np.cos(turns), np.linspace(0, log_uniform(rng, 0.5, 1.7), 60), np.sin(turns)], axis=1)
+    elif kind == 1:
+        angles = np.radians(rng.uniform(-60, 60) + np.linspace(0, rng.uniform(90, 300), 25))
+        way = np.stack([np.cos(angles), log_uniform(rng, 0.5, 1.5) * np.sin(angles), 0 * angles], axis=1)
+    elif kind == 2:
+        way = np.stack([2 * t, rng.uniform(0.2, 1) * np.sin(rng.uniform(2, 9) * t), 0 * t], axis=1)
+    elif kind == 3:
+        wide, tall, foot = log_uniform(rng, 0.3, 1.5, 3)
+        way = np.array([(0, 0, 0), (0, tall, 0), (wide, tall, 0), (wide, 0, 0), (wide + foot, 0, 0)])
+        way = way[: pick(rng, 4, 5)]
+    else:
+        steps = pick(rng, -1, 1) * log_uniform(rng, 0.2, 1.0, (5, 1)) * np.eye(2)[np.arange(5) % 2]
+        way = np.pad(np.cumsum(steps, axis=0), ((0, 0), (0, 1)))
+    return way - way[0]
+
+
+def sweep(rng: Generator) -> list[Surface]:
+    """A bar along a curve, or several that meet: a spring, pipe, handle, hook, frame, star, rack or tap."""
+    section = pick(rng, CIRCLE, CIRCLE, SQUARE, SQUARE * (0.3, 2), SQUARE * (2, 0.3))
+    way, thick = path(rng), log_uniform(rng, 0.03, 0.2)
+    part = tube(way, thick * np.linspace(1, pick(rng, 1, 1, 0.4), len(way)), section)
+    ends = [BALL * 3 * thick + way[0], CYLINDER * (5 * thick, thick, 5 * thick) + way[-1]]
+    count, step = rng.integers(2, 8), rng.uniform(3, 8) * thick
+    bar = BOX * (2 * thick, 2 * thick, count * step) + (0, 0, (count - 1) * step / 2)
+    rack = [bar + way[0], bar + way[-1], *(part + (0, 0, place * step) for place in range(count))]
+    base = BOX * (np.ptp(way[:, 0]) + 6 * thick, 2 * thick, np.ptp(way[:, 2]) + 6 * thick)
+    base += (way[:, 0].min() + np.ptp(way[:, 0]) / 2, way[:, 1].min(), way[:, 2].min() + np.ptp(way[:, 2]) / 2)
+    star = [BALL * 4 * thick, *around(part, rng.integers(3, 9))]
+    frame = pierced(polygon(rng), rng.uniform(0.25, 0.4), thick)
+    shapes = pick(rng, [part], [part], [part, *ends], rack, [part, base], star, [frame])
+    axis, angle = pick(rng, X, Y, Z), pick(rng, 0, 0, np.pi / 2)
+    return [rotate(shape, axis, angle) for shape in shapes]
 
 
 def plates(rng: Generator) -> list[Surface]:
+    """A plate of random outline, often with a hole, with bosses, a sleeve, a rim, a stack of others or an upright."""
     outline, thickness = polygon(rng), log_uniform(rng, 0.03, 0.4)
-    size = np.abs(outline).max()
-    hole = CIRCLE * rng.uniform(0.1, 0.5) * np.linalg.norm(outline, axis=1).min()
+    size, least = np.abs(outline).max(), np.linalg.norm(outline, axis=1).min()
+    hole, tall = rng.uniform(0.2, 0.7) * least, log_uniform(rng, 0.1, 1.0)
     parts = [pierced(outline, hole, thickness)] if rng.random() < 0.7 else [plate(outline[:-1], thickness, Y)]
-    tall = log_uniform(rng, 0.1, 1.0)
-    boss = CYLINDER * (0.25, tall, 0.25) + (0, tall / 2, 0)
-    sleeve = lathe([(1.4, 0), (1.4, tall), (1, tall), (1, 0)], hole)
-    bolts = around(boss * (0.4, 0.4, 0.4) + (0.75 * size, 0, 0), rng.integers(3, 7))
-    upright = rotate(pierced(polygon(rng), CIRCLE * 0.15, thickness), X, np.pi / 2) + (0, 0.5, -0.3 * size)
-    parts += pick(rng, [], [sleeve], bolts, [sleeve, *bolts], [upright], [BOX * (size, tall, 0.1) + (0, tall / 2, 0)])
-    if rng.random() < 0.4:
-        parts = [rotate(part, X, np.pi / 2) for part in parts]
-    return repeated(rng, parts) if rng.random() < 0.2 else parts
+    sleeve = lathe([(1.3, 0), (1.3, tall), (1, tall), (1, 0), (1.3, 0)], CIRCLE * hole)
+    boss = CYLINDER * (0.3 * least, tall, 0.3 * least) + (0.8 * least, tall / 2, 0)
+    rim = lathe([(1, 0), (1, tall), (0.9, tall), (0.9, 0), (1, 0)], outline)
+    upright = rotate(pierced(polygon(rng), 0.15, thickness), X, np.pi / 2) + (0, 0.4, 0)
+    stack = [parts[0] * (share, 1, share) + (0, height * thickness, 0) for height, share in ((0.9, 0.8), (1.8, 0.5))]
+    rib = BOX * (1.4 * least, tall, 0.1 * size) + (0, tall / 2, 0)
+    bosses = around(boss, rng.integers(3, 7))
+    parts += pick(rng, [], [], [sleeve], bosses, [sleeve, *bosses], [upright], [rib], [rim], stack)
+    return [rotate(part, X, np.pi / 2) for part in parts] if rng.random() < 0.4 else parts
 
 
-def brick(rng: Generator) -> list[Surface]:
-    """A toy brick: studs on a box, a slope, a disc or an arch, hollow below."""
-    columns, rows = rng.integers(1, 9), rng.integers(1, 5)
-    tall = pick(rng, 0.4, 1.2, 1.2, 2.4)
-    size = np.array([columns, tall, rows], dtype=float)
-    studs = [
-        CYLINDER * (0.6, 0.2, 0.6) + (x - (columns - 1) / 2, tall + 0.1, z - (rows - 1) / 2)
-        for x in range(columns)
-        for z in range(rows)
-    ]
-    shell = lathe([(1, 0), (1, tall), (0, tall), (0.8, tall - 0.2), (0.8, 0)], SQUARE * (columns / 2, rows / 2))
-    slope = WEDGE * size + (0, tall / 2, 0)
-    round_ = lathe([(0.8, 0), (1, 0), (1, tall), (0, tall)], CIRCLE * size[[0, 2]] / 2)
-    feet = [BOX * (1, tall, rows) + (side * (columns / 2 - 0.5), tall / 2, 0) for side in (1, -1)]
-    arch = [*feet, BOX * (columns, 0.3 * tall, rows) + (0, 0.85 * tall, 0)]
-    body = pick(rng, [shell], [shell], [shell], [slope], [round_], arch)
-    kept = [stud for stud in studs if body[0] is not slope or stud[..., 2].min() < -rows / 2 + 0.5]
-    return [*body, *pick(rng, kept, kept, kept[: len(kept) // 2], [])]
-
-
-def component(rng: Generator) -> list[Surface]:
-    """An electronic component: a package or a shell with pins at its sides or below, or a row of contacts."""
-    width, depth, tall, pin = *log_uniform(rng, 0.3, 1.5, 3), rng.uniform(0.02, 0.06)
-    package = pick(rng, BOX, BOX, CYLINDER, WEDGE) * (width, tall, depth) + (0, tall / 2 + 0.1, 0)
-    count = rng.integers(1, 12)
-    places = np.linspace(-0.45, 0.45, count) * width if count > 1 else [0]
-    reach, foot = depth / 2 + rng.uniform(0.05, 0.3), tall * rng.uniform(0.2, 0.7)
-    leg = [(0, foot, depth / 2), (0, foot, reach), (0, 0, reach), (0, 0, reach + 0.1)]
-    wings = [tube(np.array(leg) * (1, 1, side) + (x, 0, 0), pin, SQUARE) for x in places for side in (1, -1)]
-    turned_wings = [rotate(wing, Y, np.pi / 2) * (width / depth, 1, depth / width) for wing in wings]
-    straight = [BOX * (pin, 0.8, pin) + (x, -0.3, z) for x in places for z in pick(rng, (0,), (-0.2, 0.2))]
-    tall_pins = [
-        BOX * (2 * pin, 2 * tall, 2 * pin) + (x, tall, z) for x in places for z in pick(rng, (0,), (-0.1, 0.1))
-    ]
-    wires = mirrored(tube([(width / 2, tall, 0), (width, tall, 0), (width, -0.5, 0)], pin))
-    tab = pierced(SQUARE * (width / 2, depth / 3), SQUARE * 0.1 * min(width, depth), 0.05)
-    extra = pick(rng, [], [], [], [tab + (0, 0.1, -0.7 * depth)], [DOME * (0.5, 0.4, 0.5) + (0, tall + 0.1, 0)])
-    pins = pick(rng, wings, wings, [*wings, *turned_wings], straight, straight, tall_pins, wires, [])
-    return [package, *pins, *extra]
-
-
-def case(rng: Generator) -> list[Surface]:
-    """Furniture of boards: a cupboard, a chest, a sofa, a bench, a desk, a rack or a radiator."""
-    width, depth, tall, board = *uniform(rng, (0.4, 2.0), (0.3, 0.8), (0.3, 2.0)), rng.uniform(0.02, 0.06)
-    sides = mirrored(BOX * (board, tall, depth) + (width / 2, tall / 2, 0))
-    levels = [BOX * (width, board, depth) + (0, y, 0) for y in np.linspace(0, tall, rng.integers(2, 7))]
-    back = BOX * (width, tall, board) + (0, tall / 2, -depth / 2)
-    columns, rows = rng.integers(1, 4), rng.integers(1, 6)
-    fronts = []
-    for x in (np.arange(columns) + 0.5) / columns - 0.5:
-        for y in (np.arange(rows) + 0.5) / rows:
-            place = (x * width, y * tall, depth / 2)
-            fronts += [BOX * (0.9 * width / columns, 0.9 * tall / rows, board) + place]
-            fronts += [BALL * 2 * board + place + (0, 0, board)]
-    cushions = [BOX * (width, 0.35, depth) + (0, 0.3, 0), BOX * (width, 0.7, 0.25) + (0, 0.5, -depth / 2)]
-    arms = mirrored(pick(rng, BOX, CYLINDER_ALONG_Z) * (0.25, 0.35, depth) + (width / 2, 0.45, 0))
-    ribs = [BOX * (0.4 / columns, tall, 0.3 * depth) + (x, tall / 2, 0) for x in np.linspace(-0.5, 0.5, 9) * width]
-    top = BOX * (1.1 * width, board, 1.1 * depth) + (0, tall, 0)
-    legs = stand(rng, width, depth, 0.3)
-    return pick(
-        rng, [*sides, *levels, back], [*sides, *levels, back, *fronts], [*sides, *fronts, back, top],
-        [*cushions, *arms], [*cushions, *legs], [*ribs, levels[0], levels[-1]],
-        [*legs, BOX * (width, 0.1, depth) + (0, 0.35, 0)],
-        [*sides, top, back], [*at_corners(BOX * (board, tall, board) + (width / 2, tall / 2, depth / 2)), *levels],
-    )  # fmt: skip
-
-
-def building(rng: Generator) -> list[Surface]:
-    width, depth, tall, roof = *uniform(rng, (0.5, 2.0), (0.5, 1.5), (0.3, 2.0)), rng.uniform(0.2, 0.9)
-    walls = lathe([(1, 0), (1, tall), (0.95, tall), (0.95, 0)], SQUARE * (width / 2, depth / 2))
-    gable = WEDGE * (width, roof, depth / 2) + (0, 0, depth / 4)
-    gables = [gable + (0, tall + roof / 2, 0), gable * (1, 1, -1) + (0, tall + roof / 2, 0)]
-    hip = lathe([(1.15, 0), (rng.uniform(0, 0.5), roof)], SQUARE * (width / 2, depth / 2)) + (0, tall, 0)
-    flat = BOX * (1.1 * width, 0.06, 1.1 * depth) + (0, tall, 0)
-    battlements = [
-        BOX * (0.12, 0.15, 0.12) + (x, tall + 0.07, z)
-        for x in np.linspace(-0.5, 0.5, 6) * width
-        for z in (-depth / 2, depth / 2)
-    ]
-    tower = CYLINDER * (0.4, 1.6 * tall, 0.4) + (width / 2, 0.8 * tall, depth / 2)
-    cap = CONE * (0.5, roof, 0.5) + (width / 2, 1.6 * tall, depth / 2)
-    columns = [CYLINDER * (0.1, tall, 0.1) + (x, tall / 2, 0.65 * depth) for x in np.linspace(-0.5, 0.5, 6) * width]
-    steps = [BOX * (0.5 * width, 0.08, 0.1) + (0, 0.08 * (3 - i), depth / 2 + 0.1 * i) for i in range(4)]
-    windows = [
-        BOX * (0.15, 0.25, 0.05) + (x, y * tall, depth / 2)
-        for x in np.linspace(-0.35, 0.35, rng.integers(2, 5)) * width
-        for y in np.linspace(0.3, 0.8, rng.integers(1, 4))
-    ]
-    above = pick(rng, gables, gables, [hip], [hip], [flat], [flat, *battlements], battlements)
-    beside = pick(rng, [], [], [tower, cap], [tower], at_corners(tower), columns, steps)
-    stone = [BOX * (width, tall, 0.15) + (0, tall / 2, 0), *[part * (1, 1, 0.3) for part in battlements]]
-    return stone if rng.random() < 0.1 else [walls, *above, *beside, *pick(rng, [], windows, windows)]
-
-
-def vehicle(rng: Generator) -> list[Surface]:
-    """A cart, truck, tank, ship or aircraft along z."""
-    width, tall, long, wheel = uniform(rng, (0.4, 0.8), (0.2, 0.5), (0.8, 2.0), (0.1, 0.4))
-    hull_profile = [(0, -0.5), (0.5, -0.45), (1, -0.2), (1, 0.2), (rng.uniform(0.2, 0.8), 0.45), (0, 0.5)]
-    hull = rotate(lathe(hull_profile, pick(rng, CIRCLE, SQUARE) * 0.5), X, np.pi / 2) * (width, tall, long)
-    open_hull = hull * (1, 1, 1)
-    open_hull[open_hull[..., 1] > 0, 1] = 0
-    wheels = [
-        CYLINDER_ALONG_X * (0.12, wheel, wheel) + (side * width / 2, -tall / 2, z)
-        for side in (1, -1)
-        for z in np.linspace(-0.35, 0.35, rng.integers(2, 5)) * long
-    ]
-    box = BOX * (width, tall, long)
-    cabin = BOX * (0.9 * width, tall, 0.3 * long) + (0, 0.8 * tall, rng.uniform(-0.3, 0.3) * long)
-    mast = CYLINDER * (0.05, 4 * tall, 0.05) + (0, 2 * tall, 0)
-    sail = plate([(-0.5 * long, 0.5 * tall), (0.4 * long, tall), (0, 3.5 * tall)], 0.02, X)
-    wing = plate([(0, -0.2), (rng.uniform(0.6, 1.4), -0.1 - rng.random() * 0.3), (1.0, -0.3), (0, -0.4)], 0.05, Y)
-    tail = plate([(-0.5 * long, 0), (-0.35 * long, 0), (-0.5 * long, tall)], 0.04, X)
-    turret = [
-        CYLINDER * (0.4, 0.25, 0.4) + (0, 0.6 * tall, 0),
-        CYLINDER_ALONG_Z * (0.07, 0.07, 0.8) + (0, 0.6 * tall, 0.5),
-    ]
-    tracks = mirrored(BOX * (0.2, 0.7 * tall, long) + (width / 2, -0.4 * tall, 0))
-    return pick(
-        rng, [box, *wheels], [box, cabin, *wheels], [hull, cabin, *wheels], [box, *turret, *tracks],
-        [box, *turret, *wheels], [open_hull, mast, sail], [open_hull, cabin], [open_hull, mast],
-        [hull, *mirrored(wing), tail], [hull, *mirrored(wing), tail, *wheels[:2]],
-    )  # fmt: skip
-
-
-def tool(rng: Generator) -> list[Surface]:
-    """A handle along y with a head, a blade, a shaft or a bow, or a shield."""
-    long, thick, head = log_uniform(rng, 0.5, 3.0), rng.uniform(0.03, 0.1), rng.uniform(0.2, 0.6)
-    handle = tube([(0, 0, 0), (0.001, long, 0)], thick, pick(rng, CIRCLE, SQUARE))
-    blade = plate([(-head / 3, 0), (head / 3, 0), (head / 4, 2 * head), (0, 3 * head), (-head / 4, 2 * head)], 0.03, Z)
-    axe = plate([(0, 0), (head, -head / 2), (1.1 * head, 0), (head, head / 2)], 0.05, Z) + (0, 0.9 * long, 0)
-    guard = BOX * (head, 0.06, 0.1) + (0, long, 0)
-    fork = [CYLINDER * (0.05, head, 0.05) + (x, long + head / 2, 0) for x in np.linspace(-0.15, 0.15, 4)]
-    fork += [BOX * (0.35, 0.05, 0.05) + (0, long, 0)]
-    spoon = BALL * (head, 0.15, head) + (0, long, 0)
-    ring = pierced(CIRCLE * head, CIRCLE * 0.7 * head, 0.08)
-    spanner = rotate(ring, X, np.pi / 2) + (0, long + head, 0)
-    shaft = CYLINDER * (0.3, long, 0.3) + (0, long / 2, 0)
-    bow = tube(arc(0.4, 1.0, -85, 85), 0.04)
-    shield = rotate(DOME * (1, 0.3, pick(rng, 1, 1.6)), X, np.pi / 2)
-    screw = [CYLINDER * (0.3, 1, 0.3), lathe([(0.3, 0.5), (0.3, 0.7), (0, 0.7)], CIRCLE[:: pick(rng, 1, 4)])]
-    return pick(
-        rng, [handle, blade + (0, long, 0), guard], [handle, axe], [handle, axe, axe * (-1, 1, 1)], [handle, *fork],
-        [handle, spoon], [handle, spanner], [handle, spanner, spanner * (1, -1, 1) + (0, long, 0)], [shaft, guard],
-        [bow, CYLINDER * (0.02, 2, 0.02)], [shield], [shield, BALL * 0.2 + (0, 0, 0.3)], screw,
-        [handle, BALL * head + (0, long, 0)],
-    )  # fmt: skip
-
-
-def plant(rng: Generator) -> list[Surface]:
-    """A trunk with crown, branches or fronds, with or without a pot."""
-    tall, thick = rng.uniform(0.6, 2.0), rng.uniform(0.03, 0.1)
-    parts = [tube([(0, 0, 0), (0.01, tall / 2, 0), (rng.uniform(-0.1, 0.1), tall, 0)], (2 * thick, thick, thick / 2))]
-    kind = rng.integers(5)
-    for _ in range(rng.integers(3, 10)):
-        yaw, height, reach = rng.uniform(0, 2 * np.pi), rng.uniform(0.4, 1) * tall, rng.uniform(0.3, 0.9)
-        branch = tube([(0, height, 0), (reach, height + rng.uniform(-0.3, 0.5), 0)], thick / 2)
-        leaf = BALL * log_uniform(rng, 0.2, 0.8, 3) + (reach, height + 0.2, 0)
-        frond = tube(arc(reach, 0.5, 0, 170) + (reach, tall - 0.1, 0), 0.12, SQUARE * (0.1, 1))
-        added = {0: [branch, leaf], 1: [branch], 2: [frond], 3: [leaf * (0.6, 1, 0.6)], 4: []}[kind]
-        parts += [rotate(part, Y, yaw) for part in added]
-    levels = np.linspace(0.2, 0.8, rng.integers(1, 5)) * tall
-    parts += [CONE * (1.2 - y / tall, 0.5 * tall, 1.2 - y / tall) + (0, y, 0) for y in levels] if kind == 4 else []
-    pot = lathe([(0, -0.4), (0.2, -0.4), (0.3, 0), (0.25, 0), (0.2, -0.1), (0, -0.1)])
-    return [*parts, *pick(rng, [], [pot])]
-
-
-def animal(rng: Generator) -> list[Surface]:
-    """A body with head, legs, neck, tail and perhaps ears or wings; or upright, with arms."""
-    long, round_, leg, thick = uniform(rng, (0.6, 1.4), (0.3, 0.6), (0.2, 0.9), (0.05, 0.12))
-    body = pick(rng, BALL, BALL, BOX, CYLINDER_ALONG_Z) * (round_, round_, long)
-    legs = at_corners(tube([(0.3 * round_, 0, 0.35 * long), (0.3 * round_ + 0.01, -leg, 0.35 * long)], thick))
-    neck, head = rng.uniform(0.0, 0.6), rng.uniform(0.2, 0.4)
-    parts = [body, *legs, tube([(0, 0, 0.4 * long), (0, neck, 0.6 * long)], thick)]
-    parts += [BALL * (head, head, 1.4 * head) + (0, neck, 0.6 * long + 0.1)]
-    parts += mirrored(CONE * (0.08, 0.2, 0.08) + (0.3 * head, neck + 0.3 * head, 0.6 * long))
-    parts += pick(rng, [], [tube([(0, 0, -0.45 * long), (0, rng.uniform(-0.3, 0.4), -0.8 * long)], 0.04)])
-    if rng.random() < 0.3:  # upright
-        parts = [rotate(part, X, -np.pi / 2) for part in parts]
-    return parts
+def sheet(rng: Generator) -> list[Surface]:
+    """A thin curved sheet: a wave, shell, tile, half pipe or sail, alone or on a stand."""
+    u, v = np.meshgrid(np.linspace(-1, 1, 16), np.linspace(-1, 1, 16), indexing="ij")
+    waves, depth = rng.uniform(0.3, 2.0, 2) * pick(rng, (1, 0), (0, 1), (1, 1)), rng.uniform(0.1, 0.6)
+    height = depth * np.cos(np.pi * waves[0] * u + rng.uniform(0, 3)) * np.cos(np.pi * waves[1] * v)
+    round_ = np.sqrt(1 - v**2 / 2) if rng.random() < 0.5 else 1 - rng.uniform(0, 0.6) * (v + 1) / 2
+    upper = np.stack([u * round_, height, v * log_uniform(rng, 0.4, 1.0)], axis=-1)
+    slab = np.concatenate([upper, upper[::-1] - (0, rng.uniform(0.03, 0.08), 0), upper[:1]])
+    post = CYLINDER * (0.08, 0.8, 0.08) + (0, height[7, 7] - 0.43, 0)
+    foot = CYLINDER * (0.5, 0.05, 0.5) + (0, height[7, 7] - 0.83, 0)
+    return pick(rng, [slab], [rotate(slab, X, np.pi / 2)], [slab, post, foot])
 
 
 def everyday(rng: Generator) -> list[Surface]:
-    return [surface for part in pick(rng, *OBJECTS)(rng).values() for surface in part]
+    return [surface for part in pick(rng, *everyday_shapes.OBJECTS)(rng).values() for surface in part]
 
 
-BUILDERS = (turned, bent, plates, brick, component, case, building, vehicle, tool, plant, animal, everyday)
-WEIGHTS = np.array([8, 5, 8, 8, 9, 8, 7, 6, 6, 4, 4, 12])
-COMPOSED = 0.15  # the share of `composition`
+WEIGHTS = {
+    composition: 12, machined: 6, vessel: 9, sweep: 5, plates: 5, sheet: 2, everyday: 8,
+    broad_parts.brick: 8, broad_parts.component: 6, broad_parts.connector: 5, broad_parts.fastener: 5,
+    broad_parts.girder: 3, broad_parts.lattice: 3,
+    broad_objects.case: 6, broad_objects.device: 6, broad_objects.building: 6, broad_objects.vehicle: 7,
+    broad_objects.tool: 6, broad_objects.plant: 4, broad_objects.animal: 4, broad_objects.figure: 3,
+}  # fmt: skip
+BUILDERS, SHARES = tuple(WEIGHTS), np.array(list(WEIGHTS.values())) / sum(WEIGHTS.values())
 
 
 def make_shape(rng: Generator, num_points: int) -> np.ndarray:
-    if rng.random() < COMPOSED:
-        points = composition(rng, num_points)
-    else:
-        surfaces = BUILDERS[rng.choice(len(BUILDERS), p=WEIGHTS / WEIGHTS.sum())](rng)
-        points, _ = sample_triangles(triangles_of_surfaces(surfaces), num_points, rng)
-    points = points * log_uniform(rng, 0.7, 1.4, 3)
-    points = fit(points)
+    """Points (num_points, 3) of one random shape in the unit sphere."""
+    points = sample_shape(BUILDERS[rng.choice(len(BUILDERS), p=SHARES)], num_points, rng)
+    points = fit(points * log_uniform(rng, 0.7, 1.4, 3))
     if rng.random() < DEFORMED:
         points = fit(deform(rng, points))
     if rng.random() < TIPPED:
         points = rotate(points, pick(rng, X, Z), pick(rng, np.pi / 2, -np.pi / 2))
     quarter = rng.integers(4) * np.pi / 2
     return rotate(points, Y, rng.uniform(0, 2 * np.pi) if rng.random() < TURNED else quarter)
+
+
+def sample_shape(build, num_points: int, rng: Generator) -> np.ndarray:
+    """Sample points (num_points, 3) on the outside of what a builder makes."""
+    shape = build(rng)
+    bodies, cuts = shape if isinstance(shape, tuple) else (shape, [])
+    return sample_solids(bodies, cuts, num_points, rng)
 
 
 def fit(points: np.ndarray) -> np.ndarray:

@@ -33,7 +33,7 @@ from act_training.synthetic.shape_kit import (
     tube,
     uniform,
 )
-from act_training.synthetic.solids import CAPSULE, ROUND_SQUARE, TORUS, WEDGE, Generator, Solids
+from act_training.synthetic.solids import CAPSULE, ROUND_SQUARE, WEDGE, Generator, Solids, ngon
 
 
 def case(rng: Generator) -> list[Surface]:
@@ -83,7 +83,7 @@ def device(rng: Generator) -> Solids:
     antenna = rods([((0.4 * width, 0.4 * tall, 0), (0.6 * width, 1.2 * tall, 0))], 0.03)
     blade = plate([(0, 0), (0.1, 0.3), (0.25, 0.4), (0.3, 0.1)], thin, Z)
     fan = [rotate(blade, Z, 2 * np.pi * step / columns) for step in range(columns)] + [BALL * 0.15]
-    guard = rotate(TORUS * (1, 0.3, 1), X, np.pi / 2)
+    guard = rotate(lathe(0.04 * CIRCLE + (0.45, 0)), X, np.pi / 2)
     stem = [CYLINDER * (0.06, tall, 0.06) - (0, tall / 2, 0.05), CYLINDER * (0.5, thin, 0.5) - (0, tall, 0)]
     spout = tube(arc(0.4, 0.4, 180, 10) + (0.4, 0.5, 0), 0.08)
     tap = [CYLINDER * (0.2, 0.6, 0.2) + (0, 0.2, 0), spout, BOX * (0.5, 0.06, 0.1) + (0, 0.2, 0.1), CYLINDER * 0.4]
@@ -91,7 +91,7 @@ def device(rng: Generator) -> Solids:
     return pick(
         rng, ([screen, *neck], frame), ([slab], [BOX * (0.5, 0.9, thin) + (0, 0, 0.8 * thin)]),
         ([BOX * (width, 2 * thin, depth), *keys], []), ([case_, *feet], [disc + (0, 0, front)]),
-        ([case_], [disc * (1, 1, 2) + (0, 0.2 * tall, front), *knobs]), ([case_, disc + (0, 0, front), *knobs], []),
+        ([case_], [disc * (1, 1, 2) + (0, 0, front), *knobs]), ([case_, disc + (0, 0, front), *knobs], []),
         ([case_, lens * (size, size, 1) + (0, 0, front)], []), ([case_, *antenna, *knobs], [disc + (0, -0.1, front)]),
         ([*fan, *stem], []), ([*fan, guard, *stem], []), (tap, []),
         ([case_, *keys[:3]], [BOX * (0.7 * width, 0.5 * tall, depth) + (0, 0, 0.4 * depth)]),
@@ -166,16 +166,17 @@ def vehicle(rng: Generator) -> list[Surface]:
     axle, seat, bar = (0, 0.1, 0.1), (0, 0.65, -0.15), (0, 0.7, 0.4)
     bars = [(seat, axle), (axle, (0, 0, -0.55)), (seat, (0, 0, -0.55)), (bar, (0, 0, 0.55)), (axle, bar), (seat, bar)]
     bicycle = [ring + (0, 0, 0.55), ring - (0, 0, 0.55), *rods([*bars, ((-0.25, 0.7, 0.4), (0.25, 0.7, 0.4))], 0.05)]
-    wagons = [part + (0, 0, place * 1.1 * long) for part in [box, *wheels] for place in range(rng.integers(2, 4))]
+    coupling = CYLINDER_ALONG_Z * (0.08, 0.08, 2 * long) + (0, -0.3 * tall, 1.1 * long)
+    train = [coupling, *(part + (0, 0, place * long) for part in (box, *wheels) for place in (0, 1.1, 2.2))]
     return pick(
-        rng, [box, *wheels], [box, cabin, *wheels], [hull, cabin, *wheels], [box, *turret, *tracks], wagons,
+        rng, [box, *wheels], [box, cabin, *wheels], [hull, cabin, *wheels], [box, *turret, *tracks], train,
         [box, *turret, *wheels], [ship, mast, sail], [ship, deck_house], [ship, mast, deck_house], bicycle,
         [hull, *mirrored(wing), fin, *small_wings], [hull, *mirrored(wing), fin, *wheels[:2]], [hull, *rotor],
     )  # fmt: skip
 
 
 def tool(rng: Generator) -> list[Surface]:
-    """A handle along y with a head, a blade, a shaft or a bow, or a shield."""
+    """A tool or weapon: a handle along y with a head, blade, fork or brush, a screw, bow, shield, saw, key or gun."""
     long, thick, head = log_uniform(rng, 0.5, 3.0), rng.uniform(0.03, 0.1), rng.uniform(0.2, 0.6)
     handle = tube([(0, 0, 0), (0.001, long, 0)], thick, pick(rng, CIRCLE, SQUARE))
     blade = plate([(-head / 3, 0), (head / 3, 0), (head / 4, 2 * head), (0, 3 * head), (-head / 4, 2 * head)], 0.03, Z)
@@ -184,31 +185,44 @@ def tool(rng: Generator) -> list[Surface]:
     fork = [CYLINDER * (0.05, head, 0.05) + (x, long + head / 2, 0) for x in np.linspace(-0.15, 0.15, 4)]
     fork += [BOX * (0.35, 0.05, 0.05) + (0, long, 0)]
     spoon = BALL * (head, 0.15, head) + (0, long, 0)
-    ring = pierced(CIRCLE * head, CIRCLE * 0.7 * head, 0.08)
-    spanner = rotate(ring, X, np.pi / 2) + (0, long + head, 0)
+    eye = rotate(pierced(pick(rng, CIRCLE, ngon(6)) * 0.5 * head, 0.3 * head, 0.08), X, np.pi / 2)
+    spanner = eye + (0, long + 0.4 * head, 0)
+    arm = tube([(0, -long / 2, 0), (0.001, long / 2, 0)], (thick, thick / 3)) + (0, long / 3, 0)
+    pliers = [rotate(part, Z, side) for part in (arm, eye - (0, 0.2 * long, 0)) for side in (0.15, -0.15)]
+    teeth = [BOX * (0.02, head / 3, 0.03) + (x, -head / 6, 0) for x in np.linspace(-0.48, 0.48, 20) * long]
+    saw = [*teeth, BOX * (long, head / 3, 0.04) + (0, head / 6, 0)]
+    brush = CYLINDER * (0.1, 0.5 * head, 0.1) + (0, -0.5 * head, 0)
+    broom = [brush + (x, 0, 0) for x in np.linspace(-0.4, 0.4, 9) * head] + [BOX * (head, 0.6 * head, 0.15)]
+    bits = [BOX * (0.3, 0.05, 0.04) + (0.15, y * long, 0) for y in (0.97, 0.85, 0.75)]
+    key = [handle, eye - (0, 0.4 * head, 0), *bits]
+    grip = plate([(-0.2, 0), (0, 0), (0.1, -head), (-0.15, -head)], 0.08, Z)
+    barrel = CYLINDER_ALONG_X * (0.6 * long, 0.06, 0.06) + (0.9 * long, 0.08, 0)
+    gun = [grip, BOX * (long, 0.15, 0.1) + (long / 2 - 0.2, 0.05, 0), eye * 0.5 + (0.15, -0.1, 0), barrel]
     shaft = CYLINDER * (0.3, long, 0.3) + (0, long / 2, 0)
     bow = tube(arc(0.4, 1.0, -85, 85), 0.04)
     shield = rotate(DOME * (1, 0.3, pick(rng, 1, 1.6)), X, np.pi / 2)
-    screw = [CYLINDER * (0.3, 1, 0.3), lathe([(0.3, 0.5), (0.3, 0.7), (0, 0.7)], CIRCLE[:: pick(rng, 1, 4)])]
+    screw = [CYLINDER * (0.3, 1, 0.3), lathe([(0, 0.5), (0.3, 0.5), (0.3, 0.7), (0, 0.7)], ngon(pick(rng, 6, 20)))]
     return pick(
         rng, [handle, blade + (0, long, 0), guard], [handle, axe], [handle, axe, axe * (-1, 1, 1)], [handle, *fork],
         [handle, spoon], [handle, spanner], [handle, spanner, spanner * (1, -1, 1) + (0, long, 0)], [shaft, guard],
         [bow, CYLINDER * (0.02, 2, 0.02)], [shield], [shield, BALL * 0.2 + (0, 0, 0.3)], screw,
-        [handle, BALL * head + (0, long, 0)],
+        [handle, BALL * head + (0, long, 0)], pliers, saw, [handle, *broom], key, gun,
     )  # fmt: skip
 
 
 def plant(rng: Generator) -> list[Surface]:
     """A trunk with crown, branches or fronds, with or without a pot."""
     tall, thick = rng.uniform(0.6, 2.0), rng.uniform(0.03, 0.1)
-    parts = [tube([(0, 0, 0), (0.01, tall / 2, 0), (rng.uniform(-0.1, 0.1), tall, 0)], (2 * thick, thick, thick / 2))]
+    trunk = [(0, -0.15, 0), (0.01, tall / 2, 0), (rng.uniform(-0.1, 0.1), tall, 0)]
+    parts = [tube(trunk, (2 * thick, thick, thick / 2))]
     kind = rng.integers(5)
     for _ in range(rng.integers(3, 10)):
-        yaw, height, reach = rng.uniform(0, 2 * np.pi), rng.uniform(0.4, 1) * tall, rng.uniform(0.3, 0.9)
-        branch = tube([(0, height, 0), (reach, height + rng.uniform(-0.3, 0.5), 0)], thick / 2)
-        leaf = BALL * log_uniform(rng, 0.2, 0.8, 3) + (reach, height + 0.2, 0)
+        yaw, reach, rise, share = uniform(rng, (0, 2 * np.pi), (0.3, 0.9), (-0.2, 0.5), (0.4, 1))
+        height = share * tall
+        branch = tube([(0, height, 0), (reach, height + rise, 0)], thick / 2)
+        leaf = BALL * log_uniform(rng, 0.2, 0.8, 3) + (reach, height + rise, 0)
         frond = tube(arc(reach, 0.5, 0, 170) + (reach, tall - 0.1, 0), 0.12, SQUARE * (0.1, 1))
-        added = {0: [branch, leaf], 1: [branch], 2: [frond], 3: [leaf - (0.8 * reach, 0, 0)], 4: []}[kind]
+        added = {0: [branch, leaf], 1: [branch], 2: [frond], 3: [leaf - (0.9 * reach, rise, 0)], 4: []}[kind]
         parts += [rotate(part, Y, yaw) for part in added]
     levels = np.linspace(0.2, 0.8, rng.integers(1, 5)) * tall
     parts += [CONE * (1.2 - y / tall, 0.5 * tall, 1.2 - y / tall) + (0, y, 0) for y in levels] if kind == 4 else []

@@ -25,7 +25,7 @@ from act_training.synthetic.shape_kit import (
     rotate,
     tube,
 )
-from act_training.synthetic.solids import CHAMFER, ROUND_SQUARE, TORUS, WEDGE, Generator, Solids, ngon
+from act_training.synthetic.solids import CHAMFER, ROUND_SQUARE, WEDGE, Generator, Solids, ngon
 
 
 def pierced(outline: np.ndarray, radius: float, thickness: float) -> Surface:
@@ -76,9 +76,10 @@ def component(rng: Generator) -> list[Surface]:
     """An electronic component: a package with pins at its sides or below, or wires, and perhaps a tab or a dome."""
     width, depth, tall, pin = *log_uniform(rng, 0.3, 1.5, 3), rng.uniform(0.02, 0.06)
     box = lathe(CHAMFER * (0.5, 1), pick(rng, SQUARE, ROUND_SQUARE))
-    package = pick(rng, BOX, box, box, CYLINDER) * (width, tall, depth) + (0, tall / 2 + 0.1, 0)
+    shape, spread = pick(rng, (BOX, 0.45), (box, 0.45), (box, 0.45), (CYLINDER, 0.3))
+    package = shape * (width, tall, depth) + (0, tall / 2 + 0.1, 0)
     count = rng.integers(1, 12)
-    places = np.linspace(-0.45, 0.45, count) * width if count > 1 else [0]
+    places = np.linspace(-spread, spread, count) * width if count > 1 else [0]
     reach, foot = depth / 2 + rng.uniform(0.05, 0.3), tall * rng.uniform(0.2, 0.7)
     leg = [(0, foot, 0.45 * depth), (0, foot, reach), (0, 0, reach), (0, 0, reach + 0.1)]
     wings = [tube(np.array(leg) * (1, 1, side) + (x, 0, 0), pin, SQUARE) for x in places for side in (1, -1)]
@@ -138,6 +139,7 @@ def fastener(rng: Generator) -> Solids:
     bore = CYLINDER * (across, through, across)
     bolt_holes = around(CYLINDER * (0.2, 2 * thin, 0.2) + (0.75, 0, 0), rng.integers(3, 9))
     pipe = pick(rng, [], [CYLINDER * (1, long, 1) + (0, long / 2, 0)])
+    wheel = lathe(rng.uniform(0.05, 0.2) * CIRCLE + (0.9, 0))
     steps = np.repeat(log_uniform(rng, 0.2, 1.0, 4), 2)
     shaft = lathe([(0, -0.5), *zip(steps, np.repeat(np.linspace(-0.5, 0.5, 5), 2)[1:-1], strict=True), (0, 0.5)])
     pulley = lathe([(0.2, -thin), (1, -thin), (0.7, 0), (1, thin), (0.2, thin), (0.2, -thin)])
@@ -145,7 +147,7 @@ def fastener(rng: Generator) -> Solids:
         rng, (bolt, [slot]), (bolt, []), ([pierced(gear_outline, rng.uniform(0.2, 0.7), thin)], []),
         ([pierced(gear_outline, 0.3, thin), hub], []), ([pierced(ngon(pick(rng, 4, 6, 6, 20)), 0.5, thin)], []),
         ([disc, *pipe], [bore, *bolt_holes]), ([disc, *pipe], bolt_holes), ([shaft * (1, 2 * long, 1)], []),
-        ([pulley], []), ([TORUS * 2, hub, *around(BOX * (0.7, 0.1, 0.1) + (0.4, 0, 0), rng.integers(3, 7))], []),
+        ([pulley], []), ([wheel, hub, *around(BOX * (0.7, 0.1, 0.1) + (0.5, 0, 0), rng.integers(3, 7))], []),
     )  # fmt: skip
 
 

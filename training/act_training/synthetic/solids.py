@@ -36,7 +36,7 @@ def ngon(corners: int) -> np.ndarray:
 
 
 def solid(rng: Generator) -> Surface:
-    """Random solid of unit size: a box, prism, cylinder, pyramid, cone, ball, capsule, wedge, torus or a rounded one."""
+    """Random solid of unit size: a prism, pyramid, cylinder, cone, ball, capsule, wedge, torus or a rounded one."""
     tapering = np.array([(0, -0.5), (1, -0.5), (rng.uniform(0.05, 0.9), 0.5), (0, 0.5)])
     section = pick(rng, CIRCLE, CIRCLE, SQUARE, SQUARE, ROUND_SQUARE, ngon(rng.integers(3, 9)))
     outline = pick(rng, PRISM, PRISM, PRISM, PRISM, tapering, tapering, ROUND, CAPSULE, CHAMFER)
@@ -128,12 +128,12 @@ def composition(rng: Generator, most_parts: int = 5) -> Solids:
     """Random solids, each put onto one before, with holes and slots."""
     bodies = [np.roll(solid(rng), rng.integers(3), axis=-1) * log_uniform(rng, 0.3, 1.2, 3)]
     groups = [bodies]
-    for _ in range(rng.integers(0, most_parts + 1)):
+    for _ in range(rng.integers(most_parts > 1, most_parts + 1)):
         stop = 1 + log_uniform(rng, 0.1, 2.0)
-        groups.append(attach(rng, solid(rng), pick(rng, *pick(rng, *groups[:2])), pick(rng, 0, 0.5), stop))
+        groups.append(attach(rng, solid(rng), pick(rng, *pick(rng, *groups[:2])), pick(rng, 0, 0, 0.4), stop))
     cuts = []
     for _ in range(rng.integers(0 if len(groups) > 1 else 1, 4)):
-        cutter = lathe(PRISM * (0.5, 1), pick(rng, CIRCLE, CIRCLE, SQUARE, ngon(6)))
+        cutter = lathe(PRISM * (0.35, 1), pick(rng, CIRCLE, CIRCLE, SQUARE, ngon(6)))
         cuts += attach(rng, cutter, bodies[0], pick(rng, -1.1, -1.1, rng.uniform(-0.7, 0.8)), 1.1)
     return [part for group in groups for part in group], cuts
 

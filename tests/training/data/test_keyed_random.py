@@ -50,7 +50,7 @@ def test_split_mix_has_its_published_values():
 
 def test_no_two_uses_share_a_stream():
     assert list(RandomStream.__members__) == [stream.name for stream in RandomStream]  # an alias would be left out
-    assert [stream.value for stream in RandomStream] == [*range(6), *range(100, 104), *range(200, 206)]
+    assert [stream.value for stream in RandomStream] == [*range(8), *range(100, 104), *range(200, 206)]
     calls = [
         node
         for path in (ROOT / "training").rglob("*.py")
@@ -222,10 +222,20 @@ def test_a_turn_about_z_keeps_heights_and_distances():
     assert counts.min() > 85
 
 
+def test_noise_is_normal_and_of_another_strength_for_each_cloud():
+    points = torch.zeros(400, 300, 3)
+    noise = augment(points, keys_of(400), 0, ("jitter",))
+    assert torch.equal(noise, augment(points, keys_of(400), 0, ("jitter",))) and noise.mean().abs() < 1e-3
+    deviations = noise.flatten(1).std(1)
+    assert deviations.max() < 0.033 and deviations.std() == pytest.approx(0.03 / 12**0.5, rel=0.1)
+    shares = [(noise.flatten(1).abs() < width * deviations[:, None]).float().mean() for width in (1, 2)]
+    assert shares == pytest.approx([0.683, 0.954], abs=0.01)
+
+
 def test_an_unknown_augmentation_is_refused():
     with pytest.raises(
         InputError,
-        match="must be among scale, scale_shift, rotate_y, rotate_z, drop_points, got 'flip'",
+        match="must be among scale, scale_shift, rotate_y, rotate_z, jitter, drop_points, got 'flip'",
     ):
         augment(torch.zeros(1, 2, 3), keys_of(1), 0, ("flip",))
 
@@ -265,7 +275,7 @@ def test_groups_are_augmented_as_their_points_are():
     dropped = augment_groups(groups, row_ids, 7, ["drop_points"])
     assert torch.equal(dropped.centers, groups.centers)
     changed = (dropped.neighborhoods != groups.neighborhoods).any(-1)
-    assert changed.any() and (dropped.neighborhoods[changed] == 0).all() and changed.float().mean() < 0.5
+    assert changed.any() and (dropped.neighborhoods[changed] == 0).all() and changed.float().mean() < 0.75
     clouds = augment(groups.centers, row_ids, 7, ["drop_points"])
     assert ((clouds == groups.centers) | (clouds == groups.centers[:, :1])).all()
 

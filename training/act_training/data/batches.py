@@ -26,8 +26,9 @@ from modeling_act.point_ops import (
     mask_lowest,
 )
 
-AUGMENTATIONS = ("scale", "scale_shift", "rotate_y", "rotate_z", "drop_points")
-MAX_DROPPED = 0.5  # share of the points
+AUGMENTATIONS = ("scale", "scale_shift", "rotate_y", "rotate_z", "jitter", "drop_points")
+MAX_DROPPED = 0.75  # share of the points
+MAX_JITTER = 0.03  # deviation of the noise, in radii of the cloud
 CANDIDATE_RATIO = 1200 / 1024  # training samples a random subset of this many times the points, farthest apart
 _MASK64 = 2**64 - 1
 _GOLDEN_RATIO = 0x9E3779B97F4A7C15 - 2**64  # step between the states of SplitMix64, as int64
@@ -42,6 +43,8 @@ class RandomStream(IntEnum):
     ROTATION = 3
     MASK = 4
     DROP = 5
+    JITTER = 6
+    DEVIATION = 7
     # Augmentation of scenes with boxes.
     FLIP = 100
     TURN = 101
@@ -85,6 +88,12 @@ def keyed_bits(row_ids: Tensor, count: int, seed: int, stream: int) -> Tensor:
 def keyed_uniform(row_ids: Tensor, count: int, seed: int, stream: int, low: float = 0.0, high: float = 1.0) -> Tensor:
     """Random float32 numbers (batch, count), uniform in [low, high)."""
     return low + (high - low) * _shift(keyed_bits(row_ids, count, seed, stream), 39).float() * 2.0**-24
+
+
+def keyed_normal(row_ids: Tensor, count: int, seed: int, stream: int) -> Tensor:
+    """Random float32 numbers (batch, count) of the normal distribution, by the Box-Muller transform."""
+    first, second = keyed_uniform(row_ids, 2 * count, seed, stream).chunk(2, dim=1)
+    return (-2 * torch.log1p(-first)).sqrt() * (2 * math.pi * second).cos()
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -151,13 +160,18 @@ def _sample_farthest(batch: dict[str, Tensor], sampling: Sampling, training: boo
 def augment(points: Tensor, row_ids: Tensor, seed: int, augmentation: tuple[str, ...] | list[str]) -> Tensor:
     """Augment clouds (batch, points, 3): `scale_shift` multiplies each axis by U[2/3, 3/2] and adds U[-0.2, 0.2];
     `scale` multiplies all by U[4/5, 5/4]; `rotate_y` and `rotate_z` rotate about the axis by a random angle;
-    `drop_points` puts up to half of the points where the first one is."""
+    `jitter` adds normal noise of a deviation of U[0, MAX_JITTER] to the points; `drop_points` puts a share of
+    U[0, MAX_DROPPED] of them where the first one is."""
     for name in augmentation:
         if name == "scale":
             points = points * keyed_uniform(row_ids, 1, seed, RandomStream.SCALE, 4 / 5, 5 / 4).unsqueeze(1)
         elif name == "drop_points":
             dropped = drop_points(points.shape[1], row_ids, seed)
             points = torch.where(dropped.unsqueeze(2), points[:, :1], points)
+        elif name == "jitter":
+            deviation = keyed_uniform(row_ids, 1, seed, RandomStream.DEVIATION, 0.0, MAX_JITTER).unsqueeze(1)
+            noise = keyed_normal(row_ids, 3 * points.shape[1], seed, RandomStream.JITTER).view_as(points)
+            points = points + deviation * noise
         elif name == "scale_shift":
             scale = keyed_uniform(row_ids, 3, seed, RandomStream.SCALE, 2 / 3, 3 / 2).unsqueeze(1)
             points = points * scale + keyed_uniform(row_ids, 3, seed, RandomStream.SHIFT, -0.2, 0.2).unsqueeze(1)

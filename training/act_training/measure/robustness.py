@@ -22,6 +22,7 @@ from act_training.data.batches import (
     Sampling,
     augment,
     keyed_bits,
+    keyed_normal,
     keyed_uniform,
     read_batch,
     sample_points,
@@ -52,9 +53,8 @@ def corrupt(points: Tensor, row_ids: Tensor, name: str, strength: float, seed: i
     """
     num_points = points.shape[1]
     if name == "jitter":
-        first, second = keyed_uniform(row_ids, 6 * num_points, seed, RandomStream.NOISE).chunk(2, dim=1)
-        normal = (-2 * torch.log1p(-first)).sqrt() * (2 * math.pi * second).cos()  # by the Box-Muller transform
-        return points + strength * radius_of(points)[:, None, None] * normal.unflatten(1, (num_points, 3))
+        noise = keyed_normal(row_ids, 3 * num_points, seed, RandomStream.NOISE).view_as(points)
+        return points + strength * radius_of(points)[:, None, None] * noise
     if name == "dropout":
         return _drop(points, keyed_uniform(row_ids, num_points, seed, RandomStream.LOST), strength)
     if name == "local_dropout":

@@ -55,7 +55,7 @@ class ACTTrainingArguments:
     up_axis: Literal["y", "z"] | None = HfArg(default=None, help="up axis, for the saved processor")
     unit: Literal["m", "dm", "cm", "mm", "in", "ft"] | None = HfArg(default=None, help="unit, for the saved processor")
     augmentation: list[str] = HfArg(
-        default_factory=list, help="any of scale, scale_shift, rotate_y, rotate_z, drop_points"
+        default_factory=list, help="any of scale, scale_shift, rotate_y, rotate_z, jitter, drop_points"
     )
     model: str | None = HfArg(default=None, help="fields of the model's configuration, {name: value}")
 

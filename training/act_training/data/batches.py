@@ -91,9 +91,11 @@ def keyed_uniform(row_ids: Tensor, count: int, seed: int, stream: int, low: floa
 
 
 def keyed_normal(row_ids: Tensor, count: int, seed: int, stream: int) -> Tensor:
-    """Random float32 numbers (batch, count) of the normal distribution, by the Box-Muller transform."""
-    first, second = keyed_uniform(row_ids, 2 * count, seed, stream).chunk(2, dim=1)
-    return (-2 * torch.log1p(-first)).sqrt() * (2 * math.pi * second).cos()
+    """Random float32 numbers (batch, count) of the normal distribution, by the Box-Muller transform: two of each bits."""
+    bits = keyed_bits(row_ids, (count + 1) // 2, seed, stream)
+    share, angle = (_shift(bits, 39).float() * 2.0**-24, (_shift(bits, 15) & 0xFFFFFF).float() * (math.pi * 2.0**-23))
+    radius = torch.log1p(-share).mul_(-2).sqrt_()
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -50,7 +50,8 @@ const cosine = (first, second) => first.vector.reduce((sum, value, i) => sum + v
 
 // `files` are {name, read}; `read` promises the bytes.
 async function addFiles(files) {
-  const readable = files.filter(({ name }) => SUFFIXES.includes(suffixOf(name)));
+  const readable = files.filter(({ name }) => SUFFIXES.includes(suffixOf(name)))
+    .sort((first, second) => (first.name < second.name ? -1 : 1));
   const others = files.filter((file) => !readable.includes(file)), errors = [];
   if (others.length) {
     const names = others.slice(0, 3).map(({ name }) => name).join(", ") + (others.length > 3 ? ", ..." : "");

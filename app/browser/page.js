@@ -57,7 +57,7 @@ async function addFiles(files) {
     const names = others.slice(0, 3).map(({ name }) => name).join(", ") + (others.length > 3 ? ", ..." : "");
     errors.push(`${names}: expected files that end in .${SUFFIXES.join(", .")}`);
   }
-  let drawn = performance.now();
+  let drawn = 0;
   for (const [place, { name, read }] of readable.entries()) {
     say(`Embedding ${place + 1} of ${readable.length}: ${name}`);
     try {
@@ -69,11 +69,11 @@ async function addFiles(files) {
     } catch (error) {
       errors.push(`${name}: ${error.message}`);
     }
-    if (performance.now() - drawn > 300) {
+    if (performance.now() - drawn > 2000) {
       show();
-      await new Promise(requestAnimationFrame);
       drawn = performance.now();
     }
+    await new Promise((resolve) => setTimeout(resolve)); // the page stays alive
   }
   report(errors);
   show();
@@ -154,6 +154,7 @@ function colorOf(height) {
   return [0, 1, 2].map(mix);
 }
 
+const labelOf = (name) => name.replace(/^[^/]+\//, ""); // without the dropped folder
 const median = (values) => [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)];
 const milliseconds = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
 
@@ -164,7 +165,7 @@ function show() {
   const all = [...shapes.values()];
   const times = all.map(({ modelTime }) => modelTime);
   say(`${all.length} ${all.length === 1 ? "shape" : "shapes"}, ${milliseconds(median(times))} each in the model`);
-  actViewer(element("chosen"), [pack(shape.name, shape.points, element("up-axis").value)],
+  actViewer(element("chosen"), [pack(labelOf(shape.name), shape.points, element("up-axis").value)],
     { one: true, turned: Boolean(settings.up_axis) });
   element("timing").textContent =
     `Read in ${milliseconds(shape.readTime)}, embedded in ${milliseconds(shape.modelTime)} ` +
@@ -172,9 +173,10 @@ function show() {
   const others = all.filter((other) => other !== shape).map((other) => ({ other, value: cosine(shape, other) }));
   const nearest = others.sort((a, b) => b.value - a.value).slice(0, MAX_CARDS);
   element("heading").textContent = !others.length ? "Drop more shapes to see which are alike"
-    : `Most like ${shape.name}` + (others.length > MAX_CARDS ? ` (${MAX_CARDS} of ${others.length})` : "");
-  const cards = nearest.map(({ other, value }) => pack(other.name, other.input, settings.up_axis, `cosine ${value.toFixed(3)}`));
+    : `Most like ${labelOf(shape.name)}` + (others.length > MAX_CARDS ? ` (${MAX_CARDS} of ${others.length})` : "");
+  const cards = nearest.map(({ other, value }) => pack(labelOf(other.name), other.input, settings.up_axis, `cosine ${value.toFixed(3)}`));
   actViewer(element("nearest"), cards, { onOpen: (place) => choose(nearest[place].other.name) });
+  element("nearest").scrollTop = 0;
 }
 
 function choose(name) {

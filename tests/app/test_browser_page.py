@@ -141,6 +141,7 @@ def write_meshes(folder) -> None:
 
 
 def write_clouds(folder) -> None:
+    """Clouds in text and binary, and a mesh of two solids."""
     generator = np.random.default_rng(0)
     for name, count in (("exactly.xyz", 512), ("fewer.txt", 100), ("more.csv", 3000), ("far.pts", 700)):
         points = generator.normal(size=(count, 3)) * (1, 2, 5) + (1e5 if name == "far.pts" else 0)
@@ -150,6 +151,16 @@ def write_clouds(folder) -> None:
     with_colors = np.concatenate([generator.normal(size=(600, 3)), generator.integers(0, 256, (600, 3))], axis=1)
     np.savetxt(folder / "colors.xyz", with_colors, fmt="%g")
     trimesh.PointCloud(generator.normal(size=(900, 3))).export(folder / "cloud.ply")
+    header = "ply\nformat binary_big_endian 1.0\nelement vertex 600\n"
+    header += "property double x\nproperty double y\nproperty double z\nend_header\n"
+    (folder / "big_endian.ply").write_bytes(header.encode() + generator.normal(size=(600, 3)).astype(">f8").tobytes())
+    solids = [trimesh.creation.box((1, 2, 3)), trimesh.creation.icosphere(1).apply_translation((3, 0, 0))]
+    (folder / "solids.stl").write_text(
+        "\n".join(
+            trimesh.exchange.stl.export_stl_ascii(solid).replace("solid", f"solid part{9 - place}", 1)
+            for place, solid in enumerate(solids)
+        )
+    )
     (folder / "cloud.obj").write_text("".join("v {} {} {}\n".format(*row) for row in generator.normal(size=(800, 3))))
 
 

@@ -52,13 +52,14 @@ def fetch_runtime(folder: Path) -> None:
 
     folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
-        command = ["npm", "pack", RUNTIME, "--json", "--prefer-offline"]
+        command = ["npm", "pack", RUNTIME, "--json", "--prefer-offline", "--fetch-retries=1"]
         try:
             process = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
         except FileNotFoundError as error:
             raise InputError("npm is needed to download onnxruntime-web, and is not installed") from error
         if process.returncode:
-            raise InputError(f"npm cannot download {RUNTIME}: {process.stderr.strip().splitlines()[-1:]}")
+            lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
+            raise InputError(f"npm cannot download {RUNTIME}: {lines[0]}")
         (package,) = json.loads(process.stdout)
         if package["integrity"] != CHECKSUM:
             raise InputError(f"{RUNTIME} has the checksum {package['integrity']}, expected {CHECKSUM}")

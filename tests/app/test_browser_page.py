@@ -19,6 +19,7 @@ from browser import errors_of, needs_chromium, open_browser
 from modeling_act import ACTPointCloudProcessor, ACTStudent
 from modeling_act.errors import InputError
 from modeling_act.hub.load_model import load_model
+from modeling_act.inference import processor_of
 from small_models import small_student_config
 
 pytest.importorskip("onnx", reason="export needs the extra `export`")
@@ -48,17 +49,18 @@ def runtime(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def site(runtime, tmp_path_factory):
-    """A built folder."""
+def site(tmp_path_factory):
+    """A built folder, without onnxruntime-web."""
     folder = tmp_path_factory.mktemp("site")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "fetch_runtime", lambda path: path.symlink_to(runtime))
+        patch.setattr(build, "fetch_runtime", lambda path: None)
         build.main(["--out", str(folder)])
     return folder
 
 
 @pytest.fixture(scope="module")
-def address(site):
+def address(runtime, site):
+    (site / "onnxruntime").symlink_to(runtime)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=site))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
@@ -302,7 +304,7 @@ def test_a_phone_sees_it_all(address):
 
 def test_built_model_gives_the_vectors_of_encode(site, student):
     session = onnxruntime.InferenceSession(site / "model.onnx")
-    points = student._processor([str(path) for path in SAMPLES])["points"]
+    points = processor_of(student)([str(path) for path in SAMPLES])["points"]
     embedding = torch.from_numpy(session.run(["embedding"], {"points": points.numpy()})[0])
     vectors = torch.nn.functional.normalize(embedding, dim=1)
     expected = student.encode([str(path) for path in SAMPLES], show_progress=False)
@@ -311,14 +313,20 @@ def test_built_model_gives_the_vectors_of_encode(site, student):
     assert settings["num_points"] == 512 and settings["samples"] == [path.name for path in SAMPLES]
 
 
-def test_build_refuses_what_it_cannot_use(runtime, tmp_path, monkeypatch, capsys):
+def test_build_refuses_what_it_cannot_use(tmp_path, monkeypatch):
     ACTStudent(small_student_config()).save_pretrained(tmp_path / "model")
     ACTPointCloudProcessor(256, normalize=False).save_pretrained(tmp_path / "model")
     with pytest.raises(SystemExit, match="the page takes random points, scaled to the unit sphere"):
         build.main(["--model", str(tmp_path / "model"), "--out", str(tmp_path / "site")])
-    monkeypatch.setattr(build, "CHECKSUM", "sha512-another")
-    with pytest.raises(InputError, match="has the checksum sha512-q0y.*, expected sha512-another"):
-        build.fetch_runtime(tmp_path / "onnxruntime")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SystemExit, match="error: npm is needed to download onnxruntime-web"):
         build.main(["--out", str(tmp_path / "site")])
+    npm = tmp_path / "npm"
+    for command, line in (
+        ("echo 'npm error code E404' >&2; exit 1", "npm cannot download onnxruntime-web@.*: npm error code E404"),
+        ("""echo '[{"integrity": "sha512-another", "filename": "x"}]'""", "has the checksum sha512-another, expected"),
+    ):
+        npm.write_text(f"#!/bin/sh\n{command}\n")
+        npm.chmod(0o755)
+        with pytest.raises(InputError, match=line):
+            build.fetch_runtime(tmp_path / "onnxruntime")

@@ -193,7 +193,9 @@ def text_is_ascii(path, text):
 def javascript_parses(path, text):
     if not (node := shutil.which("node")):
         pytest.skip("needs node, which parses JavaScript")
-    process = subprocess.run([node, "--check", "-"], input=text, capture_output=True, text=True)
+    is_module = re.search(r"^(import|export)\b", text, flags=re.MULTILINE)
+    command = [node, *(["--input-type=module"] if is_module else []), "--check", "-"]
+    process = subprocess.run(command, input=text, capture_output=True, text=True)
     if process.returncode:
         place, *lines = process.stderr.splitlines()  # "[stdin]:2"
         yield int(place.rpartition(":")[2]), next(line for line in lines if "Error: " in line)
@@ -314,6 +316,8 @@ CASES = [
     (javascript_parses, "a.js", "const a = 1;\na = (;\n", 2),
     (javascript_parses, "a.js", '"use strict";\nvar public = 1;\n', 2),
     (javascript_parses, "a.js", "const a = 1;\n", None),
+    (javascript_parses, "a.js", 'import { a } from "./b.js";\nexport const c = await a;\n', None),
+    (javascript_parses, "a.js", "export const a = 1;\na = (;\n", 2),
     (no_machine_paths, "README.md", f"Data lies\nin `{HOME}`.", 2),
     (no_machine_paths, "Makefile", "\tcp x " + "/" + "tmp", 1),
     (no_machine_paths, "README.md", "https://example.org/home/x, ~/work, a/tmp/b, <home>/work, /path/to/python", None),

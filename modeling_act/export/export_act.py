@@ -41,7 +41,10 @@ class TensorsOnly(nn.Module):
             groups = self.model.group(points)
             return {"teacher_features": self.model.get_teacher_features(groups=groups), "centers": groups.centers}
         output = self.model(points) if category is None else self.model(points, category)
-        return {name: output[field] for name, field in self.fields.items()}
+        values = {name: output[field] for name, field in self.fields.items()}
+        if "embedding" in values and self.model.whitening is not None:
+            values["embedding"] = self.model.whitening(values["embedding"])  # as `embed` does
+        return values
 
 
 def export_program(

@@ -273,8 +273,12 @@ return function actViewer(root, clouds, options = {}) {
     };
     canvas.ondblclick = fit;
     canvas.oncontextmenu = (event) => event.preventDefault();
+    if (options.onOpen) canvas.setAttribute("role", "button");
     canvas.onkeydown = (event) => {
-      if (options.onOpen && event.key === "Enter") return options.onOpen(index);
+      if (options.onOpen && ["Enter", " "].includes(event.key)) {
+        event.preventDefault(); // a blank would scroll
+        return options.onOpen(index);
+      }
       if (!(event.key in KEYS) || event.ctrlKey || event.metaKey) return;
       event.preventDefault();
       change(KEYS[event.key]());

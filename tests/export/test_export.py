@@ -44,6 +44,8 @@ def build(name):
         model = ACTStudentForObjectDetection(small_student_config(**DETECTION))
     elif name == "near_origin":
         model = ACTStudent(small_student_config(skip_near_origin=True))
+    elif name == "student":
+        model = ACTStudent(small_student_config(whitening=True))
     else:
         model_class, config, _ = small_models()[name]
         model = model_class(config)
@@ -53,6 +55,8 @@ def build(name):
         for key, value in model.named_buffers():
             if "running" in key:
                 value.uniform_(0.5, 1.5)
+            elif "whitening" in key:
+                value.normal_(std=0.3)
     return model.eval()
 
 
@@ -74,7 +78,8 @@ def eager(model, inputs):
         points = inputs["points"]
         return {"teacher_features": model.get_teacher_features(points), "centers": model.group(points).centers}
     output = model(**inputs)
-    return {name: output[field] for name, field in OUTPUTS[type(model).__name__].items()}
+    values = {name: output[field] for name, field in OUTPUTS[type(model).__name__].items()}
+    return values | ({"embedding": model.embed(**inputs)} if "embedding" in values else {})
 
 
 def run_onnx(session, inputs):

@@ -42,7 +42,7 @@ def build(model_name: str, out: Path) -> None:
     for path in [*(HERE / name for name in PAGE), VIEWER / "viewer.js", VIEWER / "viewer.css"]:
         shutil.copy(path, out)
     samples = shutil.copytree(HERE.parent / "samples", out / "samples", dirs_exist_ok=True)
-    about |= {"model": Path(model_name).name, "samples": sorted(path.name for path in samples.iterdir())}
+    about |= {"model": Path(model_name).name, "sample_files": sorted(path.name for path in samples.iterdir())}
     (out / "settings.json").write_text(json.dumps(about, indent=1) + "\n")
 
 

@@ -25,16 +25,19 @@ async function start() {
   await embed(new Float32Array(3 * settings.num_points).map((_, i) => Math.sin(i))); // the first run is slower
   element("up").hidden = !settings.up_axis;
   element("up-axis").value = settings.up_axis;
-  element("load-samples").hidden = !settings.samples.length;
+  element("load-samples").hidden = !settings.sample_files.length;
   say(`The model ${settings.model} is ready.`);
 }
 
-// The unit vector of points that `modelInput` prepared.
+// The unit vector of points that `modelInput` prepared: the mean of the vectors of all selections.
 async function embed(input) {
-  const points = new ort.Tensor("float32", input, [1, input.length / 3, 3]);
+  const samples = input.length / 3 / settings.num_points;
+  const points = new ort.Tensor("float32", input, [samples, settings.num_points, 3]);
   const { embedding } = await session.run({ points }, ["embedding"]);
-  const length = Math.hypot(...embedding.data);
-  return embedding.data.map((value) => value / length);
+  const width = embedding.data.length / samples, sum = new Float32Array(width);
+  embedding.data.forEach((value, place) => { sum[place % width] += value; });
+  const length = Math.hypot(...sum);
+  return sum.map((value) => value / length);
 }
 
 async function embedShape(shape) {
@@ -174,7 +177,7 @@ function show() {
   const nearest = others.sort((a, b) => b.value - a.value).slice(0, MAX_CARDS);
   element("heading").textContent = !others.length ? "Drop more shapes to see which are alike"
     : `Most like ${labelOf(shape.name)}` + (others.length > MAX_CARDS ? ` (${MAX_CARDS} of ${others.length})` : "");
-  const cards = nearest.map(({ other, value }) => pack(labelOf(other.name), other.input, settings.up_axis, `cosine ${value.toFixed(3)}`));
+  const cards = nearest.map(({ other, value }) => pack(labelOf(other.name), other.input.subarray(0, 3 * settings.num_points), settings.up_axis, `cosine ${value.toFixed(3)}`));
   actViewer(element("nearest"), cards, { onOpen: (place) => choose(nearest[place].other.name) });
   element("nearest").scrollTop = 0;
 }
@@ -214,7 +217,7 @@ for (const [button, input] of [["choose-files", "files"], ["choose-folder", "fol
   };
 }
 element("choose-folder").hidden = !("webkitdirectory" in element("folder")) || matchMedia("(pointer: coarse)").matches;
-element("load-samples").onclick = () => queue(() => addFiles(settings.samples.map((name) =>
+element("load-samples").onclick = () => queue(() => addFiles(settings.sample_files.map((name) =>
   ({ name, read: async () => (await load(`samples/${name}`)).arrayBuffer() }))));
 element("up-axis").onchange = () => queue(async () => {
   for (const shape of shapes.values()) await embedShape(shape);

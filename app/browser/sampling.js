@@ -31,11 +31,23 @@ export function pointsOf({ points, triangles }) {
   return sampled;
 }
 
-// Input of the model: `numPoints` of the points in random order, turned, centered and scaled to the unit sphere.
-export function modelInput(points, { num_points: numPoints, up_axis: trainedUp }, upAxis) {
-  const order = torchPermutation(points.length / 3), sampled = new Float64Array(3 * numPoints), mean = [0, 0, 0];
+// Input of the model: `samples` selections of the points in random order, one behind the other.
+export function modelInput(points, { samples = 1, ...processor }, upAxis) {
+  const input = new Float32Array(3 * processor.num_points * samples);
+  for (let number = 0; number < samples; number++) {
+    input.set(selection(points, processor, upAxis, number), 3 * processor.num_points * number);
+  }
+  return input;
+}
+
+// One selection, turned, centered and scaled to the unit sphere. It begins where the one before ended, if need be in a
+// new order.
+function selection(points, { num_points: numPoints, up_axis: trainedUp }, upAxis, number) {
+  const count = points.length / 3, first = (number * numPoints) % count;
+  const order = torchPermutation(count, Math.floor((number * numPoints) / count));
+  const sampled = new Float64Array(3 * numPoints), mean = [0, 0, 0];
   for (let i = 0; i < numPoints; i++) {
-    const start = 3 * order[i % order.length], point = toUpAxis(points.subarray(start, start + 3), upAxis, trainedUp);
+    const start = 3 * order[(first + i) % count], point = toUpAxis(points.subarray(start, start + 3), upAxis, trainedUp);
     sampled.set(point, 3 * i);
     point.forEach((value, axis) => { mean[axis] += value / numPoints; });
   }
@@ -72,9 +84,9 @@ function numpyRandom() {
   };
 }
 
-// The order of torch.randperm(count) with a generator of seed 0: MT19937, and swaps from the front.
-export function torchPermutation(count) {
-  const random = mersenneTwister(), order = Uint32Array.from({ length: count }, (_, i) => i);
+// The order of torch.randperm(count) with a generator of a seed: MT19937, and swaps from the front.
+export function torchPermutation(count, seed = 0) {
+  const random = mersenneTwister(seed), order = Uint32Array.from({ length: count }, (_, i) => i);
   for (let i = 0; i < count - 1; i++) {
     const other = i + random() % (count - i);
     [order[i], order[other]] = [order[other], order[i]];
@@ -82,8 +94,9 @@ export function torchPermutation(count) {
   return order;
 }
 
-function mersenneTwister() {
-  const SIZE = 624, state = new Uint32Array(SIZE); // seed 0
+function mersenneTwister(seed) {
+  const SIZE = 624, state = new Uint32Array(SIZE);
+  state[0] = seed;
   for (let i = 1; i < SIZE; i++) state[i] = Math.imul(1812433253, state[i - 1] ^ (state[i - 1] >>> 30)) + i;
   let place = SIZE;
   return () => {

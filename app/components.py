@@ -26,7 +26,8 @@ THEME = gr.themes.Soft(
 
 
 def cloud_view(options: str, elem_id: str) -> gr.HTML:
-    """Component whose value comes from `pack`. Its `select` event carries the index that was clicked."""
+    """Component whose value comes from `pack`, or is {} to show nothing. Its `select` event carries the index that was
+    clicked."""
     return gr.HTML(
         value=None,
         html_template='<div class="act-root" hidden></div>',  # only the script reads the value
@@ -46,6 +47,13 @@ def pack(clouds: list[ViewerCloud], captions: list[str] | None = None, picked: i
     return {"clouds": packed}
 
 
-def message(text: str, kind: str = "bad") -> dict:
-    """Update of the line above the viewer, which is hidden without text."""
-    return gr.update(value=f'<div class="message {kind}" role="status">{escape(text)}</div>', visible=bool(text))
+def long_name(name: str, whole: str | None = None) -> str:
+    """Name that is cut where it has no room; under the mouse it is whole."""
+    return f'<span class="name" title="{escape(whole or name)}">{escape(name)}</span>'
+
+
+def message(text: str, kind: str = "bad", name: str | None = None) -> dict:
+    """Update of the line above the viewer, which is hidden without text; it may begin with the `name` of a file."""
+    shown, colon, problem = text.partition(": ")
+    line = f"{long_name(shown + ':', name)} {escape(problem)}" if name and colon else escape(text)
+    return gr.update(value=f'<div class="message {kind}" role="status">{line}</div>', visible=bool(text))

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from html import escape
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -21,7 +20,7 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f'app.py: error: the page needs {error.name}: in the clone, pip install -c constraints.txt -e ".[app]"')
 import predictions
-from components import CARDS, PANELS, THEME, VIEWER, cloud_view, message, pack
+from components import CARDS, PANELS, THEME, VIEWER, cloud_view, long_name, message, pack
 from predictions import PARTS, PLAIN, SIMILARITY, Models, load_models
 from reading import HAS_FORKSERVER, MAX_BYTES, OpenCloud, open_cloud, open_upload
 
@@ -41,9 +40,11 @@ FLAGS = {
     "shapes": "folder of the files that the index names, to show them",
 }
 HEAD = f"""<h1>{TITLE}</h1><p>ACT models look at a mesh or point cloud: its class, its parts, and which of its points
-are alike.</p><div class="models">%s</div>"""
-NO_MODEL = """<span class="none">No model is loaded. <code>make demo</code> trains a student in minutes;
-then <code>python app/app.py --student demo_output/student</code> shows which points it finds alike.</span>"""
+are alike.</p><div class="models">%s</div>%s"""
+MORE = """<details><summary>Not shown: %s</summary><p>Each takes a model: <code>python app/app.py %s</code>, in a Space
+the variables %s. <code>app/README.md</code> says how to train them.</p></details>"""
+SECTIONS = {"classifier": "classes", "segmenter": "parts", "teacher": "reconstructions"}
+FAR = '<p class="hint">None of these is close: unrelated shapes also reach cosines up to %s.</p>'
 
 
 @dataclass
@@ -66,16 +67,14 @@ def card(title: str, visible: bool = True) -> Iterator[None]:
 class Page:
     """Layout and event handlers of the page."""
 
-    def __init__(self, models: Models, names: dict[str, str | None]):
+    def __init__(self, models: Models):
         self.models = models
-        names = {flag: Path(name).name if Path(name).exists() else name for flag, name in names.items() if name}
-        chips = "".join(f"<span><b>{flag}</b> {escape(name)}</span>" for flag, name in names.items())
         suffixes, bare = list(CLOUD_SUFFIXES), {"show_label": False, "container": False}
         formats = ", ".join(suffix[1:] for suffix in suffixes)
         click = ", click a point to see which others are like it" if models.student else ""
         with gr.Blocks(delete_cache=(600, 3600), title=TITLE, analytics_enabled=False, fill_width=True) as self.blocks:
             self.session = gr.State(None, time_to_live=3600)  # a Session, once there is a cloud
-            gr.HTML(HEAD % (chips or NO_MODEL), elem_id="head")
+            gr.HTML(head_of(models), elem_id="head")
             with gr.Row(elem_id="work", equal_height=False):
                 with gr.Column(scale=2, min_width=240, elem_id="inputs"):
                     with card("Your mesh or cloud"):
@@ -97,6 +96,7 @@ class Page:
                     with card("Class", bool(models.classifier)):
                         self.classes = gr.Label(elem_id="classes", show_heading=False, **bare)
                     with card("Nearest shapes", bool(models.index)):
+                        self.far = gr.HTML(elem_id="far", visible=False)
                         self.hits = cloud_view(CARDS, "hits")
                         self.hit_names = gr.HTML(elem_id="hit-names", visible=False)
             with card("Reconstruction", bool(models.teacher)):
@@ -116,10 +116,10 @@ class Page:
             self.blocks.load(self.open_sample, inputs, outputs, **quiet),
             self.samples.select(self.open_sample, inputs, outputs, **busy),
             self.hits.select(self.open_hit, inputs, outputs, **busy),
-            self.upload.upload(self.open_upload, [*inputs, self.upload, self.z_up], outputs, **slow),
+            self.upload.upload(self.open_upload, [*inputs, self.upload, self.z_up], [*outputs, self.upload], **slow),
         ):
             if self.models.index:
-                opened.success(self.find, self.session, [self.hits, self.hit_names], **quiet)
+                opened.success(self.find, self.session, [self.far, self.hits, self.hit_names], **quiet)
             if self.models.teacher:
                 opened.success(self.rebuild, self.session, self.rebuilt, **quiet)
         self.coloring.input(self.recolor, inputs, outputs, **busy)
@@ -128,7 +128,9 @@ class Page:
         self.resample.click(self.hide_others, self.session, self.rebuilt, **quiet)
 
     def open_upload(self, session, coloring, category, path: str | None, z_up: bool):
-        return self.open(coloring, category, open_upload, path, z_up) if path else gr.skip()
+        if not path:
+            return gr.skip()
+        return {**self.open(coloring, category, open_upload, path, z_up), self.upload: None}  # ready for the next
 
     def open_sample(self, session, coloring, category, event: gr.EventData):
         return self.open(coloring, category, open_cloud, SAMPLES[index_of(event, SAMPLES) or 0])  # 0 at the start
@@ -142,7 +144,8 @@ class Page:
         try:
             session = Session(read(*file))
         except InputError as error:
-            return {self.message: message(str(error))}
+            line = {self.message: message(str(error), name=Path(file[0]).name), self.session: None}
+            return {**line, self.classes: {}, self.view: {}, self.category: gr.update(visible=False)}
         cloud, categories = session.cloud, self.models.categories
         classes = predictions.classify(self.models, cloud) if self.models.classifier else {}
         category = next((name for name in (*list(classes)[:1], category, *categories) if name in categories), None)
@@ -170,23 +173,39 @@ class Page:
 
     def find(self, session):
         if session is None:
-            return gr.skip()
-        hits = predictions.neighbors(self.models, session.cloud)
+            return gr.update(visible=False), {}, gr.update(visible=False)
+        hits, limit = predictions.neighbors(self.models, session.cloud), self.models.min_cosine
+        is_far = limit is not None and hits[0][1] < limit
+        far = gr.update(value=FAR % limit if is_far else "", visible=is_far)
         drawn = [hit for hit in hits if hit[2] is not None]
         session.hits = [name for name, _, _ in drawn]
-        cards = pack([shape for _, _, shape in drawn], [f"{cosine:.3f}" for _, cosine, _ in drawn]) if drawn else None
-        names = [f"{escape(name)} {cosine:.3f}" for name, cosine, shape in hits if shape is None]
-        return cards, gr.update(value="<br>".join(names), visible=bool(names))
+        cards = pack([shape for _, _, shape in drawn], [f"{cosine:.3f}" for _, cosine, _ in drawn]) if drawn else {}
+        names = [f"{long_name(name)} {cosine:.3f}" for name, cosine, shape in hits if shape is None]
+        names = "".join(f"<p>{line}</p>" for line in names)
+        return far, cards, gr.update(value=names, visible=bool(names))
 
     def rebuild(self, session):
         if session is None:
-            return gr.skip()
+            return {}
         return pack(predictions.rebuild(self.models, session.cloud, session.seed), same_frame=True)
 
     def hide_others(self, session):
         if session is not None:
             session.seed += 1
         return self.rebuild(session)
+
+
+def head_of(models: Models) -> str:
+    """Title, the models as chips, and how the sections that have none are added."""
+    names = {flag: Path(name).name if Path(name).exists() else name for flag, name in models.names.items()}
+    if models.unpacked:
+        names |= {"index": f"{len(models.index)} generated shapes", "shapes": None}
+    chips = "".join(f"<span><b>{flag}</b>{long_name(names[flag])}</span>" for flag in FLAGS if names.get(flag))
+    missing = [flag for flag in SECTIONS if flag not in names]
+    sections = ", ".join(SECTIONS[flag] for flag in missing)
+    command = " ".join(f"--{flag} FOLDER_OR_ID" for flag in missing)
+    variables = ", ".join(f"<code>ACT_{flag.upper()}</code>" for flag in missing)
+    return HEAD % (chips, MORE % (sections, command, variables) if missing else "")
 
 
 def sample_cards() -> dict:
@@ -217,11 +236,13 @@ def main() -> None:
     # Gradio downloads any public address for any visitor who asks, by these two functions.
     safehttpx.get = safehttpx.async_validate_url = refuse_address
     try:
-        blocks = Page(load_models(names), names).blocks
+        blocks = Page(load_models(names)).blocks
     except InputError as error:
         sys.exit(f"app.py: error: {error}")
     server = {"server_name": options.host, "server_port": options.port, "share": False, "ssr_mode": False}
     limits = {"max_file_size": MAX_BYTES, "state_session_capacity": 200, "enable_monitoring": False}
-    blocks.queue(max_size=64, api_open=False).launch(
-        theme=THEME, css_paths=APP / "page.css", footer_links=[], **server, **limits
-    )
+    look = {"theme": THEME, "css_paths": APP / "page.css", "footer_links": []}
+    # Without `quiet` Gradio advises to make the page public.
+    blocks.queue(max_size=64, api_open=False).launch(quiet=True, prevent_thread_lock=True, **look, **server, **limits)
+    print(f"The page is at {blocks.local_url} until Ctrl+C ends it.", flush=True)
+    blocks.block_thread()

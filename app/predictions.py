@@ -1,8 +1,10 @@
 """Predictions of the models for one cloud. No layout here, and only numbers from the browser."""
 
+import shutil
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -16,6 +18,10 @@ from modeling_act.search.shape_index import ShapeIndex, probe_cloud
 from modeling_act.viewer.page import ViewerCloud
 
 NUM_CLASSES, NUM_HITS = 5, 6
+STUDENT = "act-tiny"  # the default, which comes with the package
+INDEX = Path(__file__).with_name("index.tar.xz")  # its default: shapes and their index, by make_samples.py
+# Cosines of STUDENT from which a shape is close, by the number of `samples` of an index. See app/README.md.
+CLOSE = {1: 0.4, 4: 0.5}
 PLAIN, FEATURES, SIMILARITY, PARTS = "Shape", "Features", "Similarity", "Parts"
 CLASSES_OF = {
     "student": ("ACTStudent",),
@@ -37,10 +43,17 @@ class Models:
     pretraining: nn.Module | None = None
     index: ShapeIndex | None = None
     shapes: Path | None = None  # folder of the files that the index names
+    names: dict[str, str] = field(default_factory=dict)  # of the models, index and shapes, by flag
+    unpacked: TemporaryDirectory | None = None  # holds the files of INDEX, and is deleted with the models
 
     @property
     def colorings(self) -> list[str]:
         return [PLAIN, *[FEATURES, SIMILARITY] * bool(self.student), *[PARTS] * bool(self.segmenter)]
+
+    @property
+    def min_cosine(self) -> float | None:
+        """Cosine below which no shape of the index is close to another, where that was measured."""
+        return CLOSE.get(self.index.about.get("samples", 1)) if self.names.get("student") == STUDENT else None
 
     @property
     def categories(self) -> list[str]:
@@ -53,14 +66,18 @@ class Models:
 
 def load_models(names: dict[str, str | None]) -> Models:
     """Load the models of these folders or Hub ids, and the folders `index` and `shapes`. The default student is the
-    encoder of the pretraining model or of the classifier."""
+    encoder of the pretraining model, or STUDENT, which by default searches INDEX."""
     names = {name: value for name, value in names.items() if value}
-    if encoder := names.get("student") or names.get("pretraining") or names.get("classifier"):
-        names["student"] = encoder
-    for name, needed in (("pretraining", "teacher"), ("index", "student")):
-        if name in names and needed not in names:
-            raise InputError(f"--{name} needs --{needed}")
-    models = Models(**{name: load_model(names[name], *kinds) for name, kinds in CLASSES_OF.items() if name in names})
+    names.setdefault("student", names.get("pretraining", STUDENT))
+    if "pretraining" in names and "teacher" not in names:
+        raise InputError("--pretraining needs --teacher")
+    unpacked = None
+    if names["student"] == STUDENT and "index" not in names:
+        unpacked = TemporaryDirectory(prefix="act_page_", ignore_cleanup_errors=True)
+        shutil.unpack_archive(INDEX, unpacked.name, filter="data")
+        names = {"index": f"{unpacked.name}/index", "shapes": f"{unpacked.name}/shapes"} | names
+    loaded = {name: load_model(names[name], *kinds) for name, kinds in CLASSES_OF.items() if name in names}
+    models = Models(**loaded, names=names, unpacked=unpacked)
     if "index" in names:
         models.index = ShapeIndex.load(names["index"])
         try:
@@ -118,7 +135,8 @@ def principal_colors(features: torch.Tensor) -> np.ndarray:
 
 def neighbors(models: Models, cloud: OpenCloud) -> list[tuple[str, float, ViewerCloud | None]]:
     """Names of the nearest shapes of the index, cosines, and the shapes themselves where their files are readable."""
-    vector = models.student.encode(cloud.points, show_progress=False, **up_axis(models.student))
+    options = {"samples": models.index.about.get("samples", 1), **up_axis(models.student)}
+    vector = models.student.encode(cloud.points, show_progress=False, **options)
     hits = []
     for name, cosine in models.index.search(vector[None], NUM_HITS)[0]:
         path, shape = shape_path(models, name), None

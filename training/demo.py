@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from act_training.data.batches import Sampling, validation_batches
 from act_training.data.point_sets import open_point_set
-from act_training.measure.frozen_features import embed
 from act_training.prepare.dinov2_small import save_dinov2_small
 from act_training.report.run_folder import make_figure, save_figure, write_report
 from act_training.run.training_state import calibrate_batch_norm
@@ -28,7 +27,6 @@ from modeling_act import ACTStudent, ACTViewTeacher, ACTViewTeacherConfig
 
 TRAINING = Path(__file__).resolve().parent
 GALLERY, NEIGHBORS = 700, 3
-DIRECTIONS = 32  # of vectors, the principal ones, with equal weight
 
 
 def run_stages(folder: Path, steps: int, seed: int) -> None:
@@ -57,20 +55,20 @@ def compare_neighbors(folder: Path, seed: int) -> dict[str, float]:
     """Draw the nearest of new shapes to a few of them, before and after training; return the share of all neighbors
     that are of their shape's class."""
     shapes = open_point_set("everyday_shapes", "test").select(range(GALLERY))
-    labels, names, sampling, cpu = shapes.labels(), shapes.names_of("label"), Sampling(512), torch.device("cpu")
+    labels, names, cpu = shapes.labels(), shapes.names_of("label"), torch.device("cpu")
+    clouds = torch.cat([batch["points"] for batch in validation_batches(shapes, 64, Sampling(2048), cpu)])
     student = ACTStudent.from_pretrained(folder / "student").eval()
     torch.manual_seed(seed)
     untrained = ACTStudent(student.config)
-    batches = validation_batches(shapes, 32, sampling, cpu)
+    batches = validation_batches(shapes, 32, Sampling(512), cpu)
     calibrate_batch_norm(untrained, lambda batch: untrained(batch["points"]), batches)
     nearest, shares = {}, {}
     for name, network in (("untrained", untrained), ("pretrained", student)):
-        vectors = torch.from_numpy(embed(network, shapes, sampling, 64))
-        vectors = torch.linalg.svd(vectors - vectors.mean(0), full_matrices=False).U[:, :DIRECTIONS]
-        similarity = ACTStudent.similarity(vectors, vectors).fill_diagonal_(-1)
+        network.fit_whitening(clouds, show_progress=False)
+        vectors = network.encode(clouds, show_progress=False)
+        similarity = network.similarity(vectors, vectors).fill_diagonal_(-1)
         nearest[name] = similarity.topk(NEIGHBORS).indices.numpy()
         shares[name] = float((labels[nearest[name]] == labels[:, None]).mean())
-    clouds = torch.cat([batch["points"] for batch in validation_batches(shapes, 64, Sampling(2048), cpu)])
     queries = [int((labels == label).argmax()) for label in range(0, len(names), 2)]  # the first of every second class
     draw_neighbors(folder / "neighbors.png", clouds, labels, queries, nearest)
     return shares

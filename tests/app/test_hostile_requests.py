@@ -196,7 +196,8 @@ def test_a_broken_file_is_named_as_text(visitor, address):
     _, text = upload(address, "<b>broken</b>&.ply", b"ply\nnothing")
     done = visitor.fire("upload", "upload", {"upload": file_data(json.loads(text)[0])})
     line = done["outputs"]["message"]["value"]
-    assert done["success"] and line.startswith('<div class="message bad"') and "<b>" not in line and ".ply: " in line
+    assert done["success"] and line.startswith('<div class="message bad"') and "<b>" not in line
+    assert ".ply:</span> " in line
     assert "uploads" not in line and "\n" not in line
 
 

@@ -4,6 +4,7 @@ import configparser
 import shutil
 import time
 
+import numpy as np
 import page
 import pytest
 from app_server import ROOT, served
@@ -49,8 +50,11 @@ def test_from_a_sample_to_a_broken_file(address, cloud_file, tmp_path):
         assert "airplane.ply" in driver.execute_script(f"return {text_of('#viewer figcaption')}")
         assert driver.execute_script(f"return {text_of('#classes')}").count("<b>lamp</b>") == 1  # as text
 
-        driver.find_element("css selector", "#upload input[type=file]").send_keys(str(cloud_file))
+        long = cloud_file.rename(tmp_path / f"{'a_long_name_' * 14}cube.xyz")
+        driver.find_element("css selector", "#upload input[type=file]").send_keys(str(long))
         wait_for(driver, f"{text_of('#viewer figcaption')}.includes('cube.xyz')")
+        name = driver.find_element("css selector", "#viewer figcaption b")
+        assert name.size["height"] < 30 and name.get_attribute("title") == long.name
         assert "600 points" in driver.execute_script(f"return {text_of('#viewer figcaption')}")
 
         before = picture(driver)
@@ -72,14 +76,11 @@ def test_from_a_sample_to_a_broken_file(address, cloud_file, tmp_path):
 
         broken = tmp_path / "<img src=x onerror=alert(1)>.ply"
         broken.write_bytes(b"ply\nnothing")
-        driver.execute_script(
-            "document.querySelector('#upload button[aria-label]')?.click()"
-        )  # the cross beside a file
-        wait_for(driver, "document.querySelector('#upload input[type=file]')")
         driver.find_element("css selector", "#upload input[type=file]").send_keys(str(broken))
         line = wait_for(driver, text_of("#message"))
-        assert ".ply: " in line and "onerror" in line and "\n" not in line
-        assert driver.execute_script(f"return {text_of('#viewer figcaption')}").startswith("cube.xyz")  # still there
+        assert ".ply:\n" in line and "onerror" in line and line.count("\n") == 1  # the name, and what is wrong
+        wait_for(driver, f"!{text_of('#viewer')}")  # nothing of the shape before
+        wait_for(driver, f"!{text_of('#hits')} && !{text_of('#rebuilt')} && !{text_of('#classes')}")
         assert driver.find_elements("css selector", "img[onerror]") == []
 
         driver.find_element("css selector", "#samples canvas").click()
@@ -97,6 +98,8 @@ def test_a_phone_sees_it_all_and_nothing_beside(address):
         beside = """[...document.querySelectorAll("#viewer *, #upload *, #classes *, #hits *, #rebuilt *")]
             .filter((element) => element.getBoundingClientRect().right > innerWidth + 1).length"""
         assert driver.execute_script(f"return {beside}") == 0
+        heights = "[...document.querySelectorAll('#head .models > span, #coloring label')].map((e) => e.offsetHeight)"
+        assert max(driver.execute_script(f"return {heights}")) < 40
         size = driver.find_element("css selector", "#viewer canvas").rect
         assert size["width"] > 330 and size["height"] > 330
 
@@ -122,17 +125,28 @@ def touch(driver, steps: list[list[tuple[int, int]]]) -> None:
 
 @pytest.mark.slow
 @needs_chromium
-def test_a_space_without_models_says_how_to_make_one_and_still_shows_clouds(tmp_path):
+def test_a_space_without_models_searches_with_the_one_that_comes_along(tmp_path):
     space = tmp_path / "space"  # put together as app/README.md says
     shutil.copytree(ROOT / "app", space)
-    shutil.copytree(ROOT / "modeling_act", space / "modeling_act")
+    for folder in ("modeling_act", "pretrained"):
+        shutil.copytree(ROOT / folder, space / folder)
     with served(tmp_path, {}, script=space / "app.py") as address, open_browser() as driver:
         open_page(driver, address)
-        assert "make demo" in driver.execute_script(f"return {text_of('#head')}")
-        for selector in ("#classes", "#hits", "#rebuilt"):
+        head = driver.execute_script(f"return {text_of('#head')}")
+        assert "act-tiny" in head and "510 generated shapes" in head and "Not shown: classes, parts" in head
+        wait_for(driver, f"{text_of('#hits')}.includes('airplane')")
+        driver.find_element("css selector", "#hits canvas").click()
+        wait_for(driver, f"{text_of('#viewer figcaption')}.startsWith('airplane ')")
+        assert not driver.execute_script(f"return {text_of('#far')}")
+
+        np.save(tmp_path / "line.npy", np.linspace((0, 0, 0), (1, 1, 1), 2000))
+        driver.find_element("css selector", "#upload input[type=file]").send_keys(str(tmp_path / "line.npy"))
+        assert "None of these is close" in wait_for(driver, text_of("#far"))
+        for selector in ("#classes", "#rebuilt"):
             assert driver.find_elements("css selector", f"{selector} *") == []
-        assert driver.find_elements("css selector", "#coloring") == []
         assert errors_of(driver) == []
+    log = (tmp_path / "app.log").read_text()
+    assert "public" not in log and f"The page is at {address}/" in log
 
 
 def test_a_space_installs_what_the_package_needs():

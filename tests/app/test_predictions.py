@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from make_samples import APP, SEEDS, sample
+from make_samples import APP, SEEDS, indexed_shapes, sample
 from predictions import (
     FEATURES,
+    INDEX,
     PARTS,
     PLAIN,
     SIMILARITY,
@@ -122,16 +123,16 @@ def test_any_small_cloud_goes_through_all_models(models, tmp_path):
 
 
 def test_an_encoder_is_found_in_the_model_that_has_one(model_names):
-    models = load_models({"classifier": model_names["classifier"], "student": None})
+    models = load_models({name: model_names[name] for name in ("pretraining", "teacher")} | {"student": None})
     assert type(models.student).__name__ == "ACTStudent" and models.colorings == [PLAIN, FEATURES, SIMILARITY]
-    assert load_models({}).colorings == [PLAIN]
+    assert models.index is None and models.student.config.hidden_size == 24
 
 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
         ({"pretraining": "pretraining"}, "--pretraining needs --teacher"),
-        ({"index": "index"}, "--index needs --student"),
+        ({"index": "index"}, "--student act-tiny: .*another model"),
         (
             {"pretraining": "pretraining", "teacher": "teacher", "index": "index"},
             "--student .*pretraining: .*another model",
@@ -145,6 +146,42 @@ def test_wrong_models_are_refused(model_names, names, message):
     folder = re.sub("student$", "", model_names["student"])
     with pytest.raises(InputError, match=message):
         load_models({flag: folder + name for flag, name in names.items()})
+
+
+# What comes with the page --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return load_models({})
+
+
+def test_without_flags_the_nearest_shapes_of_samples_are_of_their_class(shipped):
+    assert shipped.names["student"] == "act-tiny" and len(shipped.index) == 510
+    same = {}
+    for path in sorted((APP / "samples").iterdir()):
+        hits = neighbors(shipped, open_cloud(path))
+        assert hits[0][1] > shipped.min_cosine and all(shape is not None for _, _, shape in hits)
+        same[path.stem] = sum(name.startswith(f"{path.stem} ") for name, _, _ in hits[:5])
+    assert same.pop("chair") >= 3 and same.pop("lamp") >= 4  # near round tables, and near a bent tube
+    assert set(same.values()) == {5}
+
+
+def test_a_line_is_close_to_nothing(shipped, tmp_path):
+    np.save(tmp_path / "line.npy", np.linspace((0, 0, 0), (1, 1, 1), 2000))
+    assert neighbors(shipped, open_cloud(tmp_path / "line.npy"))[0][1] < shipped.min_cosine == 0.5
+    assert Models(names={"student": "another"}, index=shipped.index).min_cosine is None
+
+
+def test_the_index_is_what_its_script_writes(shipped):
+    meshes = indexed_shapes()
+    assert sorted(meshes) == shipped.index.names
+    for name in shipped.index.names[::50]:
+        mesh = trimesh.load_mesh(shipped.shapes / name, process=False)
+        np.testing.assert_allclose(mesh.triangles, meshes[name].triangles, atol=1e-6)
+        vector = shipped.student.encode(shipped.shapes / name, samples=4, show_progress=False)
+        assert shipped.index.search(vector[None], 1)[0] == [(name, pytest.approx(1, abs=1e-3))]
+    assert INDEX.stat().st_size < 600_000
 
 
 def test_the_page_names_what_is_not_installed(run_python):

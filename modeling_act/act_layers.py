@@ -2,6 +2,7 @@
 
 import math
 import os
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -15,7 +16,14 @@ from .errors import InputError
 from .point_ops import PointGroups, group_points, max_of_products
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "token", "revision", "subfolder")
+SHIPPED = [Path(__file__).parents[level] / "pretrained" for level in (0, 1)]  # installed, or in a clone
 _POINTS_IN_CACHE = 2048  # rows of a mini-PointNet whose features, a few megabytes, stay in a CPU's cache
+
+
+def locate(name: str) -> str:
+    """Return the folder of a model that comes with the package, such as act-tiny; other names stay as they are."""
+    folders = [folder / name / "config.json" for folder in SHIPPED if name and not os.path.exists(name)]
+    return next((str(file.parent) for file in folders if file.is_file()), name)
 
 
 class ACTPreTrainedModel(PreTrainedModel):
@@ -32,12 +40,14 @@ class ACTPreTrainedModel(PreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, use_safetensors: bool = True, **kwargs
     ):
-        """Same as `PreTrainedModel.from_pretrained`, but never reads a pickle in place of safetensors."""
+        """Same as `PreTrainedModel.from_pretrained`, but takes names of shipped models, such as act-tiny, and never
+        reads a pickle in place of safetensors."""
         if not use_safetensors:
             raise InputError("ACT models are loaded from safetensors only; leave out `use_safetensors=False`")
         hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         try:
-            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, use_safetensors=True, **kwargs)
+            name = locate(pretrained_model_name_or_path)
+            loaded = super().from_pretrained(name, *args, use_safetensors=True, **kwargs)
         except SafetensorError as error:
             raise InputError(f"{pretrained_model_name_or_path}: cannot be read as safetensors: {error}") from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded

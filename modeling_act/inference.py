@@ -97,8 +97,8 @@ class _StreamOfClouds(IterableDataset):
 
 
 def _collate(rows: list[Row]) -> tuple[list[int], Tensor | None, dict[int, str]]:
-    """Join rows: places and points (clouds, samples, num_points, 3) of readable clouds, and the errors of others. One
-    tensor a batch, as each takes a file descriptor on its way out of a worker."""
+    """Join rows: places, points (clouds, samples, num_points, 3), and errors of unreadable clouds. One tensor a batch,
+    as each takes a file descriptor on its way out of a worker."""
     good = [(place, points) for place, points, _ in rows if points is not None]
     problems = {place: problem for place, _, problem in rows if problem is not None}
     return [place for place, _ in good], torch.stack([points for _, points in good]) if good else None, problems
@@ -125,9 +125,8 @@ def run_on_clouds(
     """
     processor = processor or processor_of(model)
     min_points = max(model.config.num_groups, model.config.group_size)
-    if processor.num_points < min_points:
-        taken = f"the processor takes {processor.num_points} points of a cloud"
-        raise InputError(f"{taken}, and the model's groups need {min_points}")
+    if (count := processor.num_points) < min_points:
+        raise InputError(f"the processor takes {count} points of a cloud, and the model's groups need {min_points}")
     if samples < 1:
         raise InputError(f"`samples` must be at least 1, got {samples}")
 
@@ -139,11 +138,8 @@ def run_on_clouds(
     # With a generator of its own, the loader leaves torch's random numbers alone.
     loader = DataLoader(clouds, batch_size, collate_fn=_collate, num_workers=num_workers, generator=torch.Generator())
     total = len(inputs) if isinstance(clouds, _Clouds) else None
-    with (
-        _at(model, device),
-        in_eval_mode(model),
-        logging.tqdm(total=total, unit="cloud", disable=not show_progress) as bar,
-    ):
+    bar = logging.tqdm(total=total, unit="cloud", disable=not show_progress)
+    with _at(model, device), in_eval_mode(model), bar:
         for places, points, problems in loader:
             if problems and not skip_bad:
                 raise InputError(next(iter(problems.values())))
@@ -195,8 +191,7 @@ def encode(
     options |= {"batch_size": batch_size, "device": device, "show_progress": show_progress, "num_workers": num_workers}
     options |= {"processor": processor, "seed": seed, "samples": processor.samples if samples is None else samples}
     batches = run_on_clouds(student, [inputs] if alone else inputs, partial(student.embed, space=space), **options)
-    parts = [torch.zeros(0, width), *(batch.values for batch in batches)]
-    vectors = torch.cat([part for part in parts if part.ndim == 2])
+    vectors = torch.cat([torch.zeros(0, width), *(batch.values for batch in batches)])
     vectors = nn.functional.normalize(vectors, dim=-1) if normalize else vectors
     return vectors[0] if alone else vectors
 
@@ -357,8 +352,8 @@ def slide(points: Tensor, block_size: float, stride: float) -> Iterator[tuple[Te
 
 
 def _occupied(offsets: Tensor, stride: float, block_size: float, count: int) -> list[int]:
-    """Find which of `count` columns, each `block_size` wide and `stride` from the last, may hold a point at these
-    offsets (points,). A scene with a point far away has too many empty columns to visit."""
+    """Find which of `count` columns, `block_size` wide and `stride` from the last, may hold a point at these offsets
+    (points,). A scene with a point far away has too many empty columns to visit."""
     last = torch.unique((offsets / stride).long())
     reach = torch.arange(-math.ceil(block_size / stride) - 1, 2)  # one more on either side, for rounding
     return torch.unique((last.unsqueeze(1) + reach).clamp(0, count - 1)).tolist()

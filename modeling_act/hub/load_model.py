@@ -2,7 +2,6 @@
 checkpoint lacks at random, for finetuning; pipelines, command line and app must never do that."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -10,7 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from .. import modeling_act_student as students
-from ..act_layers import HUB_ARGUMENTS
+from ..act_layers import HUB_ARGUMENTS, locate
 from ..configuration_act import ACTStudentConfig, ACTTeacherConfig, ACTViewTeacherConfig
 from ..errors import InputError
 from ..modeling_act_detection import ACTStudentForObjectDetection
@@ -27,14 +26,7 @@ MODELS = {
     "ACTTeacher": ACTTeacher,
     "ACTViewTeacher": ACTViewTeacher,
 }
-SHIPPED = [Path(__file__).parents[level] / "pretrained" for level in (1, 2)]  # installed, or in a clone
 SEGMENTERS = ("ACTStudentForPartSegmentation", "ACTStudentForSemanticSegmentation")
-
-
-def locate(name: str) -> str:
-    """Return the folder of a model that comes with the package, such as act-tiny; other names stay as they are."""
-    folders = [folder / name / "config.json" for folder in SHIPPED if name and not os.path.exists(name)]
-    return next((str(file.parent) for file in folders if file.is_file()), name)
 
 
 def read_config(name: str, **options: Any) -> PreTrainedConfig:

@@ -91,7 +91,7 @@ def keyed_uniform(row_ids: Tensor, count: int, seed: int, stream: int, low: floa
 
 
 def keyed_normal(row_ids: Tensor, count: int, seed: int, stream: int) -> Tensor:
-    """Random float32 numbers (batch, count) of the normal distribution, by the Box-Muller transform: two of each bits."""
+    """Random normal float32 numbers (batch, count), two of each bits by the Box-Muller transform."""
     bits = keyed_bits(row_ids, (count + 1) // 2, seed, stream)
     share, angle = (_shift(bits, 39).float() * 2.0**-24, (_shift(bits, 15) & 0xFFFFFF).float() * (math.pi * 2.0**-23))
     radius = torch.log1p(-share).mul_(-2).sqrt_()

@@ -38,8 +38,8 @@ def student():
     return ACTStudent.from_pretrained(FOLDER).eval()
 
 
-def encode(student, points, seed=0):
-    return student.encode(list(points), seed=seed, show_progress=False)
+def encode(student, points, **options):
+    return student.encode(list(points), show_progress=False, **options)
 
 
 def test_the_folder_is_small_and_names_its_sources():

@@ -26,7 +26,12 @@ SCORES = ROOT / "benchmarks" / "results" / "shipped.jsonl"
 WHITENED_ON = 4000
 SAMPLES = {"act-tiny": 4, "act-small": 4}  # selections of points that `encode` averages
 TASKS = {"nearest": "1-NN", "probe": "linear probe", "retrieval": "retrieval mAP", "5_way": "5-way 5-shot"}
-DAMAGES = ["256 points", "turned about the vertical", "noise of 2 %", "seen from one side, half hidden"]  # of the card
+DAMAGES = [
+    "256 points",
+    "turned about the vertical",
+    "noise of 2 % of the radius",
+    "seen from one side, half hidden",
+]  # of the card
 USAGE = """from modeling_act import ACTStudent
 
 student = ACTStudent.from_pretrained("{name}").eval()

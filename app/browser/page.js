@@ -172,7 +172,7 @@ function show() {
     { one: true, turned: Boolean(settings.up_axis) });
   element("timing").textContent =
     `Read in ${milliseconds(shape.readTime)}, embedded in ${milliseconds(shape.modelTime)} ` +
-    `from ${settings.num_points} of its points.`;
+    `from ${settings.samples} times ${settings.num_points} of its points.`;
   const others = all.filter((other) => other !== shape).map((other) => ({ other, value: cosine(shape, other) }));
   const nearest = others.sort((a, b) => b.value - a.value).slice(0, MAX_CARDS);
   element("heading").textContent = !others.length ? "Drop more shapes to see which are alike"

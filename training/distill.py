@@ -38,7 +38,6 @@ from modeling_act.hub.publishing import without_local_paths
 from modeling_act.point_ops import PointGroups
 
 SELF = "self"  # as a teacher
-DAMAGES = ("jitter", "drop_points")  # augmentations that --clean_steps ends
 GROUPS = ("num_groups", "group_size", "skip_near_origin")
 USAGE = """from modeling_act import ACTStudent
 
@@ -65,7 +64,6 @@ class DistillArguments(ACTTrainingArguments):
     teacher_code_mode: Literal["argmax", "gumbel"] = HfArg(default="argmax", help="gumbel: noisy targets")
     cache_targets: bool = HfArg(default=False, help="compute the teacher's features once; needs samplings")
     cache_folder: str | None = HfArg(default=None, help="where; runs may share it. Default: output_dir/targets")
-    clean_steps: int = HfArg(default=0, help="last steps without jitter and drop_points; needs cache_targets")
     probe_dataset: str | None = HfArg(default=None, help="a labelled set, for a linear probe")
     probe_split: str = HfArg(default="train", help="its split, divided into rows to fit and to score on")
     probe_epochs: float = HfArg(default=10, help="epochs between probes")
@@ -87,8 +85,6 @@ class DistillArguments(ACTTrainingArguments):
             raise InputError(
                 "--cache_targets needs a --teacher, --samplings, and no --streaming or --teacher_code_mode gumbel"
             )
-        if self.clean_steps and not self.cache_targets:
-            raise InputError("--clean_steps needs --cache_targets")
         if self.teacher_points is not None and self.teacher_points < self.num_points:
             raise InputError(f"--teacher_points must be at least --num_points, got {self.teacher_points}")
         if self.teacher_points is not None and self.point_sampling != "random":
@@ -224,9 +220,7 @@ def main(arguments: list[str]) -> None:
         with run.autocast():
             features = targets(groups, batch, number)
             if options.cache_targets:
-                clean = run.global_step >= run.length.total_steps - options.clean_steps
-                names = [name for name in options.augmentation if not (clean and name in DAMAGES)]
-                groups = augment_groups(groups, batch["keys"], options.seed, names)
+                groups = augment_groups(groups, batch["keys"], options.seed, options.augmentation)
             mask = make_mask(batch["keys"], groups)
             output = run.model(groups=groups, bool_masked_pos=mask, num_masked=num_masked, **features)
         run.step(output.loss)

@@ -87,11 +87,6 @@ def test_views_teach_groups_and_clouds_from_a_cache_that_runs_share(inputs, tmp_
     start(inputs, "distill", tmp_path / "second", *flags).finish()
     assert digest(tmp_path / "second") == digest(tmp_path / "first")
 
-    # Clean to the last step is clean at all; the statistics of the targets are the same.
-    for name, own in (("clean", ("--clean_steps", 6)), ("plain", ("--augmentation", "scale"))):
-        start(inputs, "distill", tmp_path / name, *flags, *own).finish()
-    assert digest(tmp_path / "clean") == digest(tmp_path / "plain") != digest(tmp_path / "first")
-
     text = start(inputs, "distill", tmp_path / "third", *flags, "--sampling_seed", 6).fail()
     assert "features of other data or teachers; name another --cache_folder" in text
 
@@ -110,7 +105,6 @@ def test_an_image_transformer_is_a_teacher_of_groups_of_any_size(inputs, tmp_pat
         (("--teacher", "self", "views"), "--teacher self comes last, and needs --ema_decay"),
         (("--teacher_weights", 1, 2), "--teacher_weights needs 1 numbers, got 2"),
         (("--teacher_points", 3), "--teacher_points must be at least --num_points"),
-        (("--clean_steps", 3), "--clean_steps needs --cache_targets"),
     ],
 )
 def test_flags_that_do_not_go_together(inputs, tmp_path, flags, message):

@@ -69,7 +69,7 @@ def pretrain(name: str, work: Path) -> Path:
 def ship(source: Path, folder: Path, name: str) -> None:
     """Save the whitened encoder of a pretrained student, with processor, card, recipe, metrics and notice."""
     student, processor = ACTStudent.from_pretrained(source).eval(), ACTPointCloudProcessor.from_pretrained(source)
-    processor.samples = SAMPLES[name]
+    processor.samples, processor.few_points = SAMPLES[name], "between"
     student.fit_whitening(generate_shapes(WHITENED_ON, seed=1)["points"], processor=processor)
     state = {key: value.half() if value.ndim > 1 else value for key, value in student.state_dict().items()}
     student.save_pretrained(folder, state_dict=state)

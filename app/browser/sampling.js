@@ -1,7 +1,7 @@
 // Points of a shape as the Python processor takes them, with the same random numbers: a file has the vector that
 // `ACTStudent.encode` gives it.
 
-const NUM_SURFACE_POINTS = 8192;
+const NUM_SURFACE_POINTS = 8192, NEIGHBORS_BETWEEN = 20, PLASTIC = 0.7548776662466927; // as of processing_act.py
 
 // Points of a surface, uniform by area; those of a cloud as they are.
 export function pointsOf({ points, triangles }) {
@@ -41,20 +41,42 @@ export function modelInput(points, { samples = 1, ...processor }, upAxis) {
 }
 
 // One selection, turned, centered and scaled to the unit sphere. It begins where the one before ended, if need be in a
-// new order.
-function selection(points, { num_points: numPoints, up_axis: trainedUp }, upAxis, number) {
+// new order; points between near ones complete a cloud of few.
+function selection(points, { num_points: numPoints, up_axis: trainedUp, few_points: fewPoints }, upAxis, number) {
   const count = points.length / 3, first = (number * numPoints) % count;
   const order = torchPermutation(count, Math.floor((number * numPoints) / count));
   const sampled = new Float64Array(3 * numPoints), mean = [0, 0, 0];
   for (let i = 0; i < numPoints; i++) {
-    const start = 3 * order[(first + i) % count], point = toUpAxis(points.subarray(start, start + 3), upAxis, trainedUp);
-    sampled.set(point, 3 * i);
-    point.forEach((value, axis) => { mean[axis] += value / numPoints; });
+    const start = 3 * order[(first + i) % count];
+    sampled.set(toUpAxis(points.subarray(start, start + 3), upAxis, trainedUp), 3 * i);
   }
+  if (count < numPoints && fewPoints === "between") completeBetween(sampled, count, number * (numPoints - count));
+  for (let i = 0; i < sampled.length; i++) mean[i % 3] += sampled[i] / numPoints;
   let radius = 1.1754943508222875e-38; // the least normal float32, for a cloud of equal points
   for (let i = 0; i < sampled.length; i++) sampled[i] -= mean[i % 3];
   for (let i = 0; i < sampled.length; i += 3) radius = Math.max(radius, Math.hypot(...sampled.subarray(i, i + 3)));
   return Float32Array.from(sampled, (value) => value / radius);
+}
+
+// Replace the points from place `count` on by points between each of the first ones and one of its nearest in turn, as
+// the Python processor does, from place `first` of its endless sequence on.
+function completeBetween(sampled, count, first) {
+  if (count === 1) return;
+  const distance = (i, j) => Math.sqrt(
+    (sampled[3 * i] - sampled[3 * j]) ** 2 + (sampled[3 * i + 1] - sampled[3 * j + 1]) ** 2 +
+    (sampled[3 * i + 2] - sampled[3 * j + 2]) ** 2);
+  const near = Array.from({ length: count }, (_, i) => {
+    const distances = Float64Array.from({ length: count }, (_, j) => distance(i, j));
+    return [...distances.keys()].sort((a, b) => distances[a] - distances[b]).slice(1, 1 + NEIGHBORS_BETWEEN);
+  });
+  for (let i = count; i < sampled.length / 3; i++) {
+    const number = first + i - count, start = number % count, step = number + 1;
+    const neighbor = near[start][Math.floor(((step * PLASTIC) % 1) * near[start].length)], share = (step * PLASTIC ** 2) % 1;
+    for (let axis = 0; axis < 3; axis++) {
+      const from = sampled[3 * start + axis];
+      sampled[3 * i + axis] = from + share * (sampled[3 * neighbor + axis] - from);
+    }
+  }
 }
 
 // A point with another axis up: a quarter turn about x. A model that knows no up axis takes points as they are.

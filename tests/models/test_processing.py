@@ -78,6 +78,25 @@ def test_selections_of_a_cloud_share_no_points_while_there_are_enough():
         ACTPointCloudProcessor(samples=0)
 
 
+def test_few_points_are_completed_by_points_between_near_ones():
+    angles = np.linspace(0, 2 * np.pi, 100, endpoint=False)
+    circle = np.stack([np.cos(angles), np.sin(angles), 0 * angles], 1)
+    processor = ACTPointCloudProcessor(256, few_points="between", normalize=False)
+    taken = processor.take(circle).points
+    assert torch.cdist(torch.from_numpy(circle).float(), taken).amin(1).max() < 1e-3  # all of its own are there
+    radii = taken.norm(dim=1)
+    assert len(taken.unique(dim=0)) > 240 and np.cos(np.pi / 10) - 1e-6 < radii.min() < radii.max() < 1 + 1e-6
+    first, second = processor.take_samples(circle, 2)
+    assert torch.equal(first, processor.take(circle).points) and not torch.equal(first, second)
+    assert len(processor.take(circle[:1]).points.unique(dim=0)) == 1
+    many, plain = np.tile(circle, (3, 1)), ACTPointCloudProcessor(256, normalize=False)
+    assert torch.equal(processor.take(many).points, plain.take(many).points)
+    farthest = ACTPointCloudProcessor(256, "farthest", few_points="between").take(circle).points
+    assert len(farthest.unique(dim=0)) > 240
+    with pytest.raises(InputError, match="`few_points` must be one of repeat, between, got 'none'"):
+        ACTPointCloudProcessor(few_points="none")
+
+
 def test_coordinates_of_a_map_keep_their_shape():
     """Float32 rounds at 5e6 metres to half a metre; only the differences go through it."""
     far = POINTS + np.array([5e6, 6e5, 100.0])

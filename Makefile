@@ -29,7 +29,7 @@ demo: $(ENVIRONMENT)
 
 # An hour on one core; a second call continues.
 pretrained: $(ENVIRONMENT)
-	$(PYTHON) training/pretrained.py act-tiny act-small
+	$(PYTHON) training/pretrained.py act-tiny
 
 # The better part of an hour on one core; benchmarks/README.md has the parts.
 bench: $(ENVIRONMENT)

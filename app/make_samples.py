@@ -20,6 +20,7 @@ from act_training.synthetic.everyday_shapes import CLASS_NAMES, OBJECTS  # noqa:
 from act_training.synthetic.shape_kit import Surface, triangles_of  # noqa: E402
 
 from modeling_act.hub.load_model import load_model  # noqa: E402
+from modeling_act.inference import processor_of  # noqa: E402
 from modeling_act.search.shape_index import VECTORS, ShapeIndex, probe_cloud  # noqa: E402
 
 SEEDS = {"chair": 3, "lamp": 2, "mug": 0, "airplane": 7, "car": 3, "guitar": 4, "boat": 0, "rocket": 6}
@@ -35,7 +36,6 @@ OTHERS = {
     "figure": broad_objects.figure,
 }
 PER_CLASS, PER_OTHER = 30, 10
-SAMPLES = 4  # selections of a shape's points whose vectors are averaged
 STEPS = 2048  # to which coordinates and vectors are rounded: they take a third of the space
 
 
@@ -77,9 +77,9 @@ def write_index(folder: Path) -> None:
     for name, mesh in indexed_shapes().items():
         mesh.export(folder / "shapes" / name, vertex_normal=False)
     paths, student = sorted((folder / "shapes").iterdir()), load_model("act-tiny", "ACTStudent")
-    vectors = student.encode(paths, samples=SAMPLES, show_progress=False)
+    vectors = student.encode(paths, show_progress=False)
     probe = student.encode(probe_cloud(), show_progress=False)
-    about = {"model": "act-tiny", "samples": SAMPLES, "probe": probe.tolist()}
+    about = {"model": "act-tiny", "samples": processor_of(student).samples, "probe": probe.tolist()}
     ShapeIndex.build(folder / "index", [path.name for path in paths], vectors, about)
     np.save(folder / "index" / VECTORS, (vectors * 2 * STEPS).round().numpy() / (2 * STEPS))
 

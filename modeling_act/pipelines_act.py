@@ -70,13 +70,27 @@ class ACTPointCloudPipeline(Pipeline):
 
 
 class ACTPointCloudFeatureExtractionPipeline(ACTPointCloudPipeline):
-    """Pipeline that encodes each cloud into a vector (width,), or with `pool=False` into tokens (1 + groups,
-    hidden_size); as lists of numbers, or with `return_tensors=True` as tensors."""
+    """Pipeline that encodes each cloud into a vector (width,), that of `encode(normalize=False)`, or with `pool=False`
+    one selection of its points into tokens (1 + groups, hidden_size); as lists of numbers, or with
+    `return_tensors=True` as tensors."""
 
     _own_parameters = ("pool", "return_tensors")
 
-    def postprocess(self, output, pool: bool = True, return_tensors: bool = False) -> Tensor | list:
-        values = (output.pooler_output if pool else output.last_hidden_state)[0].float()
+    def _sanitize_parameters(self, **kwargs) -> tuple[dict, dict, dict]:
+        of_preprocess, _, own = super()._sanitize_parameters(**kwargs)
+        return of_preprocess, {"pool": own.pop("pool")} if "pool" in own else {}, own
+
+    def _read(self, cloud: Any, **options) -> Tensor:
+        return self.feature_extractor.take_samples(cloud, self.feature_extractor.samples, **options)
+
+    def _forward(self, inputs: dict[str, Tensor], pool: bool = True) -> dict[str, Tensor]:
+        points = inputs["points"]  # (clouds, samples, num_points, 3)
+        if not pool:
+            return {"values": self.model(points[:, 0]).last_hidden_state}
+        return {"values": self.model.embed(points.flatten(0, 1)).unflatten(0, points.shape[:2]).mean(1)}
+
+    def postprocess(self, output: dict[str, Tensor], return_tensors: bool = False) -> Tensor | list:
+        values = output["values"][0].float()
         return values if return_tensors else values.tolist()
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from act_training.synthetic.everyday_shapes import generate_shapes
+from transformers import pipeline
 
 from modeling_act import ACTStudent
 from modeling_act.__main__ import main
@@ -66,6 +67,13 @@ def test_samples_of_one_shape_find_each_other(student):
     assert cosines.diag().mean() > 0.5 and different.mean().abs() < 0.1
     first, second = encode(student, points, seed=0), encode(student, points, seed=1)  # four selections each
     assert student.similarity(first, second).diag().mean() > cosines.diag().mean() + 0.1
+
+
+def test_the_pipeline_gives_the_vectors_of_encode(student):
+    clouds = list(generate_shapes(3, num_points=2048, start=NEW_SHAPES)["points"])
+    extract = pipeline("point-cloud-feature-extraction", model=str(FOLDER))
+    vectors = torch.stack(extract(clouds, return_tensors=True, batch_size=2))
+    torch.testing.assert_close(vectors, encode(student, clouds, normalize=False), rtol=1e-4, atol=1e-4)
 
 
 def test_neighbors_are_of_one_class(student):

@@ -43,6 +43,9 @@ def read_mesh(path: Path, num_points: int, seed: int) -> dict[str, np.ndarray]:
         warnings.filterwarnings("error", "string or file could not be read", DeprecationWarning)  # half a number
         options = {"file_type": suffix[1:], "resolver": resolver, "process": False, "skip_materials": True}
         scene = trimesh.load_scene(io.BytesIO(data), **options)
+    for part in scene.geometry.values():
+        if hasattr(part, "faces"):
+            part.visual = trimesh.visual.ColorVisuals()  # nothing reads textures, and copies of them need pillow
     has_faces = any(len(getattr(part, "faces", ())) for part in scene.geometry.values())
     if suffix == ".ply" and not has_faces and re.search(rb"element\s+face\s+[1-9]", data.partition(b"end_header")[0]):
         raise InputError("announces faces and holds none")

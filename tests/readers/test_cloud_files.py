@@ -276,3 +276,19 @@ def test_damaged_files_are_read_or_refused(count, tmp_path):
                 num_read += 1
                 assert cloud.points.ndim == 2 and cloud.points.shape[1] == 3 and np.isfinite(cloud.points).all()
     assert count // 10 < num_read < count * 3 // 4
+
+
+WITHOUT_PILLOW = """
+import sys
+sys.modules["PIL"] = None
+from modeling_act.readers.cloud import read_cloud
+print(read_cloud(sys.argv[1]).points.shape)
+"""
+
+
+def test_a_mesh_with_texture_coordinates_needs_no_pillow(tmp_path, run_python):
+    columns = "".join(f"property float {name}\n" for name in ("x", "y", "z", "s", "t"))
+    header = f"ply\nformat ascii 1.0\nelement vertex 3\n{columns}element face 1\n"
+    body = "property list uchar int vertex_indices\nend_header\n0 0 0 0 0\n1 0 0 1 0\n0 1 0 0 1\n3 0 1 2\n"
+    (tmp_path / "textured.ply").write_text(header + body)
+    assert run_python("-c", WITHOUT_PILLOW, tmp_path / "textured.ply").stdout == "(8192, 3)\n"
